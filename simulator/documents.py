@@ -1,24 +1,28 @@
 """YAML 1.2 documents as plain values that remember where each came from: file, line and column of every key and value.
 
 Source: YAML 1.2 core schema. Values are str, int, float, bool, None, dict with text keys, and tuple; no other.
+The parser's events are read one by one, so a file that is too deep or too large is refused before it costs anything.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from simulator.errors import InputError, Problem
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 
 PathKey = tuple[str | int, ...]
 
 _INTEGER = re.compile(r"[-+]?\d+|0x[0-9a-fA-F]+|0o[0-7]+")
 _FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0\d+")
+_NAME = re.compile(r"[^.\[\]\"=\s]+")
 _SPECIAL = {
     **dict.fromkeys(("null", "Null", "NULL", "~", ""), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -27,6 +31,11 @@ _SPECIAL = {
     **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
 }
+_ALLOWED_TAGS = (
+    ("Scalar", "tag:yaml.org,2002:str"),
+    ("SequenceStart", "tag:yaml.org,2002:seq"),
+    ("MappingStart", "tag:yaml.org,2002:map"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +68,14 @@ class Document:
 
 
 def dotted(path: PathKey) -> str | None:
-    """Return a path as text, such as `serving.pools[0].layout`; None for the root."""
+    """Return a path as text, such as `serving.pools[0].layout` or `expect."ttft.p95"`; None for the root."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, str):
+            name = part if _NAME.fullmatch(part) else json.dumps(part)
+            text += f".{name}" if text else name
+        else:
+            text += f"[{part}]"
     return text or None
 
 
@@ -93,72 +106,138 @@ def parse_document(text: str, name: str) -> Document:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     document = Document(name, None)
+    reader: _Reader | None = None
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
-    except RecursionError:
-        raise InputError(Problem("nested too deeply", name, allowed=f"at most {MAX_DEPTH} levels")) from None
+        reader = _Reader(YAML(typ="safe", pure=True).parse(text), document)
+        reader.read()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = "; ".join(str(part) for part in (error.context, error.problem) if part)
         line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
         raise InputError(Problem(f"not valid YAML: {what}", name, line, column)) from None
-    except (YAMLError, ValueError) as error:
-        raise InputError(Problem(f"not valid YAML: {str(error).splitlines()[0]}", name)) from None
-    if node is not None:
-        problems: list[Problem] = []
-        document.value = _construct(node, (), document, problems)
-        if problems:
-            raise InputError(problems)
+    except YAMLError as error:
+        at = getattr(error, "position", None)  # a character that YAML does not allow
+        line = text.count("\n", 0, at) + 1 if isinstance(at, int) else None
+        raise InputError(Problem(f"not valid YAML: {str(error).splitlines()[0]}", name, line)) from None
+    except (
+        ValueError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:  # on some directives, escapes
+        raise InputError(Problem(f"not valid YAML: {error}", name)) from None
+    if reader.problems:
+        raise InputError(reader.problems)
     return document
 
 
-def _construct(node: Any, path: PathKey, document: Document, problems: list[Problem]) -> Any:
-    mark = node.start_mark
-    document.positions.setdefault(path, Position(document.file, mark.line + 1, mark.column + 1))
-    if len(path) > MAX_DEPTH:
-        raise InputError(document.problem(path[:6], "nested too deeply", allowed=f"at most {MAX_DEPTH} levels"))
-    if len(document.positions) > MAX_VALUES:
-        raise InputError(Problem(f"more than {MAX_VALUES:,} values", document.file))
-    kind = type(node).__name__
-    if kind == "ScalarNode":
-        return _scalar(node, path, document, problems)
-    if str(node.tag) not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-        problems.append(document.problem(path, f"tag {node.tag} is not allowed", allowed="plain YAML values"))
-        return None
-    if kind == "SequenceNode":
-        return tuple(_construct(item, (*path, index), document, problems) for index, item in enumerate(node.value))
-    mapping: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        for key in _key(key_node, path, mapping, document, problems):
-            mark = key_node.start_mark
-            document.positions[(*path, key)] = Position(document.file, mark.line + 1, mark.column + 1)
-            mapping[key] = _construct(value_node, (*path, key), document, problems)
-    return mapping
+class _Reader:
+    """Turns parser events into a document's value and positions; `problems` collects what does not end the reading."""
 
+    def __init__(self, events: Iterator[Any], document: Document) -> None:
+        self.events = events
+        self.document = document
+        self.problems: list[Problem] = []
+        self.anchors: dict[str, tuple[Any, dict[PathKey, Position]]] = {}
+        self.values = 0
 
-def _key(node: Any, path: PathKey, seen: dict[str, Any], document: Document, problems: list[Problem]) -> Iterator[str]:
-    mark = node.start_mark
-    here = Position(document.file, mark.line + 1, mark.column + 1)
-    if type(node).__name__ != "ScalarNode":
-        problems.append(Problem("a key must be text", here.file, here.line, here.column, dotted(path)))
-    elif node.value in seen:
-        what = f"key {node.value!r} appears twice"
-        problems.append(Problem(what, here.file, here.line, here.column, dotted((*path, node.value))))
-    else:
-        yield node.value
+    def read(self) -> None:
+        for event in self.events:
+            kind = _kind(event)
+            if kind == "DocumentStart":
+                if event.version not in (None, (1, 2)):
+                    self._fail("the directive asks for another YAML", event, (), "%YAML 1.2")
+                self.document.value = self._value(next(self.events), ())
+                next(self.events)
+                if _kind(after := next(self.events)) == "DocumentStart":
+                    self._fail("more than one document in the file", after, (), "one YAML document")
 
+    def _value(self, event: Any, path: PathKey) -> Any:
+        self.document.positions.setdefault(path, self._position(event))
+        self.values += 1
+        if len(path) > MAX_DEPTH:
+            self._fail("nested too deeply", event, path[:6], f"at most {MAX_DEPTH} levels")
+        if self.values > MAX_VALUES:
+            self._fail(f"more than {MAX_VALUES:,} values", event)
+        kind = _kind(event)
+        if kind == "Alias":
+            return self._alias(event, path)
+        if kind == "Scalar":
+            value = self._scalar(event, path)
+        elif kind == "SequenceStart":
+            value = self._sequence(path)
+        else:
+            value = self._mapping(path)
+        if event.tag is not None and (kind, str(event.tag)) not in _ALLOWED_TAGS:
+            self._note(f"tag {event.tag} is not allowed", event, path, "plain YAML values")
+        if event.anchor:
+            inside = {p[len(path) :]: at for p, at in self.document.positions.items() if p[: len(path)] == path}
+            self.anchors[event.anchor] = (value, inside)
+        return value
 
-def _scalar(node: Any, path: PathKey, document: Document, problems: list[Problem]) -> Any:
-    text: str = node.value
-    tag = str(node.tag).removeprefix("tag:yaml.org,2002:")
-    if tag not in ("str", "int", "float", "bool", "null", "timestamp"):
-        problems.append(document.problem(path, f"tag {node.tag} is not allowed", allowed="plain YAML values"))
-        return None
-    if node.style is None and tag != "str":  # plain: the core schema decides, narrower than the reader (1_000 is text)
+    def _sequence(self, path: PathKey) -> tuple[Any, ...]:
+        items: list[Any] = []
+        while _kind(event := next(self.events)) != "SequenceEnd":
+            items.append(self._value(event, (*path, len(items))))
+        return tuple(items)
+
+    def _mapping(self, path: PathKey) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        while _kind(event := next(self.events)) != "MappingEnd":
+            if _kind(event) != "Scalar":
+                self._note("a key must be text", event, path)
+                self._value(event, (*path, "?"))
+                self._value(next(self.events), (*path, "?"))
+            elif event.value in mapping:
+                self._note(f"key {event.value!r} appears twice", event, (*path, event.value))
+                self._value(next(self.events), (*path, event.value))
+            else:
+                self.document.positions[(*path, event.value)] = self._position(event)
+                mapping[event.value] = self._value(next(self.events), (*path, event.value))
+        return mapping
+
+    def _alias(self, event: Any, path: PathKey) -> Any:
+        if event.anchor not in self.anchors:  # also an alias inside what it stands for
+            self._fail(f"alias *{event.anchor} stands for nothing that ended above it", event, path)
+        value, inside = self.anchors[event.anchor]
+        self.values += len(inside)
+        if self.values > MAX_VALUES:
+            self._fail(f"more than {MAX_VALUES:,} values", event)
+        for part, at in inside.items():
+            if len(path) + len(part) > MAX_DEPTH:
+                self._fail("nested too deeply", event, path[:6], f"at most {MAX_DEPTH} levels")
+            self.document.positions.setdefault((*path, *part), at)
+        return value
+
+    def _scalar(self, event: Any, path: PathKey) -> Any:
+        text: str = event.value
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self._note("half of a surrogate pair is no character", event, path)
+            return None
+        if not event.implicit[0] or event.tag is not None:  # quoted, block, or tagged
+            return text
         if text in _SPECIAL:
             return _SPECIAL[text]
+        if _LEADING_ZERO.fullmatch(text):  # 010 is 8 in YAML 1.1 and 10 in YAML 1.2
+            self._note(f"{text!r} can be read as octal or decimal", event, path, "no leading zero, or 0o for octal")
+            return None
         if len(text) <= 100 and _INTEGER.fullmatch(text):
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         if _FLOAT.fullmatch(text):
             return float(text)
-    return text
+        return text
+
+    def _position(self, event: Any) -> Position:
+        mark = event.start_mark
+        return Position(self.document.file, mark.line + 1, mark.column + 1)
+
+    def _note(self, what: str, event: Any, path: PathKey, allowed: str | None = None) -> None:
+        at = self._position(event)
+        self.problems.append(Problem(what, at.file, at.line, at.column, dotted(path), allowed))
+
+    def _fail(self, what: str, event: Any, path: PathKey = (), allowed: str | None = None) -> NoReturn:
+        self._note(what, event, path, allowed)
+        raise InputError(self.problems)
+
+
+def _kind(event: Any) -> str:
+    return type(event).__name__.removesuffix("Event")

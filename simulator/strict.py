@@ -5,7 +5,7 @@ Validation is pydantic's; this module adds the unit types, the one-of-a-registry
 
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -14,9 +14,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     WithJsonSchema,
     create_model,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -43,6 +46,10 @@ def _quantity(kind: str, parse: Callable[[object], Any], write: Callable[[Any], 
     ]
 
 
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
 def _positive(value: Any) -> Any:
     if value <= 0:
         raise ValueError("must be more than zero")
@@ -58,21 +65,45 @@ Bandwidth = Annotated[
     *_quantity("bandwidth", units.parse_bandwidth, units.exact_bandwidth, "400 Gbps", "50 GB/s"),
     AfterValidator(_positive),
 ]
-Rate = Annotated[float, *_quantity("rate", units.parse_rate, lambda v: f"{v!r} / s", "120 / s", "5 / min")]
-Compute = Annotated[float, *_quantity("compute rate", units.parse_compute, lambda v: f"{v!r} FLOPS", "989 TFLOPS")]
-Power = Annotated[float, *_quantity("power", units.parse_power, lambda v: f"{v!r} W", "700 W")]
+Rate = Annotated[float, *_quantity("rate", units.parse_rate, lambda v: f"{_number(v)} / s", "120 / s", "5 / min")]
+Compute = Annotated[
+    float, *_quantity("compute rate", units.parse_compute, lambda v: f"{_number(v)} FLOPS", "989 TFLOPS")
+]
+Power = Annotated[float, *_quantity("power", units.parse_power, lambda v: f"{_number(v)} W", "700 W")]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 PositiveRate = Annotated[Rate, AfterValidator(_positive)]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class Fault(NamedTuple):
+    """One thing wrong at `path`, counted from the model or field whose validator found it."""
+
+    path: PathKey
+    what: str
+    allowed: str | None = None
+    nearest: str | None = None
+
+
+class LocatedError(ValueError):
+    """What a validator raises to place its findings on inner keys, or to report several."""
+
+    def __init__(self, *faults: Fault) -> None:
+        self.faults = faults
+        super().__init__("; ".join(fault.what for fault in faults))
+
+
 class OneOf(Strict):
     """A choice among named alternatives: `name`, or `{name: {parameter: value}}`; one key at most."""
 
+    bare_number: ClassVar[str | None] = None
+    """The alternative that a bare whole number stands for, if any."""
+
     @model_validator(mode="before")
     @classmethod
-    def _expand_name(cls, value: object) -> object:
+    def _expand(cls, value: object) -> object:
+        if cls.bare_number and isinstance(value, int) and not isinstance(value, bool):
+            return {cls.bare_number: {"value": value}}
         return {value: {}} if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -85,6 +116,10 @@ class OneOf(Strict):
             raise ValueError(f"{self.name} needs its parameters, such as {{{self.name}: {{}}}}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _only_the_chosen(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {self.name: write(self)[self.name]}
+
     @property
     def name(self) -> str:
         """The name of the chosen alternative."""
@@ -96,8 +131,11 @@ class OneOf(Strict):
         return getattr(self, self.name)
 
 
-def one_of(title: str, alternatives: Mapping[str, type[Strict]]) -> type[OneOf]:
-    """Return a OneOf model with one key per registered alternative, each with its own parameter model."""
+def one_of(title: str, alternatives: Mapping[str, type[Strict]], number: str | None = None) -> type[OneOf]:
+    """Return a OneOf model with one key per registered alternative, each with its own parameter model.
+
+    With `number`, a bare whole number n stands for `{number: {value: n}}`.
+    """
     fields: dict[str, Any] = {key: (model | None, None) for key, model in alternatives.items()}
     names = [
         key for key, model in alternatives.items() if not any(f.is_required() for f in model.model_fields.values())
@@ -110,13 +148,12 @@ def one_of(title: str, alternatives: Mapping[str, type[Strict]]) -> type[OneOf]:
         schema["oneOf"] = [{**body, "minProperties": 1, "maxProperties": 1}]
         if names:
             schema["oneOf"].insert(0, {"enum": names})
+        if number:
+            schema["oneOf"].insert(0, {"type": "integer", "minimum": 1})
 
     config = ConfigDict(json_schema_extra=both_forms)
-    return create_model(title, __base__=_configured(config), __doc__=f"One of: {', '.join(alternatives)}.", **fields)
-
-
-def _configured(config: ConfigDict) -> type[OneOf]:
-    return type("_OneOf", (OneOf,), {"model_config": config, "__module__": __name__})
+    base = type("_OneOf", (OneOf,), {"model_config": config, "bare_number": number, "__module__": __name__})
+    return create_model(title, __base__=base, __doc__=f"One of: {', '.join(alternatives)}.", **fields)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -130,70 +167,88 @@ def validate(model: type[ModelT], document: Document) -> ModelT:
     try:
         return model.model_validate(document.value)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        problems = [_problem(model, document, detail) for detail in details]
+        problems = [p for detail in error.errors(include_url=False) for p in _problems(model, document, detail)]
         problems.sort(key=lambda p: (p.file or "", p.line or 0, p.column or 0, p.path or ""))
         raise InputError(problems) from None
 
 
-def _problem(model: type[BaseModel], document: Document, detail: ErrorDetails) -> Problem:
-    path: PathKey = tuple(detail["loc"])
-    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+def _problems(model: type[BaseModel], document: Document, detail: ErrorDetails) -> list[Problem]:
+    path, owner = _locate(model, tuple(detail["loc"]))
+    if detail["type"] in ("value_error", "assertion_error"):
+        error = detail["ctx"]["error"]
+        if isinstance(error, LocatedError):
+            return [document.problem((*path, *f.path), f.what, f.allowed, f.nearest) for f in error.faults]
+        return [document.problem(path, str(error))]
+    kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        owner = _model_at(model, path[:-1])
-        names = list(owner.model_fields) if owner else []
+        names = _names(owner) if owner else []
         what = f"unknown key {str(path[-1])!r}"
-        return document.problem(path, what, ", ".join(names) or None, nearest(str(path[-1]), names))
+        return [document.problem(path, what, ", ".join(names) or None, nearest(str(path[-1]), names))]
+    inner = _locate(model, (*detail["loc"], ""))[1]
+    keys = _keys(inner) if inner else None
     if kind == "missing":
-        return document.problem(path, f"missing key {str(path[-1])!r}", _expected(model, path))
-    if kind == "literal_error":
-        names = [part.strip("'") for part in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        return document.problem(path, f"unknown value {found!r}", ", ".join(names), nearest(str(found), names))
-    if kind in ("value_error", "assertion_error"):
-        return document.problem(path, str(context["error"]))
-    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("valid ")
-    message = {"integer": "a whole number", "string": "text", "boolean": "true or false"}.get(message, message)
+        return [document.problem(path, f"missing key {str(path[-1])!r}", keys)]
     shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    if kind == "literal_error":
+        names = [part.strip("'") for part in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
+        return [document.problem(path, f"unknown value {shown}", ", ".join(names), nearest(str(found), names))]
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return document.problem(path, f"expected a mapping of keys, found {shown}", _expected(model, path))
-    if kind == "tuple_type":
-        message = "list"
-    return document.problem(path, f"expected {message}, found {shown}")
+        return [document.problem(path, f"expected a mapping of keys, found {shown}", keys)]
+    return [document.problem(path, f"expected {_expectation(detail)}, found {shown}")]
 
 
-def _expected(model: type[BaseModel], path: PathKey) -> str | None:
-    inner = _model_at(model, path)
-    return _keys(inner) if inner else None
+def _expectation(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Input should be ").removeprefix("a valid ").removeprefix("valid ")
+    plain = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+    return "a list" if detail["type"] == "tuple_type" else plain.get(message, message)
 
 
 def _keys(model: type[BaseModel]) -> str:
-    return "keys " + ", ".join(model.model_fields)
+    return "keys " + ", ".join(_names(model))
 
 
-def _model_at(model: type[BaseModel], path: PathKey) -> type[BaseModel] | None:
-    """Return the model that stands at `path` under `model`, seen through Optional, tuples and mappings."""
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _locate(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[PathKey, type[BaseModel] | None]:
+    """Return a location without the tags of unions that pydantic puts in, and the model that owns its last key."""
+    path: list[str | int] = []
     current: Any = model
-    for part in path:
+    owner: type[BaseModel] | None = None
+    for part in location:
         current = _plain(current)
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            if part not in current.model_fields:
-                return None
-            current = current.model_fields[str(part)].annotation
+        tagged = _tagged(current)
+        if part in tagged:
+            current = tagged[str(part)]
+            continue
+        path.append(part)
+        owner = current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        if owner:
+            fields = {field.alias or name: field.annotation for name, field in owner.model_fields.items()}
+            current = fields.get(str(part))
         elif get_args(current):
             current = get_args(current)[0 if isinstance(part, int) else -1]
         else:
-            return None
-    current = _plain(current)
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+            current = None
+    return tuple(path), owner
+
+
+def _tagged(annotation: Any) -> dict[str, Any]:
+    """Return the members of a tagged union by their tags."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return {mark.tag: member for member in members for mark in get_args(member)[1:] if isinstance(mark, Tag)}
 
 
 def _plain(annotation: Any) -> Any:
+    """Return an annotation without its metadata and without `| None`."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
         elif get_origin(annotation) in (Union, UnionType):
-            inner = [a for a in get_args(annotation) if a is not type(None)]
-            models = [a for a in inner if isinstance(_plain(a), type) and issubclass(_plain(a), BaseModel)]
-            annotation = (models or inner)[0]
+            inner = [member for member in get_args(annotation) if member is not type(None)]
+            if len(inner) != 1:
+                return annotation
+            annotation = inner[0]
         else:
             return annotation

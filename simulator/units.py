@@ -10,7 +10,8 @@ from fractions import Fraction
 
 NS_PER_S = 1_000_000_000
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*")
+_NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.ASCII)
+_LONGEST = 100  # characters; longer text is no quantity, and cheap to refuse
 
 TIME_NS: Mapping[str, int | Fraction] = {
     "ps": Fraction(1, 1000),
@@ -62,6 +63,8 @@ def parse(text: object, units: Mapping[str, int | Fraction], kind: str, example:
     hint = f"write a {kind} as a number and a unit, such as {example!r}"
     if isinstance(text, bool) or not isinstance(text, str):
         raise UnitError(f"{text!r} has no unit; {hint}")
+    if len(text) > _LONGEST:
+        raise UnitError(f"{text[:20]!r}... is too long for a {kind}; {hint}")
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise UnitError(f"{text!r} is not a {kind}; {hint}")
@@ -77,27 +80,30 @@ def parse(text: object, units: Mapping[str, int | Fraction], kind: str, example:
     return Fraction(number.replace("_", "")) * units[unit]
 
 
-def _integer(value: Fraction, text: object, kind: str) -> int:
+def _integer(value: Fraction, text: object, kind: str, smallest: str) -> int:
     if value < 0:
         raise UnitError(f"{text!r} is negative; a {kind} is zero or more")
-    if value >= 2**63:
+    whole = round(value)
+    if whole >= 2**63:
         raise UnitError(f"{text!r} is out of range")
-    return round(value)
+    if value and not whole:  # never a silent zero
+        raise UnitError(f"{text!r} rounds to zero; the smallest {kind} is {smallest}")
+    return whole
 
 
 def parse_duration_ns(text: object) -> int:
     """Return a duration such as `250 ms` or `30 d` in whole nanoseconds."""
-    return _integer(parse(text, TIME_NS, "duration", "250 ms"), text, "duration")
+    return _integer(parse(text, TIME_NS, "duration", "250 ms"), text, "duration", "1 ns")
 
 
 def parse_size_bytes(text: object) -> int:
     """Return a size such as `80 GiB` or `512 B` in whole bytes."""
-    return _integer(parse(text, SIZE_BYTES, "size", "80 GiB"), text, "size")
+    return _integer(parse(text, SIZE_BYTES, "size", "80 GiB"), text, "size", "1 B")
 
 
 def parse_bandwidth(text: object) -> int:
     """Return a bandwidth such as `400 Gbps` or `50 GB/s` in whole bytes per second."""
-    return _integer(parse(text, BANDWIDTH_BYTES_PER_S, "bandwidth", "400 Gbps"), text, "bandwidth")
+    return _integer(parse(text, BANDWIDTH_BYTES_PER_S, "bandwidth", "400 Gbps"), text, "bandwidth", "1 B/s")
 
 
 def parse_rate(text: object) -> float:

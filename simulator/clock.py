@@ -1,0 +1,45 @@
+"""A wake-up that can be moved: what an actor waits on when an arrival may end its closed-form interval early.
+
+Model: SimPy events. An alarm rings after every ordinary event of its nanosecond, so an actor that wakes sees all of them;
+that makes the outcome independent of when the wake-up was scheduled.
+"""
+
+from collections.abc import Callable
+
+from simpy import Environment, Event
+
+AFTER_ALL_ELSE = 2  # SimPy serves lower priorities first; its own are 0 (urgent) and 1 (normal)
+
+
+class _Timer(Event):
+    def __init__(self, env: Environment, callback: Callable[[Event], None], delay_ns: int) -> None:
+        self.env = env
+        self.callbacks = [callback]
+        self._ok = True
+        self._value = None
+        env.schedule(self, AFTER_ALL_ELSE, delay_ns)
+
+
+class Alarm(Event):
+    """An event that a process may yield again and again; it rings at the time last set, once per setting."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        self._timer: _Timer | None = None
+        self._callback = self._ring
+        self.at_ns: int | None = None
+
+    def set(self, at_ns: int) -> None:
+        """Ring at `at_ns` (not before now); an earlier setting is forgotten."""
+        self.at_ns = at_ns
+        self._timer = _Timer(self.env, self._callback, at_ns - self.env.now)
+
+    def _ring(self, timer: Event) -> None:
+        if timer is self._timer:  # a timer that was moved away passes in silence
+            self._timer = None
+            self.at_ns = None
+            callbacks, self.callbacks = self.callbacks, []
+            for callback in callbacks:
+                callback(self)

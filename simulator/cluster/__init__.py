@@ -1,0 +1,1 @@
+"""The cluster's inventory: who holds which devices."""

@@ -1,0 +1,294 @@
+"""The tables that a run writes, and the writer that streams their rows to Parquet in flat memory.
+
+Every time is an integer of nanoseconds since the run's start and every size an integer of bytes. The digest of a table
+covers its logical values, column by column, so it is the same whatever pyarrow wrote the file and however rows were batched.
+"""
+
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simulator.errors import InvariantError
+from simulator.results.output import OutputError, writing
+
+BATCH_ROWS = 4096  # small enough that the transposed tuples stay in the processor's cache
+ROW_GROUP_ROWS = 16 * BATCH_ROWS
+
+_NOTHING = -1  # what the engine holds for "has not come"; null in a nullable column
+
+
+class Column(NamedTuple):
+    """One column: `type` is int32, int64, double or string; integers are zero or more; -1 or None is null if nullable."""
+
+    name: str
+    type: str
+    unit: str
+    doc: str
+    nullable: bool = False
+
+
+class Table(NamedTuple):
+    """The shape of one table: a row is a tuple of its columns' values, in their order."""
+
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+
+    @property
+    def file(self) -> str:
+        """The table's file in a run folder."""
+        return f"{self.name}.parquet"
+
+
+def _text(name: str, doc: str, nullable: bool = False) -> Column:
+    return Column(name, "string", "", doc, nullable)
+
+
+def _time(name: str, doc: str, nullable: bool = False) -> Column:
+    return Column(name, "int64", "ns", doc, nullable)
+
+
+REQUESTS = Table(
+    "requests",
+    "One row per request that arrived, in the order in which they ended; those still open at the end of the run come last.",
+    (
+        Column("request_id", "int64", "", "number of the request in order of arrival, from 0"),
+        _text("session", "conversation or agent run that the request belongs to", nullable=True),
+        Column("turn", "int32", "", "position of the request in its session, from 0", nullable=True),
+        _time("arrival_ns", "the request reached the cluster's router"),
+        _time("queued_ns", "it entered the queue of an instance; null when none took it", nullable=True),
+        _time("prefill_start_ns", "the iteration that first worked on its prompt began", nullable=True),
+        _time("first_token_ns", "its first output token was ready", nullable=True),
+        _time("decode_start_ns", "the first iteration that decoded it began", nullable=True),
+        _time("finish_ns", "its last output token was ready", nullable=True),
+        Column("prompt_tokens", "int64", "tokens", "length of the prompt"),
+        Column("output_tokens", "int64", "tokens", "length of the answer that was asked for"),
+        Column("generated_tokens", "int64", "tokens", "output tokens that were ready when the request ended"),
+        Column("cached_tokens", "int64", "tokens", "prompt tokens found in a prefix cache, so not computed"),
+        _text("prefill_instance", "instance that computed the prompt", nullable=True),
+        _text("decode_instance", "instance that generated the answer", nullable=True),
+        _time("kv_wait_ns", "time between prefill and transfer spent waiting for KV memory on the decode side"),
+        _time("kv_transfer_ns", "time that the KV cache spent on the network"),
+        Column("kv_transfer_bytes", "int64", "bytes", "KV cache moved from the prefill to the decode instance"),
+        Column("preemptions", "int32", "", "times the request lost its KV blocks and had to be prefilled again"),
+        Column("retries", "int32", "", "times the request was sent to another instance"),
+        _text("outcome", "finished, rejected or unfinished (open when the run ended)"),
+        _text("reason", "why it was rejected or remained unfinished", nullable=True),
+    ),
+)
+
+INSTANCES = Table(
+    "instances",
+    "One row per instance and window of the scenario's `results.interval`; windows in which an instance had nothing to do "
+    "follow each other in one longer row. The rows of an instance tile the run without gap or overlap.",
+    (
+        _text("instance", "name of the instance"),
+        _text("role", "pool that it belongs to: prefill, decode or colocated"),
+        _time("start_ns", "the window began"),
+        _time("end_ns", "the window ended"),
+        _text("state", "where most of the window went: prefill, decode or idle"),
+        _time("prefill_ns", "time in iterations that prefill"),
+        _time("decode_ns", "time in iterations that only decode"),
+        _time("idle_ns", "time without an iteration; with the two above it sums to the window's length"),
+        Column("running", "double", "requests", "requests in the batch, mean over time"),
+        Column("running_max", "int64", "requests", "most requests in the batch"),
+        Column("waiting", "double", "requests", "requests in the queue, mean over time"),
+        Column("waiting_max", "int64", "requests", "most requests in the queue"),
+        Column("kv_blocks", "double", "blocks", "KV blocks in use, mean over time"),
+        Column("kv_blocks_max", "int64", "blocks", "most KV blocks in use"),
+        Column("kv_total_blocks", "int64", "blocks", "KV blocks that the instance has"),
+        Column("output_tokens", "int64", "tokens", "output tokens made ready in the window"),
+    ),
+)
+
+LINKS = Table(
+    "links",
+    "One row per directed link of the topology that carried traffic, in the order of the topology's links.",
+    (
+        Column("link", "int32", "", "index of the link in the topology"),
+        _text("source", "node that the link leaves"),
+        _text("target", "node that the link enters"),
+        _text("tier", "layer of the fabric that the link belongs to"),
+        Column("capacity_bytes_per_s", "int64", "bytes/s", "capacity of this direction"),
+        Column("bytes", "int64", "bytes", "bytes carried"),
+        Column("flows", "int64", "", "flows that crossed the link"),
+        _time("busy_ns", "time with at least one flow on the link"),
+        Column("busy_fraction", "double", "", "busy_ns over the run's duration"),
+        Column("mean_utilisation", "double", "", "bytes over what the link could have carried in the run's duration"),
+        Column("peak_bytes_per_s", "double", "bytes/s", "highest rate at which the link carried bytes"),
+    ),
+)
+
+EVENTS = Table(
+    "events",
+    "What happened to the cluster and to its actors, in order of time.",
+    (
+        _time("time_ns", "when it happened"),
+        _text("kind", "what happened: lease, preempted, rejected, back_pressure, interrupted ..."),
+        _text("subject", "request, instance, device or link that it happened to"),
+        _text("detail", "the particulars, for people", nullable=True),
+    ),
+)
+
+TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS)
+
+
+def arrow_schema(table: Table) -> Any:
+    """Return the table's pyarrow.Schema; units and meanings are the metadata of its fields."""
+    import pyarrow as pa
+
+    types = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
+    fields = [
+        pa.field(c.name, types[c.type], c.nullable, {"doc": c.doc, **({"unit": c.unit} if c.unit else {})})
+        for c in table.columns
+    ]
+    return pa.schema(fields, {"table": table.name, "doc": table.doc})
+
+
+class TableWriter:
+    """Streams rows into `folder/<table>.parquet`; memory holds one row group, whatever the number of rows.
+
+    Raises OutputError when the disk refuses and InvariantError for a value that its column cannot hold.
+    """
+
+    def __init__(self, folder: Path, table: Table) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.table = table
+        self.path = folder / table.file
+        self.closed = False
+        self._pa = pa
+        self._schema = arrow_schema(table)
+        self._pending: list[tuple[Any, ...]] = []
+        self._batches: list[Any] = []
+        self._written = 0
+        self._hashes = [_ColumnHash() for _ in table.columns]
+        with writing(self.path):
+            self._parquet = pq.ParquetWriter(
+                str(self.path),
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[c.name for c in table.columns if c.type == "string"],
+                # increasing times and small counts: half the size and a sixth of the time of plain or dictionary pages
+                column_encoding={c.name: "DELTA_BINARY_PACKED" for c in table.columns if c.type.startswith("int")},
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows appended so far."""
+        return self._written + len(self._pending)
+
+    def append(self, row: tuple[Any, ...]) -> None:
+        """Add one row: the values of the table's columns in their order."""
+        pending = self._pending
+        pending.append(row)
+        if len(pending) >= BATCH_ROWS:
+            self._take_batch()
+
+    def digest(self) -> str:
+        """Return the hexadecimal digest of all values so far and of the table's shape."""
+        self._take_batch()
+        total = blake2b(repr((self.table.name, self._written)).encode(), digest_size=32)
+        for column, values in zip(self.table.columns, self._hashes, strict=True):
+            total.update(repr((column.name, column.type, column.nullable)).encode())
+            total.update(values.digest())
+        return total.hexdigest()
+
+    def close(self) -> None:
+        """Write what is buffered and the file's footer, and force the file to the disk; a second call does nothing."""
+        if self.closed:
+            return
+        self._take_batch()
+        self._write_row_group()
+        self.closed = True
+        with writing(self.path):
+            self._parquet.close()
+
+    def discard(self) -> None:
+        """Give the file up after a failed write: close what can be closed and remove it."""
+        self.closed = True
+        self._pending.clear()
+        self._batches.clear()
+        try:
+            self._parquet.close()
+        except OSError:
+            pass  # the disk that refused the rows refuses the footer as well
+        finally:
+            self.path.unlink(missing_ok=True)
+
+    def _take_batch(self) -> None:
+        if not self._pending:
+            return
+        rows, self._pending = self._pending, []
+        self._written += len(rows)
+        try:
+            values = list(zip(*rows, strict=True))
+            arrays = [
+                self._array(column, field.type, column_values, hashed)
+                for column, field, column_values, hashed in zip(
+                    self.table.columns, self._schema, values, self._hashes, strict=True
+                )
+            ]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InvariantError(f"rows of table {self.table.name} do not fit their columns: {error}") from error
+        self._batches.append(self._pa.record_batch(arrays, schema=self._schema))
+        if len(self._batches) * BATCH_ROWS >= ROW_GROUP_ROWS:
+            self._write_row_group()
+
+    def _array(self, column: Column, kind: Any, values: tuple[Any, ...], hashed: "_ColumnHash") -> Any:
+        if column.type == "string":
+            array = self._pa.array(values, kind)
+            hashed.add_text(array)
+            if array.null_count and not column.nullable:
+                raise ValueError(f"{column.name} has a null")
+            return array
+        if column.type == "double":
+            array = self._pa.array(values, kind)
+            numbers = array.to_numpy()  # raises ValueError on a null
+            if not (abs(numbers) < float("inf")).all():
+                raise ValueError(f"{column.name} has a value that is not finite")
+            hashed.values.update(numbers.astype("<f8").tobytes())
+            return array
+        array = self._pa.array(values, self._pa.int64())
+        if array.null_count:
+            array = array.fill_null(_NOTHING)
+        numbers = array.to_numpy()
+        if numbers.min() < (_NOTHING if column.nullable else 0):
+            raise ValueError(f"{column.name} has {numbers.min()}")
+        hashed.values.update(numbers.astype("<i8", copy=False).tobytes())
+        if column.nullable:
+            array = self._pa.array(numbers, mask=numbers < 0)
+        return array if column.type == "int64" else array.cast(kind)
+
+    def _write_row_group(self) -> None:
+        if not self._batches:
+            return
+        group = self._pa.Table.from_batches(self._batches, self._schema)
+        self._batches = []
+        try:
+            self._parquet.write_table(group, row_group_size=ROW_GROUP_ROWS)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot write the results: {error.strerror or error}") from error
+
+
+class _ColumnHash:
+    """A running digest of one column; texts as lengths and characters apart, so that no two columns look alike."""
+
+    def __init__(self) -> None:
+        self.values = blake2b(digest_size=32)
+        self._lengths = blake2b(digest_size=32)
+
+    def add_text(self, array: Any) -> None:
+        import numpy as np
+
+        _, offsets, characters = array.buffers()
+        ends = np.frombuffer(offsets, "<i4", len(array) + 1)
+        lengths = np.where(array.is_valid().to_numpy(zero_copy_only=False), np.diff(ends), -1)
+        self._lengths.update(lengths.astype("<i4").tobytes())
+        if characters is not None:
+            self.values.update(memoryview(characters)[: ends[-1]])
+
+    def digest(self) -> bytes:
+        return self.values.digest() + self._lengths.digest()

@@ -1,0 +1,1 @@
+"""Serving: requests, engines with batchers and KV memory, routers, and the hand-over from prefill to decode."""

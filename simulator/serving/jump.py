@@ -1,0 +1,88 @@
+"""Many decode steps as one: a step's length is affine in the context, which grows by the batch, so sums are closed forms.
+
+Times inside an engine are whole ticks of 2^-20 ns: sums are exact, and cutting a jump in two changes nothing.
+"""
+
+from math import sqrt
+from typing import Protocol
+
+TICK_BITS = 20
+TICKS_PER_NS = 1 << TICK_BITS
+
+
+class DecodeCost(Protocol):
+    """What a jump needs of a cost model: a step's fixed part and its slope per token of context, for one batch size."""
+
+    def decode(self, batch: int) -> tuple[float, float]:
+        """Return (fixed_ns, per_context_token_ns)."""
+
+
+class StepTicks:
+    """Decode step coefficients in ticks, remembered per batch size."""
+
+    __slots__ = ("_cost", "_known")
+
+    def __init__(self, cost: DecodeCost) -> None:
+        self._cost = cost
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def __call__(self, batch: int) -> tuple[int, int]:
+        """Return (fixed, per token of context) in ticks for a step of `batch` requests."""
+        known = self._known.get(batch)
+        if known is None:
+            fixed_ns, slope_ns = self._cost.decode(batch)
+            known = self._known[batch] = (round(fixed_ns * TICKS_PER_NS), round(slope_ns * TICKS_PER_NS))
+        return known
+
+
+class Jump:
+    """`steps` decode iterations of one batch, beginning at `start` ticks; the batch and its slope stay as they are.
+
+    Step i (from 1) lasts fixed + slope x (context + batch x i) ticks: every member first appends the token it feeds.
+    That is `first` + (i - 1) x `growth`, an arithmetic progression.
+    """
+
+    __slots__ = ("batch", "end", "first", "growth", "start", "steps")
+
+    def __init__(self, start: int, steps: int, batch: int, context: int, fixed: int, slope: int) -> None:
+        self.start = start
+        self.steps = steps
+        self.batch = batch
+        self.growth = slope * batch
+        self.first = fixed + slope * (context + batch)
+        self.end = start + steps * self.first + self.growth * (steps * (steps - 1) // 2)
+
+    def elapsed(self, steps: int) -> int:
+        """Return the ticks that the first `steps` iterations take."""
+        return steps * self.first + self.growth * (steps * (steps - 1) // 2)
+
+    def length(self, step: int) -> int:
+        """Return the ticks that iteration `step` (from 1) takes."""
+        return self.first + self.growth * (step - 1)
+
+    @property
+    def end_ns(self) -> int:
+        """The nanosecond at which the last iteration ends."""
+        return self.end >> TICK_BITS
+
+    def steps_by(self, now_ns: int) -> int:
+        """Return the first iteration that ends at `now_ns` or later: the inverse of the sum, at least 1."""
+        need = (now_ns << TICK_BITS) - self.start
+        if need <= 0:
+            return 1
+        linear = self.first - self.growth / 2
+        root = linear + sqrt(linear * linear + 2 * self.growth * need)
+        steps = min(self.steps, max(1, int(2 * need / root))) if root else self.steps
+        over = self.elapsed(steps) - need
+        while over < 0 and steps < self.steps:  # the root is a float: settle the last step or two in integers
+            steps += 1
+            over += self.length(steps)
+        while steps > 1 and over >= (last := self.length(steps)):
+            steps -= 1
+            over -= last
+        return steps
+
+    def cut(self, steps: int) -> None:
+        """End after `steps` iterations."""
+        self.steps = steps
+        self.end = self.start + self.elapsed(steps)

@@ -1,0 +1,103 @@
+"""Topologies by name: a preset file names a builder and its parameters, a scenario overrides some of them.
+
+Every number of a shipped preset has its source in `sources`, by dotted path (of the number or of what holds it).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulator import catalog
+from simulator.documents import Document, PathKey, Position, read_document
+from simulator.errors import InputError, nearest
+from simulator.strict import Strict, validate
+from simulator.topology.clos import ClosParameters, FatTreeParameters, NodeParameters, build_clos, build_fat_tree
+from simulator.topology.graph import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """One family of topologies: the model of its parameters and the function that builds it from a name and them."""
+
+    parameters: type[NodeParameters]
+    build: Callable[[str, Any], Topology]
+
+
+BUILDERS: Mapping[str, Builder] = {
+    "clos": Builder(ClosParameters, build_clos),
+    "fat_tree": Builder(FatTreeParameters, build_fat_tree),
+}
+
+
+class Preset(Strict):
+    """A file of `topologies/`: the builder, its parameters and where each number comes from."""
+
+    description: str
+    builder: str
+    parameters: dict[str, Any]
+    sources: dict[str, str]
+
+
+Overrides = Document | Mapping[str, Any] | None
+
+
+def load_preset(name: str, beside: Path | None = None) -> tuple[Preset, Document]:
+    """Read the preset `name` (shipped, or a path relative to `beside`) and the document that it stands in."""
+    path = catalog.locate("topologies", name, beside)
+    document = read_document(
+        path, f"topologies/{path.name}" if path.is_relative_to(catalog.folder("topologies")) else None
+    )
+    preset = validate(Preset, document)
+    if preset.builder not in BUILDERS:
+        what = f"unknown builder {preset.builder!r}"
+        known = sorted(BUILDERS)
+        raise InputError(document.problem(("builder",), what, ", ".join(known), nearest(preset.builder, known)))
+    return preset, document
+
+
+def resolve_preset(name: str, overrides: Overrides = None, beside: Path | None = None) -> NodeParameters:
+    """Return the validated parameters of a preset after `overrides`, without building anything.
+
+    Overrides replace parameters key by key, within nested mappings too. Raises InputError with every problem, placed in
+    the overriding document where the fault is there and in the preset's file otherwise; paths are relative to the
+    parameters.
+    """
+    return _resolve(name, overrides, beside)[1]
+
+
+def build_topology(name: str, overrides: Overrides = None, beside: Path | None = None) -> Topology:
+    """Build the preset `name` after `overrides`, as `resolve_preset` validates them."""
+    builder, parameters = _resolve(name, overrides, beside)
+    return builder.build(Path(name).stem, parameters)
+
+
+def _resolve(name: str, overrides: Overrides, beside: Path | None) -> tuple[Builder, NodeParameters]:
+    preset, source = load_preset(name, beside)
+    if not isinstance(overrides, Document):
+        overrides = Document("overrides", dict(overrides or {}))
+    if not isinstance(overrides.value, Mapping):
+        raise InputError(overrides.problem((), f"expected a mapping of parameters, found {overrides.value!r}"))
+    builder = BUILDERS[preset.builder]
+    positions = {path[1:]: at for path, at in source.positions.items() if path[:1] == ("parameters",)}
+    merged = Document(source.file, _merge(preset.parameters, overrides, (), positions), positions)
+    # what no single line is to blame for (a cluster too large, a key left out) stands where the user chose the values
+    positions[()] = overrides.position(()) if overrides.value else positions[()]
+    return builder, validate(builder.parameters, merged)
+
+
+def _merge(base: Any, overrides: Document, path: PathKey, positions: dict[PathKey, Position]) -> Any:
+    """Return `base` with the overrides at `path` in it, and set the positions of whatever they replace."""
+    value = overrides.value
+    for part in path:
+        value = value[part]
+    if isinstance(base, Mapping) and isinstance(value, Mapping):
+        merged = dict(base)
+        for key in value:
+            merged[key] = _merge(base.get(key), overrides, (*path, key), positions)
+        return merged
+    for stale in [known for known in positions if known[: len(path)] == path]:
+        del positions[stale]
+    positions[path] = overrides.position(path)
+    positions |= {at: position for at, position in overrides.positions.items() if at[: len(path)] == path}
+    return value

@@ -1,0 +1,1 @@
+"""Workload: what asks the cluster for work. Traces in one canonical schema, arrival processes, token lengths."""
