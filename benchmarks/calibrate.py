@@ -1,14 +1,13 @@
-"""Fits the constants of the device sheets on measured kernel tables and says how far the sheets are from measurements.
+"""Fits the constants of the device sheets on measured kernel tables and prints them as the sheets write them.
 
-Run `python benchmarks/calibrate.py --help`. Fit: five constants for matrix products, three for each kind of attention and two
-for each number of all-reduce ranks, per device, by coordinate search on the mean absolute logarithm of predicted / measured.
-Whole shapes are left out of the fit and the errors are reported on them, by the simulator's own functions. The end-to-end
-tables (`--check`) are never fitted on.
+Run `python benchmarks/calibrate.py`; `accuracy.py` has the errors. Five constants for matrix products, three for each
+kind of attention and two for each protocol and number of ranks of an all-reduce, per device, by a coordinate search on
+the mean absolute logarithm of predicted / measured. Whole shapes stay out of the fit, as `left_out` says.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import pandas as pd
 
 from simulator.device import kernels
 from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.cost import RooflineCost
-from simulator.model.transformer import Layout, load_model
+from simulator.model.transformer import VALUE_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
 SYSTEMS = {"a100-sxm-80gb": ("a100_sxm", "0.14.0"), "h100-sxm-80gb": ("h100_sxm", "0.24.0")}
-SWITCH = 8 << 20
-"""Bytes from which the measured engine leaves its own all-reduce for NCCL; the tables show the step."""
+SWITCH = 6 << 20
+"""Bytes from which an engine leaves its own all-reduce for NCCL: the tables show a step between 4 and 8 MiB."""
 FIT_ROWS = 6000
 
 Columns = dict[str, Any]
@@ -33,12 +32,31 @@ Model = Callable[[np.ndarray, Columns], np.ndarray]
 def read(data: Path, system: str, version: str, table: str) -> pd.DataFrame:
     """Return one measured table with its latency in ns; median of repeated rows."""
     frame = pd.read_parquet(data / "aiconfigurator" / system / f"{table.replace('VERSION', version)}_perf.parquet")
-    for column, wanted in (("gemm_dtype", "bfloat16"), ("kv_cache_dtype", "bfloat16"), ("window_size", 0), ("head_dim", 128),
-                           ("backend", "vllm_graph")):
+    for column, wanted in (
+        ("gemm_dtype", "bfloat16"),
+        ("kv_cache_dtype", "bfloat16"),
+        ("window_size", 0),
+        ("head_dim", 128),
+        ("backend", "vllm_graph"),
+    ):
         if column in frame:
             frame = frame[frame[column] == wanted]
-    shape = [c for c in ("m", "n", "k", "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "num_gpus",
-                         "message_size") if c in frame]
+    shape = [
+        c
+        for c in (
+            "m",
+            "n",
+            "k",
+            "batch_size",
+            "isl",
+            "step",
+            "num_heads",
+            "num_key_value_heads",
+            "num_gpus",
+            "message_size",
+        )
+        if c in frame
+    ]
     frame = frame.groupby(shape, as_index=False)["latency"].median()
     return frame.assign(ns=frame["latency"] * 1e6)
 
@@ -91,7 +109,7 @@ def fit_gemm(frame: pd.DataFrame, device: Accelerator) -> dict[str, float]:
             for split in kernels.SPLITS:
                 waves = np.ceil(tiles * split / device.processors)
                 slots = np.minimum(slots, waves * area * (c["k"] / split + fill))
-        size = kernels.VALUE * (c["m"] * c["k"] + c["k"] * c["n"] + c["m"] * c["n"])
+        size = VALUE_BYTES * (c["m"] * c["k"] + c["k"] * c["n"] + c["m"] * c["n"])
         busy = np.maximum(2 * slots * device.processors / peak / compute, size / bandwidth / memory)
         return np.asarray(launch_ns + busy)
 
@@ -100,7 +118,7 @@ def fit_gemm(frame: pd.DataFrame, device: Accelerator) -> dict[str, float]:
 
 
 def fit_prefill(frame: pd.DataFrame, device: Accelerator) -> dict[str, float]:
-    """Return the constants of `kernels.prefill_attention`, fitted on its arithmetic (prompts without a cached prefix)."""
+    """Return the constants of `kernels.prefill_attention`; the table has no cached prefixes."""
     peak = device.peak["bf16"] / 1e9
 
     def predict(theta: np.ndarray, c: Columns) -> np.ndarray:
@@ -129,12 +147,12 @@ def fit_all_reduce(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]
     """Return latency and bus bandwidth by number of ranks, for messages below and from `SWITCH` on."""
     fits: dict[str, dict[str, dict[str, float]]] = {}
     for ranks, rows in frame.groupby("num_gpus"):
-        traffic = 2 * (ranks - 1) / ranks * kernels.VALUE
+        traffic = 2 * (ranks - 1) / ranks * VALUE_BYTES
 
         def predict(theta: np.ndarray, c: Columns, traffic: float = traffic) -> np.ndarray:
             return np.asarray(theta[0] + traffic * c["message_size"] / theta[1] * 1e9)
 
-        small = kernels.VALUE * rows["message_size"] < SWITCH
+        small = VALUE_BYTES * rows["message_size"] < SWITCH
         for protocol, part in (("small", rows[small]), ("large", rows[~small])):
             theta = search(predict, columns_of(part), [5000.0, 2e11], [1e6, 1e13])
             fits.setdefault(str(ranks), {})[protocol] = {"latency_ns": float(theta[0]), "bandwidth": float(theta[1])}
@@ -168,61 +186,39 @@ def fit(data: Path, name: str) -> dict[str, Any]:
     }
 
 
-def predicted(kind: str, row: Any, device: Accelerator) -> float:
-    """Return the simulator's own time in ns for one row of a table."""
-    if kind == "gemm":
-        return kernels.gemm(int(row.m), int(row.n), int(row.k), device).ns
-    if kind == "all-reduce":
-        return kernels.all_reduce(kernels.VALUE * row.message_size, int(row.num_gpus), device).ns
-    batch, shape = int(row.batch_size), (int(row.num_heads), int(row.num_key_value_heads), 128)
-    if kind == "prefill attention":
-        tokens = batch * int(row.isl)
-        return kernels.prefill_attention(tokens, tokens * (row.isl + 1) / 2, tokens, *shape, device).ns
-    return kernels.decode_attention(batch, batch * (row.step + 1), *shape, device).ns
-
-
-def error(kind: str, source: str, ratio: np.ndarray) -> dict[str, Any]:
-    """Return one row of the error table from the ratios predicted / measured."""
-    off = np.abs(ratio - 1)
-    return {"what": kind, "rows of": source, "rows": len(ratio), "median error": float(np.median(off)),
-            "mean error": float(np.mean(off)), "median ratio": float(np.median(ratio))}
-
-
-def operator_errors(data: Path, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the errors of the shipped sheet on the left-out rows of each table, small and large work apart."""
-    device = load_accelerator(name)
-    for kind, (frame, mask) in tables(data, *SYSTEMS[name]).items():
-        rows = frame[mask]
-        rows = rows.iloc[:: max(1, len(rows) // 4000)]
-        ratio = np.array([predicted(kind, row, device) / row.ns for row in rows.itertuples()])
-        yield error(kind, name, ratio)
-        slow = rows["ns"].to_numpy() > 50_000
-        yield error(f"{kind}, 50 us and more", name, ratio[slow])
-
-
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print the error table as Markdown."""
-    print("| what | rows of | rows | median error | mean error | median predicted / measured |\n|---|---|---|---|---|---|")
-    for r in rows:
-        print(f"| {r['what']} | {r['rows of']} | {r['rows']} | {r['median error']:.1%} | {r['mean error']:.1%} "
-              f"| {r['median ratio']:.2f} |")
+def sheet(fits: dict[str, Any], indent: str = "  ") -> str:
+    """Return the fitted constants as the `efficiency:` block of a device sheet."""
+    lines = []
+    for key, value in fits.items():
+        name, unit, scale = key, "", 1.0
+        if key.endswith("_ns"):
+            name, unit = key.removesuffix("_ns"), " ns"
+        elif key == "bandwidth":
+            unit, scale = " GB/s", 1e-9
+        if isinstance(value, dict):
+            title = key
+            switch = f"{indent}  switch: {SWITCH >> 20} MiB\n" if key.isdecimal() else ""
+            lines.append(f"{indent}{title}:\n{switch}{sheet(value, indent + '  ')}")
+        else:
+            lines.append(
+                f"{indent}{name}: {value * scale:.0f}{unit}\n"
+                if unit == " ns"
+                else f"{indent}{name}: {value * scale:.4g}{unit}\n"
+            )
+    return "".join(lines)
 
 
 def main() -> None:
-    """Fit, or report the errors of the shipped sheets; write JSON under `--out`."""
+    """Fit each device, print the sheets' blocks, write JSON under `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of measured tables")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the JSON")
-    parser.add_argument("--fit", action="store_true", help="fit the constants anew (about a minute) before reporting")
     options = parser.parse_args()
-    result: dict[str, Any] = {}
-    if options.fit:
-        result["fits"] = {SYSTEMS[name][0]: fit(options.data, name) for name in SYSTEMS}
-        print(json.dumps(result["fits"], indent=1))
-    result["operators"] = [row for name in SYSTEMS for row in operator_errors(options.data, name)]
-    show(result["operators"])
+    fits = {name: fit(options.data, name) for name in SYSTEMS}
+    for name, constants in fits.items():
+        print(f"# topologies/devices/{name}.yaml\nefficiency:\n{sheet(constants)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "calibrate.json").write_text(json.dumps(result, indent=1) + "\n")
+    (options.out / "calibrate.json").write_text(json.dumps(fits, indent=1) + "\n")
 
 
 if __name__ == "__main__":

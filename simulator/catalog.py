@@ -3,6 +3,7 @@
 In a wheel the data folders lie in `simulator/data/`; in a checkout or editable install they stand beside the package.
 """
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,13 @@ from simulator.strict import validate
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _PACKAGE = Path(__file__).parent
+_SINGULAR = {
+    "topologies": "topology preset",
+    "topologies/devices": "device",
+    "workloads/models": "model",
+    "traces": "trace",
+    "scenarios": "scenario",
+}
 
 
 def folder(kind: str) -> Path:
@@ -25,23 +33,40 @@ def folder(kind: str) -> Path:
 
 def names(kind: str) -> list[str]:
     """Return the names of the shipped entries of one kind, sorted."""
-    return sorted(path.stem for path in folder(kind).glob("*.yaml"))
+    return sorted(path.stem for path in folder(kind).glob(f"*{_suffix(kind)}"))
+
+
+def is_path(kind: str, name: str) -> bool:
+    """Return whether `name` is a path: it has a `/`, or ends like a file of its kind (for a trace: has any suffix)."""
+    return "/" in name or (bool(Path(name).suffix) if kind == "traces" else name.endswith((".yaml", ".yml")))
 
 
 def locate(kind: str, name: str, beside: Path | None = None) -> Path:
-    """Return the file of `name`: a shipped entry, or a path (it has a `/` or ends in `.yaml`) relative to `beside`.
+    """Return the file of `name`: a shipped entry, or a path (see `is_path`) relative to `beside`.
 
-    Raises InputError that names the shipped entries when there is none.
+    Raises InputError that names the shipped entries when there is none; whether a path exists is not looked at.
     """
-    if "/" in name or name.endswith((".yaml", ".yml")):
+    if is_path(kind, name):
         return (beside or Path()) / name
-    path = folder(kind) / f"{name}.yaml"
-    if not path.is_file():
-        raise InputError(unknown(kind.rsplit("/", 1)[-1].removesuffix("s"), name, names(kind)))
-    return path
+    if name not in names(kind):
+        raise InputError(unknown(_SINGULAR.get(kind, kind), name, names(kind)))
+    return folder(kind) / f"{name}{_suffix(kind)}"
+
+
+def canonical(kind: str, name: str, beside: Path | None = None) -> str:
+    """Return what `name` means in any folder: a path as an absolute one, that of a shipped entry as its name."""
+    if not is_path(kind, name):
+        return name
+    path = Path(os.path.abspath((beside or Path()) / name))  # links are kept: the user's names stay
+    shipped = path.stem in names(kind) and path.parent.resolve() == folder(kind).resolve()
+    return path.stem if shipped and path.suffix == _suffix(kind) else str(path)
 
 
 def load(kind: str, name: str, model: type[ModelT], beside: Path | None = None) -> ModelT:
     """Read and validate the entry `name` of one kind as `model`."""
     path = locate(kind, name, beside)
     return validate(model, read_document(path, f"{kind}/{path.name}" if path.is_relative_to(folder(kind)) else None))
+
+
+def _suffix(kind: str) -> str:
+    return ".parquet" if kind == "traces" else ".yaml"

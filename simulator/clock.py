@@ -1,18 +1,31 @@
 """A wake-up that can be moved: what an actor waits on when an arrival may end its closed-form interval early.
 
-Model: SimPy events. An alarm rings after every ordinary event of its nanosecond, so an actor that wakes sees all of them;
+Model: SimPy events. An alarm rings after every ordinary event of its nanosecond, so an actor that wakes sees them all;
 that makes the outcome independent of when the wake-up was scheduled.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from simpy import Environment, Event
+from simpy.events import EventPriority
 
-AFTER_ALL_ELSE = 2  # SimPy serves lower priorities first; its own are 0 (urgent) and 1 (normal)
+
+class Clock(Environment):
+    """A SimPy environment whose time is whole nanoseconds from zero."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def now(self) -> int:
+            """The simulated time in nanoseconds."""
+
+
+AFTER_ALL_ELSE = EventPriority(2)  # SimPy serves lower priorities first; its own are 0 (urgent) and 1 (normal)
 
 
 class _Timer(Event):
-    def __init__(self, env: Environment, callback: Callable[[Event], None], delay_ns: int) -> None:
+    def __init__(self, env: Clock, callback: Callable[[Event], None], delay_ns: int) -> None:
         self.env = env
         self.callbacks = [callback]
         self._ok = True
@@ -23,7 +36,9 @@ class _Timer(Event):
 class Alarm(Event):
     """An event that a process may yield again and again; it rings at the time last set, once per setting."""
 
-    def __init__(self, env: Environment) -> None:
+    env: Clock
+
+    def __init__(self, env: Clock) -> None:
         super().__init__(env)
         self._ok = True
         self._value = None

@@ -130,6 +130,15 @@ def parse_document(text: str, name: str) -> Document:
     return document
 
 
+def core_scalar(text: str) -> Any:
+    """Return what the core schema reads in an unquoted scalar: null, a truth value, a number, or the text itself."""
+    if text in _SPECIAL:
+        return _SPECIAL[text]
+    if len(text) <= 100 and _INTEGER.fullmatch(text):
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
 class _Reader:
     """Turns parser events into a document's value and positions; `problems` collects what does not end the reading."""
 
@@ -215,16 +224,10 @@ class _Reader:
             return None
         if not event.implicit[0] or event.tag is not None:  # quoted, block, or tagged
             return text
-        if text in _SPECIAL:
-            return _SPECIAL[text]
         if _LEADING_ZERO.fullmatch(text):  # 010 is 8 in YAML 1.1 and 10 in YAML 1.2
             self._note(f"{text!r} can be read as octal or decimal", event, path, "no leading zero, or 0o for octal")
             return None
-        if len(text) <= 100 and _INTEGER.fullmatch(text):
-            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-        if _FLOAT.fullmatch(text):
-            return float(text)
-        return text
+        return core_scalar(text)
 
     def _position(self, event: Any) -> Position:
         mark = event.start_mark

@@ -72,7 +72,7 @@ Compute = Annotated[
 Power = Annotated[float, *_quantity("power", units.parse_power, lambda v: f"{_number(v)} W", "700 W")]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 PositiveRate = Annotated[Rate, AfterValidator(_positive)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -1,6 +1,6 @@
 """The data sheet of one accelerator: published peaks, and the constants by which real kernels fall short of them.
 
-Source: the vendors' data sheets for peaks; the fitted constants come from measured operator tables, each with its source.
+Source: the vendors' data sheets for peaks; measured operator tables, named in each sheet, for the fitted constants.
 """
 
 from pathlib import Path
@@ -127,15 +127,18 @@ class Accelerator(Strict):
     def _tables_are_sound(self) -> Self:
         if "bf16" not in self.peak:
             raise ValueError("peak needs an entry for bf16")
-        if not self.efficiency.all_reduce or not all(key.isdecimal() for key in self.efficiency.all_reduce):
-            raise ValueError("efficiency.all_reduce needs at least one entry, each keyed by a number of ranks")
+        table = self.efficiency.all_reduce
+        if not all(key.isdecimal() for key in table) or str(self.scale_up.ranks) not in table:
+            raise ValueError(
+                f"efficiency.all_reduce is keyed by numbers of ranks and needs one for all {self.scale_up.ranks}"
+            )
         return self
 
     def all_reduce(self, ranks: int) -> AllReduce:
-        """Return the constants for an all-reduce over `ranks` devices: those of the next larger measured count."""
+        """Return the constants for `ranks` devices, at most `scale_up.ranks`: of the next larger number measured."""
         table = self.efficiency.all_reduce
         measured = sorted(int(key) for key in table)
-        return table[str(next((n for n in measured if n >= ranks), measured[-1]))]
+        return table[str(next(n for n in measured if n >= ranks))]
 
 
 def load_accelerator(name: str, beside: Path | None = None) -> Accelerator:

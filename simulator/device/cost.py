@@ -11,14 +11,17 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from simulator import units
 from simulator.device import kernels
 from simulator.device.accelerator import Accelerator
-from simulator.device.kernels import VALUE, Kernel
+from simulator.device.kernels import Kernel
 from simulator.errors import InputError, Problem
-from simulator.model.transformer import Layout, Transformer
+from simulator.model.transformer import VALUE_BYTES, Layout, Transformer
 from simulator.strict import Duration, Strict
 
 
 class DecodeStep(NamedTuple):
-    """One decode iteration of a fixed batch whose contexts sum to C tokens lasts fixed + slope * C nanoseconds."""
+    """One decode iteration of a fixed batch whose contexts sum to C tokens lasts fixed + slope * C nanoseconds.
+
+    The context of a sequence is every position that its new token attends to, itself included.
+    """
 
     fixed_ns: float
     per_context_token_ns: float
@@ -92,11 +95,10 @@ class RooflineCost:
         """Return the coefficients of a decode iteration; see `Cost.decode`."""
         step = self._decode.get(batch)
         if step is None:
-            near, far = (self._decode_attention(batch, context) for context in (batch, 2 * batch))
-            slope_ns = self.model.layers * (far.ns - near.ns) / batch
-            rest = [*self._dense_kernels(batch), *self._head_kernels(batch)]
+            base, token = self._decode_attention(batch, 0), self._decode_attention(0, 1)
+            rest = [*self._dense_kernels(batch), *self._head_kernels(batch), ("attention", self.model.layers, base)]
             fixed_ns = self.step_overhead_ns + sum(k.ns * calls for _, calls, k in rest)
-            fixed_ns += self.model.layers * near.ns - slope_ns * batch
+            slope_ns = self.model.layers * token.busy_ns
             step = self._decode[batch] = DecodeStep(fixed_ns, slope_ns)
         return step
 
@@ -113,7 +115,9 @@ class RooflineCost:
         rows = [*self._dense_kernels(tokens), *self._head_kernels(sequences)]
         names = [name for name, _, _ in rows]
         rows.insert(names.index("output projection"), ("attention", self.model.layers, attention))
-        table = [Operator(n, calls, calls * k.flops, calls * k.size_bytes, calls * k.ns, k.bound) for n, calls, k in rows]
+        table = [
+            Operator(n, calls, calls * k.flops, calls * k.size_bytes, calls * k.ns, k.bound) for n, calls, k in rows
+        ]
         if self.step_overhead_ns:
             table.append(Operator("step overhead", 1, 0.0, 0.0, self.step_overhead_ns, "host"))
         return table
@@ -131,7 +135,7 @@ class RooflineCost:
         model, accelerator, tensor = self.model, self.accelerator, self.layout.tensor
         queries, keys = self._heads * model.head_dim, self._kv_heads * model.head_dim
         width, layers, hidden = model.intermediate // tensor, model.layers, model.hidden
-        row = VALUE * tokens
+        row = VALUE_BYTES * tokens
         norm = kernels.elementwise(row * 4 * hidden, accelerator)  # reads and writes the input and the residual sum
         rows = [
             ("embedding", 1, kernels.elementwise(row * 2 * hidden, accelerator)),
@@ -153,9 +157,9 @@ class RooflineCost:
         logits = rows * model.vocabulary
         table = [("LM head", 1, kernels.gemm(rows, model.vocabulary_per_rank(self.layout), model.hidden, accelerator))]
         if tensor > 1:
-            table.append(("logits gather", 1, kernels.all_gather(VALUE * logits, tensor, accelerator)))
+            table.append(("logits gather", 1, kernels.all_gather(VALUE_BYTES * logits, tensor, accelerator)))
         # reads the logits, writes and reads them as 4-byte floats
-        table.append(("sampling", 1, kernels.elementwise(logits * (VALUE + 4 + 4), accelerator)))
+        table.append(("sampling", 1, kernels.elementwise(logits * (VALUE_BYTES + 4 + 4), accelerator)))
         return table
 
 
@@ -224,7 +228,7 @@ class RooflineParameters(Strict):
     """What the roofline needs beyond model, layout and data sheet."""
 
     step_overhead: Duration = 0
-    """Time that the engine adds to every step: scheduling, input preparation, detokenising, what the device waits for."""
+    """Time that the engine adds to every step: scheduling, input preparation, all that the device waits for."""
 
 
 Factory = Callable[[Any, Transformer, Layout, Accelerator], Cost]

@@ -7,14 +7,13 @@ an all-reduce is a latency plus 2 (n - 1) / n of the message over the bus bandwi
 from typing import NamedTuple
 
 from simulator.device.accelerator import Accelerator
+from simulator.model.transformer import VALUE_BYTES
 from simulator.units import NS_PER_S
 
 TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
 """Output tiles that a matrix library chooses among: rows x columns."""
 SPLITS = (1, 2, 4, 8)
 """Parts into which it cuts the inner dimension when the output has few tiles."""
-VALUE = 2
-"""Bytes of one weight, activation, key or value: bf16 or fp16."""
 
 
 class Kernel(NamedTuple):
@@ -28,9 +27,14 @@ class Kernel(NamedTuple):
     fixed_ns: float = 0.0
 
     @property
+    def busy_ns(self) -> float:
+        """The longest of arithmetic, memory traffic and link traffic."""
+        return max(self.compute_ns, self.memory_ns, self.link_ns)
+
+    @property
     def ns(self) -> float:
         """Duration in ns."""
-        return self.fixed_ns + max(self.compute_ns, self.memory_ns, self.link_ns)
+        return self.fixed_ns + self.busy_ns
 
     @property
     def bound(self) -> str:
@@ -50,9 +54,9 @@ def memory_floor_ns(size_bytes: float, accelerator: Accelerator) -> float:
 
 
 def gemm(rows: int, columns: int, inner: int, accelerator: Accelerator) -> Kernel:
-    """Return the product of a rows x inner by an inner x columns matrix, by the best tile and split of the inner dimension.
+    """Return the product of a rows x inner and an inner x columns matrix, by the best tile and split of `inner`.
 
-    A tile costs its full size even where it overhangs the output, and the device works in waves of one tile per processor.
+    A tile costs its full size even where it overhangs the output; the device works in waves of one tile per processor.
     """
     fit = accelerator.efficiency.gemm
     slots = float("inf")
@@ -62,7 +66,7 @@ def gemm(rows: int, columns: int, inner: int, accelerator: Accelerator) -> Kerne
         for split in SPLITS:
             waves = -(-tiles * split // accelerator.processors)
             slots = min(slots, waves * area * (inner / split + fit.fill))
-    size = VALUE * (rows * inner + inner * columns + rows * columns)
+    size = VALUE_BYTES * (rows * inner + inner * columns + rows * columns)
     return Kernel(
         flops=2 * rows * columns * inner,
         size_bytes=size,
@@ -82,13 +86,13 @@ def elementwise(size_bytes: float, accelerator: Accelerator) -> Kernel:
 def prefill_attention(
     tokens: int, attended: float, kv_tokens: float, heads: int, kv_heads: int, head_dim: int, accelerator: Accelerator
 ) -> Kernel:
-    """Return fused attention of `tokens` queries over `attended` query-key pairs in `kv_tokens` tokens of keys and values.
+    """Return fused attention of `tokens` queries over `attended` query-key pairs that read `kv_tokens` keys and values.
 
     Blocks on the causal edge are computed whole: the fitted overhang is that many more keys for each query.
     """
     fit = accelerator.efficiency.prefill_attention
     pair_flops = 4 * heads * head_dim
-    size = VALUE * head_dim * (2 * kv_heads * kv_tokens + 2 * heads * tokens)
+    size = VALUE_BYTES * head_dim * (2 * kv_heads * kv_tokens + 2 * heads * tokens)
     return Kernel(
         flops=pair_flops * attended,
         size_bytes=size,
@@ -103,17 +107,17 @@ def decode_attention(
 ) -> Kernel:
     """Return fused attention of one query per sequence over `context` tokens of keys and values in all.
 
-    Affine in `context`: the overhang (blocks read whole) counts per sequence, arithmetic hides under the stream.
+    Affine in `context`: both arithmetic and stream are proportional to the positions touched, blocks read whole.
     """
     fit = accelerator.efficiency.decode_attention
-    flops = 4 * heads * head_dim * context
-    size = 2 * VALUE * kv_heads * head_dim * context
-    extra = 1 + fit.overhang * batch / context if context else 0.0
+    touched = context + fit.overhang * batch
+    pair_flops, token_bytes = 4 * heads * head_dim, 2 * VALUE_BYTES * kv_heads * head_dim
     return Kernel(
-        flops=flops,
-        size_bytes=size,
-        compute_ns=extra * compute_floor_ns(flops, accelerator) / accelerator.efficiency.prefill_attention.compute,
-        memory_ns=extra * memory_floor_ns(size, accelerator) / fit.memory,
+        flops=pair_flops * context,
+        size_bytes=token_bytes * context,
+        compute_ns=compute_floor_ns(pair_flops * touched, accelerator)
+        / accelerator.efficiency.prefill_attention.compute,
+        memory_ns=memory_floor_ns(token_bytes * touched, accelerator) / fit.memory,
         fixed_ns=fit.launch,
     )
 

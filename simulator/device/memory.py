@@ -1,15 +1,14 @@
 """The memory ledger of one device of an instance: weights, activations, communication buffers; the rest is KV cache.
 
-Source: activation peak as the widest set of tensors alive at once in one fused layer (derived below); buffers from NCCL's
-documented defaults. Allocator fragmentation and the CUDA context are what `utilisation` leaves out.
+Source: the activation peak is the widest set of tensors alive at once in a fused layer (derived below); buffers are
+NCCL's documented defaults. Allocator fragmentation and the CUDA context are what `utilisation` leaves out.
 """
 
 from typing import NamedTuple
 
 from simulator.device.accelerator import Accelerator
-from simulator.device.kernels import VALUE
 from simulator.errors import InputError, Problem
-from simulator.model.transformer import Layout, Transformer
+from simulator.model.transformer import VALUE_BYTES, Layout, Transformer
 
 GIB = 1 << 30
 NCCL_CHANNELS, NCCL_BUFFER_BYTES = 24, 4 << 20
@@ -29,15 +28,15 @@ class Ledger(NamedTuple):
 def activation_bytes(model: Transformer, layout: Layout, max_batch_tokens: int, max_sequences: int) -> int:
     """Return the peak of activations in a step of at most `max_batch_tokens` tokens that samples `max_sequences` rows.
 
-    Per token: the residual sum and the layer's input or output, plus the wider of (QKV and attention output) and (gate, up and
-    their product). At the end instead: residual sum and input of all tokens, and per sequence its logits in 2 and in 4 bytes.
+    Per token: the residual sum and the layer's input or output, and the wider of (QKV and attention output) and
+    (gate, up and their product). At the end instead of the latter: the logits of each sequence in 2 and in 4 bytes.
     """
     tensor = layout.tensor
     queries = model.heads // tensor * model.head_dim
     keys = model.kv_heads_per_rank(layout) * model.head_dim
-    stream = 2 * model.hidden * VALUE * max_batch_tokens
-    layer = max(2 * queries + 2 * keys, 3 * (model.intermediate // tensor)) * VALUE * max_batch_tokens
-    logits = max_sequences * model.vocabulary * (VALUE + 4)
+    stream = 2 * model.hidden * VALUE_BYTES * max_batch_tokens
+    layer = max(2 * queries + 2 * keys, 3 * (model.intermediate // tensor)) * VALUE_BYTES * max_batch_tokens
+    logits = max_sequences * model.vocabulary * (VALUE_BYTES + 4)
     return stream + max(layer, logits)
 
 
@@ -45,7 +44,7 @@ def buffer_bytes(model: Transformer, layout: Layout, max_batch_tokens: int) -> i
     """Return the bytes for collectives: send and receive buffers of every channel and one all-reduced activation."""
     if layout.tensor == 1:
         return 0
-    return 2 * NCCL_CHANNELS * NCCL_BUFFER_BYTES + max_batch_tokens * model.hidden * VALUE
+    return 2 * NCCL_CHANNELS * NCCL_BUFFER_BYTES + max_batch_tokens * model.hidden * VALUE_BYTES
 
 
 def ledger(
@@ -58,8 +57,8 @@ def ledger(
 ) -> Ledger:
     """Return where the memory of the fullest device of one instance goes.
 
-    Raises InputError that names the largest term and what is missing when nothing is left for the KV cache, and when the
-    layout cannot split the model.
+    Raises InputError that names the largest term and what is missing when nothing is left for the KV cache, and when
+    the layout cannot split the model.
     """
     model.check(layout)
     usable = int(accelerator.memory.capacity * utilisation)
@@ -74,17 +73,19 @@ def ledger(
         parts = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in terms.items())
         missing = (model.kv_bytes_per_token_per_rank(layout) - rest) / GIB
         what = (
-            f"{model.name} does not fit {accelerator.name} with tensor {layout.tensor}: {binding} take most ({parts}) of "
-            f"{usable / GIB:.1f} GiB usable, {missing:.1f} GiB too little before any KV cache"
+            f"{model.name} does not fit {accelerator.name} with tensor {layout.tensor}: {binding} take most "
+            f"({parts}) of {usable / GIB:.1f} GiB usable, {missing:.1f} GiB too little before any KV cache"
         )
         raise InputError(Problem(what, path="layout.tensor", allowed="a larger tensor degree, device or utilisation"))
-    return Ledger(usable, *terms.values(), rest)
+    return Ledger(usable, terms["weights"], terms["activations"], terms["communication buffers"], rest)
 
 
 def kv_blocks(book: Ledger, model: Transformer, layout: Layout, block_tokens: int) -> int:
     """Return how many KV blocks of `block_tokens` tokens the device holds; raises InputError when not even one fits."""
     block = block_tokens * model.kv_bytes_per_token_per_rank(layout)
     if book.kv_bytes < block:
-        what = f"one KV block of {block_tokens} tokens needs {block / GIB:.3f} GiB, {book.kv_bytes / GIB:.3f} GiB are left"
+        what = (
+            f"one KV block of {block_tokens} tokens needs {block / GIB:.3f} GiB, {book.kv_bytes / GIB:.3f} GiB are left"
+        )
         raise InputError(Problem(what, allowed="smaller blocks, a larger tensor degree, device or utilisation"))
     return book.kv_bytes // block

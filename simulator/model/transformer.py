@@ -13,8 +13,8 @@ from simulator import catalog
 from simulator.errors import InputError, Problem
 from simulator.strict import Count, Strict
 
-BYTES_PER_VALUE = 2
-"""Bytes of one bf16 or fp16 value."""
+VALUE_BYTES = 2
+"""Bytes of one weight, activation, key or value in bf16 or fp16."""
 
 
 class Layout(Strict):
@@ -68,7 +68,7 @@ class Transformer(Strict):
         bias = qkv_width if self.qkv_bias else 0
         return attention + bias + 3 * self.hidden * intermediate + 2 * self.hidden
 
-    def kv_bytes_per_token(self, bytes_per_value: int = BYTES_PER_VALUE) -> int:
+    def kv_bytes_per_token(self, bytes_per_value: int = VALUE_BYTES) -> int:
         """Return the bytes of keys and values that one token of context holds, over all layers, unsplit."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
 
@@ -76,7 +76,7 @@ class Transformer(Strict):
         """Return the KV heads that one rank holds; a head is copied when there are more ranks than heads."""
         return max(1, self.kv_heads // layout.tensor)
 
-    def kv_bytes_per_token_per_rank(self, layout: Layout, bytes_per_value: int = BYTES_PER_VALUE) -> int:
+    def kv_bytes_per_token_per_rank(self, layout: Layout, bytes_per_value: int = VALUE_BYTES) -> int:
         """Return the bytes of keys and values that one token of context holds on each rank, copies included."""
         return 2 * self.layers * self.kv_heads_per_rank(layout) * self.head_dim * bytes_per_value
 
@@ -84,7 +84,7 @@ class Transformer(Strict):
         """Return the rows of embedding and LM head on one rank: the vocabulary is split evenly and rounded up."""
         return -(-self.vocabulary // layout.tensor)
 
-    def weight_bytes_per_rank(self, layout: Layout, bytes_per_value: int = BYTES_PER_VALUE) -> int:
+    def weight_bytes_per_rank(self, layout: Layout, bytes_per_value: int = VALUE_BYTES) -> int:
         """Return the weight bytes on the fullest rank; norms are copied, KV heads as `kv_heads_per_rank` says."""
         layer = self._layer_parameters(
             self.heads // layout.tensor, self.kv_heads_per_rank(layout), self.intermediate // layout.tensor
@@ -92,22 +92,20 @@ class Transformer(Strict):
         tables = (1 if self.tied_embeddings else 2) * self.vocabulary_per_rank(layout) * self.hidden
         return (layer * self.layers + self.hidden + tables) * bytes_per_value
 
+    def splits_over(self, tensor: int) -> bool:
+        """Return whether `tensor` ranks get equal shares of heads and MLP columns, KV heads shared or copied evenly."""
+        even = self.heads % tensor == 0 and self.intermediate % tensor == 0
+        return even and (self.kv_heads % tensor == 0 or tensor % self.kv_heads == 0)
+
     def check(self, layout: Layout) -> None:
-        """Raise InputError with every reason for which this model cannot be split as `layout` says."""
-        tensor = layout.tensor
-        problems = []
-        for what, count in (("heads", self.heads), ("intermediate", self.intermediate)):
-            if count % tensor:
-                allowed = ", ".join(str(d) for d in range(1, 65) if not self.heads % d and not self.intermediate % d)
-                problems.append(
-                    Problem(f"{self.name} has {count} {what}, which {tensor} ranks cannot share", None, None, None,
-                            "layout.tensor", allowed)
-                )
-        if self.kv_heads % tensor and tensor % self.kv_heads:
-            what = f"{self.name} has {self.kv_heads} KV heads, which {tensor} ranks can neither share nor copy evenly"
-            problems.append(Problem(what, path="layout.tensor"))
-        if problems:
-            raise InputError(problems)
+        """Raise InputError when this model cannot be split as `layout` says; it names the degrees that can."""
+        if not self.splits_over(layout.tensor):
+            what = (
+                f"{self.name} ({self.heads} heads, {self.kv_heads} KV heads, {self.intermediate} MLP columns) "
+                f"does not split evenly over {layout.tensor} tensor-parallel ranks"
+            )
+            allowed = ", ".join(str(degree) for degree in range(1, self.heads + 1) if self.splits_over(degree))
+            raise InputError(Problem(what, path="layout.tensor", allowed=allowed))
 
 
 def load_model(name: str, beside: Path | None = None) -> Transformer:

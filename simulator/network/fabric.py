@@ -9,9 +9,9 @@ import heapq
 from collections.abc import Iterator, Sequence
 from math import ceil
 
-from simpy import Environment, Event
+from simpy import Event
 
-from simulator.clock import Alarm
+from simulator.clock import Alarm, Clock
 from simulator.errors import InvariantError
 from simulator.network.maxmin import maxmin_rates
 from simulator.network.routing import Routing, ecmp
@@ -56,7 +56,7 @@ class Fabric:
     `capacities` (bytes/s by link index) is live: what changes it then calls `reshare` with the links changed.
     """
 
-    def __init__(self, env: Environment, topology: Topology, seed: int, routing: Routing = ecmp) -> None:
+    def __init__(self, env: Clock, topology: Topology, seed: int, routing: Routing = ecmp) -> None:
         self.env = env
         self.topology = topology
         self.seed = seed
@@ -88,7 +88,7 @@ class Fabric:
         Raises ValueError for a negative size and IndexError for a device that does not exist.
         """
         transfer = Transfer(self.env)
-        now = int(self.env.now)
+        now = self.env.now
         for source, target, size_bytes in shards:
             if size_bytes < 0:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
@@ -106,7 +106,7 @@ class Fabric:
 
     def reshare(self, links: Sequence[int]) -> None:
         """Share anew, at once, the bandwidth of links whose entry in `capacities` has changed."""
-        self._share(int(self.env.now), links)
+        self._share(self.env.now, links)
         self._set_alarm()
 
     def _set_alarm(self) -> None:
@@ -119,7 +119,7 @@ class Fabric:
 
     def _wake(self, alarm: Event) -> None:
         alarm.callbacks.append(self._wake)
-        now = int(self.env.now)
+        now = self.env.now
         touched: list[int] = []
         while self._ending and self._ending[0][0] <= now:
             finish_ns, _, flow = heapq.heappop(self._ending)
@@ -252,7 +252,7 @@ class Fabric:
             )
 
     def check(self) -> None:
-        """Verify capacities, every flow's max-min certificate and the conservation of bytes, or raise InvariantError."""
+        """Verify capacities, each flow's max-min certificate and conservation of bytes; raises InvariantError."""
         loads = [sum(flow.rate for flow in flows) for flows in self._flows_on]
         for index, (load, capacity) in enumerate(zip(loads, self.capacities, strict=True)):
             if load > capacity * (1 + TOLERANCE):

@@ -1,1 +1,1 @@
-"""What a run leaves behind: tables of rows, exact figures over them, and a folder that is complete or says that it is not."""
+"""What a run leaves behind: tables of rows, exact figures over them, a folder that is complete or says it is not."""

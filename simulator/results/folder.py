@@ -1,11 +1,12 @@
-"""The folder of one run, which looks complete only when it is: its manifest is written last, by rename, once all is on disk.
+"""The folder of one run, which looks complete only when it is: the manifest comes last, by rename, once all is on disk.
 
-Model: write-ahead marker. The marker says that a run is writing here (and is locked while it does); `manifest.json` appears
-after every other file is on the disk; a run cut short leaves `manifest.partial.json`, a killed one only the marker.
+Model: write-ahead marker. The marker says that a run is writing here (and is locked while it does); `manifest.json`
+appears after every other file is on the disk; a run cut short leaves `manifest.partial.json`, a killed one the marker.
 """
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from simulator.errors import InputError, Problem
+from simulator.errors import InputError, InvariantError, Problem
 from simulator.results.output import OutputError, sync, write_json, write_text, writing
 from simulator.results.tables import TABLES, Table, TableWriter
 
@@ -85,8 +86,9 @@ class RunFolder:
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Close the tables, force everything to the disk and write `manifest.json`; return it.
 
-        `manifest` holds what the run knows of itself (scenario, its digest, seed, simulated_ns, wall_s, events); format,
-        status, versions, the digest and the list of files are added. Raises OutputError; then the folder is not complete.
+        `manifest` holds what the run knows of itself (scenario, its digest, seed, simulated_ns, wall_s, events);
+        format, status, versions, the digest and the list of files are added. Raises OutputError; then the folder is
+        not complete.
         """
         with writing(self.path):
             for writer in self._writers:
@@ -102,7 +104,7 @@ class RunFolder:
     def abandon(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Keep what a run that was cut short has done and write `manifest.partial.json`; return it.
 
-        A table that cannot be closed (the disk is full) is removed and not listed. Raises OutputError when not even the
+        A table that is not whole (the disk is full) is removed and not listed. Raises OutputError when not even the
         manifest can be written.
         """
         kept = []
@@ -110,7 +112,7 @@ class RunFolder:
             try:
                 writer.close()
                 kept.append(writer)
-            except OutputError:
+            except (OutputError, InvariantError):
                 writer.discard()
         self._writers = kept
         with writing(self.path):
@@ -186,6 +188,8 @@ def _lock(path: Path) -> TextIO:
 
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(marker.fileno()), path.stat()):
+                raise BlockingIOError("another run has just ended and begun")
         except OSError as error:
             marker.close()
             raise _unusable(path.parent, "is being written by another run") from error

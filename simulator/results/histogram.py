@@ -1,7 +1,7 @@
 """A histogram of durations in bins of equal relative width, in integers only: exact counts, quantiles within 0.4 %.
 
-Model: the bins of HdrHistogram (G. Tene): every power of two is cut into 128 equal bins, so a bin is at most 1/128 of its
-values wide; values below 256 have a bin each.
+Model: the bins of HdrHistogram (G. Tene): every power of two is cut into 128 equal bins, so a bin is at most 1/128 of
+its values wide; values below 256 have a bin each.
 """
 
 from simulator.results.quantiles import nearest_rank
@@ -101,7 +101,7 @@ class LogHistogram:
         return dict(sorted(self._bins.items()))
 
     def quantile(self, q: float) -> int | None:
-        """Return the middle of the bin that holds the nearest-rank quantile, kept within [min, max]; None when empty."""
+        """Return the middle of the bin of the nearest-rank quantile, kept within [min, max]; None when empty."""
         if not self.count or self.min is None:
             return None
         left = nearest_rank(q, self.count)

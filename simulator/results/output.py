@@ -1,4 +1,4 @@
-"""Writing that either lasts or says why not: temporary file, fsync, rename (POSIX rename is atomic within one folder)."""
+"""Writing that either lasts or says why not: temporary file, fsync, rename (POSIX: atomic within one folder)."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class OutputError(Exception):
-    """The results could not be written in the middle of a run (disk full, folder gone); the command line exits with 1."""
+    """The results could not be written in the middle of a run (disk full, folder gone); exit code 1."""
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Exact quantiles of integers that are streamed several times, in memory that does not grow with their number.
 
 Model: radix selection from the most significant digit. The quantile is the nearest rank (the inverse of the empirical
-distribution, type 1 of Hyndman and Fan 1996): the smallest value with at least a share q of all values at or below it, so
-every figure is a value that was observed.
+distribution, type 1 of Hyndman and Fan 1996): the smallest value with at least a share q of all values at or below it,
+so every figure is a value that was observed.
 """
 
 from collections.abc import Callable, Iterable, Sequence

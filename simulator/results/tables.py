@@ -1,7 +1,8 @@
 """The tables that a run writes, and the writer that streams their rows to Parquet in flat memory.
 
 Every time is an integer of nanoseconds since the run's start and every size an integer of bytes. The digest of a table
-covers its logical values, column by column, so it is the same whatever pyarrow wrote the file and however rows were batched.
+covers its logical values, column by column, so it is the same whichever pyarrow wrote the file and however rows were
+batched.
 """
 
 from hashlib import blake2b
@@ -18,7 +19,7 @@ _NOTHING = -1  # what the engine holds for "has not come"; null in a nullable co
 
 
 class Column(NamedTuple):
-    """One column: `type` is int32, int64, double or string; integers are zero or more; -1 or None is null if nullable."""
+    """One column: `type` is int32, int64, double or string; integers are >= 0; -1 or None is null if nullable."""
 
     name: str
     type: str
@@ -50,7 +51,7 @@ def _time(name: str, doc: str, nullable: bool = False) -> Column:
 
 REQUESTS = Table(
     "requests",
-    "One row per request that arrived, in the order in which they ended; those still open at the end of the run come last.",
+    "One row per request that arrived, in the order in which they ended; those open at the end of the run come last.",
     (
         Column("request_id", "int64", "", "number of the request in order of arrival, from 0"),
         _text("session", "conversation or agent run that the request belongs to", nullable=True),
@@ -79,8 +80,8 @@ REQUESTS = Table(
 
 INSTANCES = Table(
     "instances",
-    "One row per instance and window of the scenario's `results.interval`; windows in which an instance had nothing to do "
-    "follow each other in one longer row. The rows of an instance tile the run without gap or overlap.",
+    "One row per instance and window of the scenario's `results.interval`; windows without work that follow each other "
+    "are one longer row. The rows of an instance tile its life without gap or overlap.",
     (
         _text("instance", "name of the instance"),
         _text("role", "pool that it belongs to: prefill, decode or colocated"),
@@ -163,6 +164,7 @@ class TableWriter:
         self._pending: list[tuple[Any, ...]] = []
         self._batches: list[Any] = []
         self._written = 0
+        self._failure: Exception | None = None  # rows are lost, so the table must never be taken for whole
         self._hashes = [_ColumnHash() for _ in table.columns]
         with writing(self.path):
             self._parquet = pq.ParquetWriter(
@@ -197,14 +199,18 @@ class TableWriter:
         return total.hexdigest()
 
     def close(self) -> None:
-        """Write what is buffered and the file's footer, and force the file to the disk; a second call does nothing."""
+        """Write what is buffered and the file's footer; a second call does nothing, and after a failure it fails again."""
         if self.closed:
             return
+        if self._failure is not None:
+            raise self._failure
         self._take_batch()
         self._write_row_group()
-        self.closed = True
-        with writing(self.path):
+        try:
             self._parquet.close()
+        except OSError as error:
+            raise self._refused(error) from error
+        self.closed = True
 
     def discard(self) -> None:
         """Give the file up after a failed write: close what can be closed and remove it."""
@@ -232,7 +238,8 @@ class TableWriter:
                 )
             ]
         except (ValueError, TypeError, OverflowError) as error:
-            raise InvariantError(f"rows of table {self.table.name} do not fit their columns: {error}") from error
+            self._failure = InvariantError(f"rows of table {self.table.name} do not fit their columns: {error}")
+            raise self._failure from error
         self._batches.append(self._pa.record_batch(arrays, schema=self._schema))
         if len(self._batches) * BATCH_ROWS >= ROW_GROUP_ROWS:
             self._write_row_group()
@@ -251,7 +258,11 @@ class TableWriter:
                 raise ValueError(f"{column.name} has a value that is not finite")
             hashed.values.update(numbers.astype("<f8").tobytes())
             return array
-        array = self._pa.array(values, self._pa.int64())
+        array = self._pa.array(values)  # given the type, pyarrow would cut a float down to an integer without a word
+        if array.null_count == len(array):
+            array = array.cast(self._pa.int64())
+        if array.type != self._pa.int64():
+            raise TypeError(f"{column.name} has a value that is not an integer of 64 bits")
         if array.null_count:
             array = array.fill_null(_NOTHING)
         numbers = array.to_numpy()
@@ -270,7 +281,12 @@ class TableWriter:
         try:
             self._parquet.write_table(group, row_group_size=ROW_GROUP_ROWS)
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot write the results: {error.strerror or error}") from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> OutputError:
+        failure = OutputError(f"{self.path}: cannot write the results: {error.strerror or error}")
+        self._failure = failure
+        return failure
 
 
 class _ColumnHash:

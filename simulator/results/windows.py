@@ -1,6 +1,6 @@
 """What one instance did in each window of time, from values that stand still, or grow evenly, between two observations.
 
-Model: exact integrals of piecewise constant functions (KV blocks: piecewise linear); their mean over a window is time-weighted.
+Model: exact integrals of piecewise constant functions (KV blocks: piecewise linear); means are weighted by time.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ IDLE, PREFILL, DECODE = 0, 1, 2
 class Windows:
     """Turns the observations of one instance into rows of the INSTANCES table, one per window of `interval_ns`.
 
-    Windows end at multiples of the interval. Those without an iteration, a request or a change of the KV blocks in use are
-    one row as long as they follow each other.
+    Windows end at multiples of the interval. Those without an iteration, a request or a change of the KV blocks in use
+    are one row as long as they follow each other.
     """
 
     __slots__ = (
@@ -38,6 +38,13 @@ class Windows:
         "_waiting",
         "_waiting_max",
     )
+
+    _running: int
+    _running_max: int
+    _waiting: int
+    _waiting_max: int
+    _kv_max: int
+    _kv_twice: float
 
     def __init__(
         self,
@@ -71,9 +78,9 @@ class Windows:
     ) -> None:
         """Say what held from the last observation until `now_ns`: IDLE, PREFILL or DECODE, requests, KV blocks in use.
 
-        `output_tokens` became ready in that time; where it crosses the end of a window they are divided in proportion to
-        time, in whole tokens. With `kv_end_blocks` the blocks in use go evenly from `kv_blocks` to it. A value that held
-        for no time leaves no trace, but tokens always count.
+        `output_tokens` became ready in that time; where it crosses the end of a window they are divided in proportion
+        to time, in whole tokens. With `kv_end_blocks` the blocks in use go evenly from `kv_blocks` to it. A value that
+        held for no time leaves no trace, but tokens always count. Times never go back (InvariantError).
         """
         spent_ns = now_ns - self._last_ns
         if now_ns > self._end_ns or spent_ns < 0:
@@ -114,9 +121,10 @@ class Windows:
     def _open(self, start_ns: int) -> None:
         self._start_ns = start_ns
         self._end_ns = (start_ns // self._interval_ns + 1) * self._interval_ns
-        self._prefill_ns = self._decode_ns = self._output_tokens = 0
-        self._running = self._running_max = self._waiting = self._waiting_max = self._kv_max = 0
-        self._kv_twice: float = 0  # twice the integral: an integer unless a window's end cuts a slope
+        self._prefill_ns = self._decode_ns = self._output_tokens = self._kv_max = 0
+        self._running = self._waiting = 0  # integrals over time
+        self._running_max = self._waiting_max = 0
+        self._kv_twice = 0  # twice the integral: an integer unless the end of a window cuts a slope
 
     def _observe_across(
         self, now_ns: int, state: int, running: int, waiting: int, kv: int, tokens: int, kv_end: int | None

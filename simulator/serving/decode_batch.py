@@ -1,7 +1,7 @@
 """The requests that decode together. Nothing is stepped per token: what each holds follows from when it joined.
 
 Model: iteration-level scheduling (Orca, OSDI 2022); a member that joined at iteration i with c tokens of context holds
-c + (n - i) tokens at iteration n, so sums over the batch are linear in n and block counts need only c - i modulo a block.
+c + (n - i) at iteration n, so sums over the batch are linear in n and block counts need only c - i modulo a block.
 """
 
 from heapq import heappop, heappush
@@ -14,13 +14,24 @@ from simulator.serving.request import Request
 class DecodeBatch:
     """Members in the order in which they joined, their total context, and the iteration at which each finishes."""
 
-    __slots__ = ("_blocks", "_finishes", "_phases", "_ramp", "block_tokens", "context", "iteration", "members")
+    __slots__ = (
+        "_blocks",
+        "_counted",
+        "_finishes",
+        "_phases",
+        "_ramp",
+        "block_tokens",
+        "context",
+        "iteration",
+        "members",
+    )
 
     def __init__(self, block_tokens: int) -> None:
         self.block_tokens = block_tokens
         self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
-        self._blocks = 0  # blocks held now; -1 when it must be summed anew
+        self._blocks = 0  # blocks held now, if counted since the last step
+        self._counted = True
         self.members: dict[int, Request] = {}
         self._finishes: list[tuple[int, int, Request]] = []
         self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
@@ -36,7 +47,7 @@ class DecodeBatch:
         request.finish_iteration = self.iteration + request.output_tokens - request.generated
         self.members[request.request_id] = request
         self.context += held
-        self._blocks = -1
+        self._blocks += -(-held // self.block_tokens)
         self._phases[request.offset % self.block_tokens] += 1
         heappush(self._finishes, (request.finish_iteration, request.request_id, request))
 
@@ -45,8 +56,9 @@ class DecodeBatch:
         del self.members[request.request_id]
         request.generated = self.generated(request)
         request.finish_iteration = -1
-        self.context -= self.iteration - request.offset
-        self._blocks = -1
+        held = self.iteration - request.offset
+        self.context -= held
+        self._blocks -= -(-held // self.block_tokens)
         self._phases[request.offset % self.block_tokens] -= 1
 
     def generated(self, request: Request) -> int:
@@ -56,7 +68,7 @@ class DecodeBatch:
     def advance(self, steps: int) -> None:
         """Let every member generate `steps` tokens."""
         self.iteration += steps
-        self._blocks = -1
+        self._counted = False
         self.context += steps * len(self.members)
 
     def steps_to_finish(self) -> int:
@@ -85,14 +97,14 @@ class DecodeBatch:
 
     def blocks(self, ahead: int = 0) -> int:
         """Return the KV blocks that the members hold after `ahead` more steps: the sum of ceil(held / block)."""
-        if not ahead and self._blocks >= 0:
+        if not ahead and self._counted:
             return self._blocks
         size = self.block_tokens
         turn = size - (self.iteration + ahead) % size
-        padding = sum(map(mul, self._phases, self._ramp[turn : turn + size]))  # (phase - iteration) modulo a block
+        padding: int = sum(map(mul, self._phases, self._ramp[turn : turn + size]))  # (phase - iteration) modulo a block
         blocks = (self.context + ahead * len(self.members) + padding) // size
         if not ahead:
-            self._blocks = blocks
+            self._blocks, self._counted = blocks, True
         return blocks
 
     def blocks_at_most(self, ahead: int) -> int:

@@ -8,8 +8,9 @@ Sources: Splitwise (ISCA 2024), DistServe (OSDI 2024). Nothing moves while decod
 from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
-from simpy import Environment, Event
+from simpy import Event
 
+from simulator.clock import Clock
 from simulator.serving.instance import Instance
 from simulator.serving.pool import Pool, kv_shards
 from simulator.serving.request import Request
@@ -26,7 +27,7 @@ class KVTransfer:
     """Hands requests from a prefill pool over to a decode pool."""
 
     def __init__(
-        self, env: Environment, network: Network, prefill: Pool, decode: Pool, kv_heads: int, bytes_per_token: int
+        self, env: Clock, network: Network, prefill: Pool, decode: Pool, kv_heads: int, bytes_per_token: int
     ) -> None:
         self._env = env
         self._network = network

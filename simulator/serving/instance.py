@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from simpy import Environment, Event
+from simpy import Event
 
-from simulator.clock import Alarm
+from simulator.clock import Alarm, Clock
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks
 from simulator.serving.kv_cache import KVCache
@@ -42,25 +42,17 @@ class Engine(NamedTuple):
     watermark_blocks: int
 
 
-class Observer(Protocol):
-    """Hears what an engine does; it turns it into rows and never answers."""
+class Observer(NamedTuple):
+    """Where an engine reports what it did; the callables turn it into rows and never answer."""
 
-    def begins(
-        self, now_ns: int, state: int, running: int, waiting: int, kv_blocks: int, kv_per_ns: float, tokens: int
-    ) -> None:
-        """An interval begins with these values; KV use grows by `kv_per_ns`; the one before it gave `tokens`."""
-
-    def queued(self, now_ns: int, waiting: int) -> None:
-        """The queue has grown to `waiting` requests."""
-
-    def gap(self, gap_ns: int, count: int) -> None:
-        """`count` tokens came `gap_ns` after the token before them."""
-
-    def gaps(self, first_ns: int, last_ns: int, steps: int, count: int) -> None:
-        """`steps` iterations with lengths in arithmetic progression each gave `count` tokens."""
-
-    def preempted(self, now_ns: int, instance: str, request: Request) -> None:
-        """A request lost its KV blocks and goes back to the queue."""
+    observe: Callable[[int, int, int, int, int, int, int], None]
+    """(now_ns, state, running, waiting, kv_blocks, tokens, kv_end_blocks): what held since the last call until now."""
+    gap: Callable[[int, int], None]
+    """(gap_ns, count): so many tokens came so long after the token before them."""
+    gaps: Callable[[int, int, int, int], None]
+    """(first_ns, last_ns, steps, count): steps with lengths in arithmetic progression gave `count` tokens each."""
+    preempted: Callable[[int, str, Request], None]
+    """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""
 
 
 class Instance:
@@ -68,7 +60,7 @@ class Instance:
 
     def __init__(
         self,
-        env: Environment,
+        env: Clock,
         name: str,
         engine: Engine,
         devices: Sequence[int],
@@ -95,7 +87,7 @@ class Instance:
         self._fresh: list[Request] = []  # members that have not yet had a decode step here
         self._reservations: deque[tuple[Request, Event]] = deque()
         self._reserved = 0
-        self._tokens = 0  # generated since the observer last heard
+        self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
         self._arrived: list[Request] = []
         env.process(self._run())
 
@@ -105,9 +97,10 @@ class Instance:
         """Queue a request for prefill."""
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
+        begun = self._mark()
         self.waiting.append(request)
-        self._observer.queued(self.env.now, len(self.waiting))
-        self._nudge()
+        self._waiting_seen += 1
+        self._nudge(begun)
 
     def reserve(self, request: Request) -> Event:
         """Return an event that fires when KV blocks and a seat are set aside for a request prefilled elsewhere."""
@@ -119,12 +112,15 @@ class Instance:
     def join(self, request: Request) -> None:
         """Take in a request whose reserved blocks now hold its keys and values; it decodes from the next iteration."""
         self._arrived.append(request)
-        self._nudge()
+        self._nudge(self._steps_by_now())
 
     def release(self, tokens: int) -> None:
         """Free the blocks of a request whose keys and values have moved away."""
-        self.kv.held -= self.kv.blocks_for(tokens)
-        self._freed()
+        self._mark()
+        self._hold(-self.kv.blocks_for(tokens))
+        self._grant_reservations()
+        if self.waiting:
+            self._nudge(self._steps_by_now())
 
     # -- what a batcher and a router may read ---------------------------------------------------------------------
 
@@ -157,6 +153,7 @@ class Instance:
             else:
                 self._begins(IDLE)
                 yield alarm
+                self._mark()
                 self._ticks = self.env.now << TICK_BITS
 
     def _begin_prefill(self, count: int) -> list[Request]:
@@ -177,7 +174,7 @@ class Instance:
 
     def _end_prefill(self, batch: list[Request]) -> None:
         now, kv, hand_over = self.env.now, self.kv, self._prefilled
-        freed = False
+        self._passed(kv.used(), len(batch))
         for request in batch:
             blocks = -(-(request.prompt_tokens + request.generated) // self.block_tokens)
             request.generated += 1
@@ -188,7 +185,6 @@ class Instance:
             request.last_token_ns = now
             if request.generated == request.output_tokens:
                 kv.held -= blocks
-                freed = True
                 request.finish_ns = now
                 self._finished(request, self)
             elif hand_over is not None:
@@ -196,9 +192,7 @@ class Instance:
             else:
                 kv.held -= blocks
                 self._add(request)
-        self._tokens += len(batch)
-        if freed:
-            self._grant_reservations()
+        self._grant_reservations()
 
     def _begin_jump(self) -> None:
         kv, batch = self.kv, self.batch
@@ -212,10 +206,8 @@ class Instance:
         size = len(batch.members)
         fixed, slope = self.engine.step_ticks(size)
         self._jump = jump = Jump(self._ticks, steps, size, batch.context, fixed, slope)
-        end_ns = jump.end >> TICK_BITS
-        self._alarm.set(end_ns)
-        lasts_ns = end_ns - self.env.now
-        self._begins(DECODE, size * steps / (self.block_tokens * lasts_ns) if lasts_ns else 0.0)
+        self._alarm.set(jump.end >> TICK_BITS)
+        self._begins(DECODE)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -225,12 +217,12 @@ class Instance:
         self._ticks = jump.end
         self._record_gaps(jump)
         self.batch.advance(jump.steps)
+        self._passed(self.kv.used(), jump.steps * jump.batch - self._tokens_seen)
         self._last_step_ns = now
         done = self.batch.pop_finished()
         for request in done:
             request.last_token_ns = request.finish_ns = now
             self._finished(request, self)
-        self._tokens += jump.steps * jump.batch
         if done:
             self._grant_reservations()
 
@@ -283,40 +275,60 @@ class Instance:
             if self.running >= self.engine.limits.max_running or blocks > self.kv.admissible(ahead):
                 return
             queue.popleft()
-            self.kv.held += blocks
+            self._mark()
+            self._hold(blocks)
             self._reserved += 1
             event.succeed()
             if self._jump is not None and self.kv.steps_that_fit(self._jump.steps) < self._jump.steps:
-                self._cut(self._jump)
-
-    def _freed(self) -> None:
-        self._grant_reservations()
-        if self.waiting:
-            self._nudge()
+                self._cut(self._jump, ahead)
 
     def _steps_by_now(self) -> int:
         """Return how many steps of the current jump have begun: the blocks of a step are taken as it begins."""
         jump = self._jump
         return jump.steps_by(self.env.now) if jump is not None else 0
 
-    def _nudge(self) -> None:
-        """Let the engine decide anew as soon as its present iteration ends."""
+    def _nudge(self, begun: int) -> None:
+        """Let the engine decide anew as soon as its present iteration, number `begun` of a jump, ends."""
         if self._jump is not None:
-            self._cut(self._jump)
+            self._cut(self._jump, begun)
         elif self.state == IDLE and self._alarm.at_ns is None:
             self._alarm.set(self.env.now)
 
-    def _cut(self, jump: Jump) -> None:
-        steps = jump.steps_by(self.env.now)
+    def _cut(self, jump: Jump, steps: int) -> None:
         if steps < jump.steps:
             jump.cut(steps)
             self._alarm.set(jump.end >> TICK_BITS)
 
-    def _begins(self, state: int, kv_per_ns: float = 0.0) -> None:
+    # -- what it tells its observer -------------------------------------------------------------------------------
+
+    def _begins(self, state: int) -> None:
         self.state = state
-        running, waiting, used = len(self.batch.members), len(self.waiting), self.kv.used()
-        self._observer.begins(self.env.now, state, running, waiting, used, kv_per_ns, self._tokens)
-        self._tokens = 0
+        self._running_seen = len(self.batch.members)
+        self._waiting_seen = len(self.waiting)
+        self._kv_seen = self.kv.used()
+        self._tokens_seen = 0
+
+    def _passed(self, kv_blocks: int, tokens: int) -> None:
+        self._observer.observe(
+            self.env.now, self.state, self._running_seen, self._waiting_seen, self._kv_seen, tokens, kv_blocks
+        )
+        self._kv_seen = kv_blocks
+
+    def _mark(self) -> int:
+        """Close the interval so far, for something that the observer counts is about to change; return steps begun."""
+        jump = self._jump
+        if jump is None:
+            self._passed(self.kv.used(), 0)
+            return 0
+        begun = jump.steps_by(self.env.now)
+        tokens = (begun - 1) * jump.batch
+        self._passed(self.kv.used(begun), tokens - self._tokens_seen)
+        self._tokens_seen = tokens
+        return begun
+
+    def _hold(self, blocks: int) -> None:
+        self.kv.held += blocks
+        self._kv_seen += blocks
 
     def generated(self, request: Request) -> int:
         """Return the tokens a request in this engine has generated by now, mid-jump included."""
@@ -328,6 +340,12 @@ class Instance:
         begun = jump.steps_by(self.env.now)
         complete = (jump.start + jump.elapsed(begun)) >> TICK_BITS <= self.env.now
         return self.batch.generated(request) + begun - (not complete)
+
+    def settle(self) -> None:
+        """Report up to now, and write down what the requests that decode here have generated: the run is over."""
+        self._mark()
+        for request in self.batch.members.values():
+            request.generated = self.generated(request)
 
     def check(self) -> None:
         """Raise InvariantError unless the KV ledger adds up."""

@@ -1,4 +1,4 @@
-"""Many decode steps as one: a step's length is affine in the context, which grows by the batch, so sums are closed forms.
+"""Many decode steps as one: a step's length is affine in the context, which grows by the batch: closed forms.
 
 Times inside an engine are whole ticks of 2^-20 ns: sums are exact, and cutting a jump in two changes nothing.
 """

@@ -13,14 +13,16 @@ from simulator.strict import Strict
 class PoolView(Protocol):
     """What a router may read of a pool."""
 
-    outstanding: Sequence[int]
-    """Per instance: requests sent to it that have not left it."""
+    @property
+    def outstanding(self) -> Sequence[int]:
+        """Per instance: requests sent to it that have not left it."""
 
 
 class Router(Protocol):
     """Chooses the index of an instance for one request."""
 
-    def __call__(self, request: Request, pool: PoolView) -> int: ...
+    def __call__(self, request: Request, pool: PoolView) -> int:
+        """Return the index of the instance that takes `request`."""
 
 
 class NoParameters(Strict):

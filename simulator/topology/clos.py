@@ -105,7 +105,7 @@ class ClosShape:
 
 
 def clos_shape(parameters: ClosParameters) -> ClosShape:
-    """Return the leaf-spine that holds the nodes with the fewest leaves, then the fewest spines.
+    """Return the leaf-spine that holds the nodes in the fewest groups, evenly filled, with the fewest spines.
 
     Raises ValueError that names the largest number of nodes that fits.
     """
@@ -124,7 +124,7 @@ def clos_shape(parameters: ClosParameters) -> ClosShape:
         what = f"{nodes} nodes do not fit two tiers of {radix}-port switches at taper {parameters.taper:g}"
         raise ValueError(f"{what} with {parameters.attachment} attachment; the largest that fits is {largest} nodes")
     groups = -(-nodes // nodes_per_group)
-    nodes_per_group = min(nodes, nodes_per_group)
+    nodes_per_group = -(-nodes // groups)
     down = nodes_per_group * nics_per_leaf
     uplinks = -int(-down // taper)
     leaves = groups * leaves_per_group

@@ -4,9 +4,11 @@ Model: every cable is two directed links of its own (parallel cables stay apart,
 traffic climbs to the lowest common switch and comes down. Source: Leiserson 1985; Al-Fares et al., SIGCOMM 2008.
 """
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 Path = tuple[int, ...]
 """A route as the indices of its directed links, in order of travel."""
+
+Ascent = dict[str, tuple[list[Path], list[Path]]]
+"""The switches of one height above some switch: by name, every way up from it and every way down to it."""
 
 CACHED_SWITCH_PAIRS = 16_384
 
@@ -70,6 +75,35 @@ class Access:
     inward: Path
 
 
+class Meetings(Sequence[Path]):
+    """The paths between two switches: for each switch where they meet, every way up joined to every way down.
+
+    A path is put together when it is asked for, so that choosing one of very many is cheap.
+    """
+
+    __slots__ = ("_ends", "_ways")
+
+    def __init__(self, ways: Sequence[tuple[Sequence[Path], Sequence[Path]]]) -> None:
+        self._ways = ways
+        self._ends = list(accumulate(len(ups) * len(downs) for ups, downs in ways))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return tuple(self[at] for at in range(*index.indices(len(self))))
+        index = range(len(self))[index]  # negative ones count from the end, those outside are refused
+        meeting = bisect_right(self._ends, index)
+        ups, downs = self._ways[meeting]
+        up, down = divmod(index - (self._ends[meeting - 1] if meeting else 0), len(downs))
+        return ups[up] + downs[down]
+
+
 class EqualCostPaths(Sequence[Path]):
     """Every shortest path between two devices, each put together only when it is asked for."""
 
@@ -114,7 +148,8 @@ class Topology:
     climbs: Mapping[str, tuple[Climb, ...]]
     bisection_bytes_per_s: int
     oversubscription: float
-    _between: dict[tuple[str, str], tuple[Path, ...]] = field(default_factory=dict, init=False, repr=False)
+    _between: dict[tuple[str, str], Meetings] = field(default_factory=dict, init=False, repr=False)
+    _above: dict[str, list[Ascent]] = field(default_factory=dict, init=False, repr=False)
 
     def paths(self, source: int, target: int) -> Sequence[Path]:
         """Return every equal-cost shortest path between two devices as tuples of link indices.
@@ -133,8 +168,18 @@ class Topology:
         if middles is None:
             if len(self._between) >= CACHED_SWITCH_PAIRS:
                 self._between.clear()
-            middles = self._between[ends] = up_down_paths(self.climbs, *ends)
+            middles = self._between[ends] = self._meetings(*ends)
         return EqualCostPaths(start.outward, middles, end.inward)
+
+    def _meetings(self, source: str, target: str) -> Meetings:
+        for switch in (source, target):
+            if switch not in self._above:
+                self._above[switch] = list(ascents(self.climbs, switch))
+        for rising, falling in zip(self._above[source], self._above[target], strict=False):
+            ways = [(ups, falling[switch][1]) for switch, (ups, _) in rising.items() if switch in falling]
+            if ways:
+                return Meetings(ways)
+        raise LookupError(f"no switch stands above both {source} and {target}")
 
     @cached_property
     def graph(self) -> "networkx.MultiDiGraph[str]":
@@ -163,27 +208,18 @@ class Topology:
         return sum(self.links[index].latency_ns for index in path)
 
 
-def up_down_paths(climbs: Mapping[str, tuple[Climb, ...]], source: str, target: str) -> tuple[Path, ...]:
-    """Return every path that climbs from one switch to the lowest switches above both and comes down to the other.
-
-    Both switches stand at the same height. Raises LookupError when nothing stands above both.
-    """
-    ups: dict[str, list[Path]] = {source: [()]}
-    downs: dict[str, list[Path]] = {target: [()]}
-    while ups and downs:
-        meeting = [switch for switch in ups if switch in downs]
-        if meeting:
-            return tuple(up + down for switch in meeting for up in ups[switch] for down in downs[switch])
-        higher_ups: dict[str, list[Path]] = {}
-        higher_downs: dict[str, list[Path]] = {}
-        for switch, paths in ups.items():
-            for climb in climbs.get(switch, ()):
-                higher_ups.setdefault(climb.switch, []).extend((*path, climb.up) for path in paths)
-        for switch, paths in downs.items():
-            for climb in climbs.get(switch, ()):
-                higher_downs.setdefault(climb.switch, []).extend((climb.down, *path) for path in paths)
-        ups, downs = higher_ups, higher_downs
-    raise LookupError(f"no switch stands above both {source} and {target}")
+def ascents(climbs: Mapping[str, tuple[Climb, ...]], switch: str) -> Iterator[Ascent]:
+    """Yield, for 0, 1, 2 ... cables above `switch`, the switches there with every way up to each and down from it."""
+    level: Ascent = {switch: ([()], [()])}
+    while level:
+        yield level
+        higher: Ascent = {}
+        for below, (ups, downs) in level.items():
+            for climb in climbs.get(below, ()):
+                higher_ups, higher_downs = higher.setdefault(climb.switch, ([], []))
+                higher_ups += [(*path, climb.up) for path in ups]
+                higher_downs += [(climb.down, *path) for path in downs]
+        level = higher
 
 
 def climb_height(climbs: Mapping[str, tuple[Climb, ...]], source: str, target: str) -> int:

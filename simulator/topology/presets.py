@@ -91,13 +91,9 @@ def _merge(base: Any, overrides: Document, path: PathKey, positions: dict[PathKe
     value = overrides.value
     for part in path:
         value = value[part]
-    if isinstance(base, Mapping) and isinstance(value, Mapping):
-        merged = dict(base)
-        for key in value:
-            merged[key] = _merge(base.get(key), overrides, (*path, key), positions)
-        return merged
-    for stale in [known for known in positions if known[: len(path)] == path]:
-        del positions[stale]
-    positions[path] = overrides.position(path)
-    positions |= {at: position for at, position in overrides.positions.items() if at[: len(path)] == path}
-    return value
+    if not isinstance(base, Mapping) or not isinstance(value, Mapping):
+        positions[path] = overrides.position(path)
+        base = {}
+    if not isinstance(value, Mapping):
+        return value
+    return {**base, **{key: _merge(base.get(key), overrides, (*path, key), positions) for key in value}}

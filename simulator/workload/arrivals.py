@@ -17,6 +17,7 @@ from simulator.errors import InputError
 from simulator.units import NS_PER_S
 
 BLOCK = 8_192
+_CHANGES_PER_ARRIVAL = 100  # bounds the work of a block; the burstiness is long gone by then
 _END_NS = float(2**63 - 1024)  # the last float below 2**63
 
 Times = NDArray[np.int64]
@@ -36,7 +37,7 @@ def _positive(value: float, what: str) -> None:
 
 
 def _absolute(base_ns: int, offset_ns: Floats) -> Times:
-    """Return base + offset in whole ns; offsets stay small, so that floats lose no ns however long the run."""
+    """Return base + offset in whole ns; offsets span one block, so floats keep the ns of blocks up to 104 days."""
     if base_ns + offset_ns[-1] >= _END_NS:
         raise InputError("the arrivals run past 292 years, the end of 64-bit nanoseconds; raise the rate")
     return base_ns + np.rint(offset_ns).astype(np.int64)
@@ -126,6 +127,10 @@ class Mmpp:
                 _positive(rate, "rate")
         if not any(self.rates_per_s):
             raise ValueError("mmpp needs at least one rate above zero")
+        if self.mean_rate_per_s * sum(self.dwell_ns) * _CHANGES_PER_ARRIVAL < len(self.dwell_ns) * NS_PER_S:
+            raise ValueError(
+                f"mmpp changes state over {_CHANGES_PER_ARRIVAL} times per arrival; that is a plain poisson"
+            )
 
     @property
     def mean_rate_per_s(self) -> float:

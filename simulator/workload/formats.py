@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NoReturn, Protocol
 
 from simulator.errors import InputError, Problem, nearest
@@ -105,21 +106,23 @@ class CsvReader:
 def _header_problems(
     header: list[str], wanted: list[Field], ignored: tuple[str, ...], extra: bool
 ) -> list[tuple[str, str | None]]:
-    """Return (what, nearest) for each fault of a header."""
-    found = ", ".join(header)
+    """Return (what, nearest) for each kind of fault of a header."""
+    required = dict.fromkeys(field.column for field in wanted if field.required)
     known = [field.column for field in wanted] + list(ignored)
-    required = ", ".join(field.column for field in wanted if field.required)
+    found = shorten(", ".join(header), 200, placeholder=" ...")
+    both = f"; found: {found}; expected: {', '.join(required)}"
     problems: list[tuple[str, str | None]] = []
-    missing = dict.fromkeys(field.column for field in wanted if field.required and field.column not in header)
-    problems += [
-        (f"no column {name!r}; found: {found}; expected: {required}", nearest(name, header)) for name in missing
-    ]
-    for name in dict.fromkeys(header):
-        if name in known and header.count(name) > 1:
-            problems.append((f"column {name!r} is there {header.count(name)} times", None))
-        if name not in known and not extra:
-            problems.append((f"unexpected column {name!r}; found: {found}; expected: {required}", nearest(name, known)))
+    if missing := [name for name in required if name not in header]:
+        problems.append((f"no column {_quoted(missing)}{both}", nearest(missing[0], header)))
+    elif surplus := [name for name in dict.fromkeys(header) if name not in known and not extra]:
+        problems.append((f"unexpected column {_quoted(surplus)}{both}", nearest(surplus[0], known)))
+    if twice := [name for name in dict.fromkeys(header) if name in known and header.count(name) > 1]:
+        problems.append((f"column {_quoted(twice)} is there more than once", None))
     return problems
+
+
+def _quoted(names: list[str]) -> str:
+    return shorten(", ".join(map(repr, names)), 200, placeholder=" ...")
 
 
 class _Decimal(str):

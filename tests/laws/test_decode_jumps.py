@@ -5,10 +5,11 @@ memory and walks every iteration. Step length: fixed + slope x (sum over the bat
 included), rounded to 2^-20 ns as the engine's clock counts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 import simpy
+from simulator.clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,14 +47,19 @@ class Seen:
     gap_sum_ns: int = 0
     tokens: int = 0
     preemptions: int = 0
-    states: list = field(default_factory=list)
+    last_ns: int = 0
+    waited_ns: int = 0
+    ran_ns: int = 0
+    kv_max: int = 0
 
-    def begins(self, now_ns, state, running, waiting, kv_blocks, kv_per_ns, tokens):
+    def observe(self, now_ns, state, running, waiting, kv_blocks, tokens, kv_end_blocks):
+        assert now_ns >= self.last_ns
+        assert tokens >= 0
         self.tokens += tokens
-        self.states.append((now_ns, state, running, waiting, kv_blocks))
-
-    def queued(self, now_ns, waiting):
-        pass
+        self.waited_ns += waiting * (now_ns - self.last_ns)
+        self.ran_ns += running * (now_ns - self.last_ns)
+        self.kv_max = max(self.kv_max, kv_blocks, kv_end_blocks)
+        self.last_ns = now_ns
 
     def gap(self, gap_ns, count):
         self.gaps_total += count
@@ -67,13 +73,15 @@ class Seen:
 
 
 def jumping(workload, costs, limits, blocks, block_tokens, watermark):
-    env, seen, done = simpy.Environment(), Seen(), {}
+    env, seen, done = Clock(), Seen(), {}
 
     def finished(request, instance):
         request.outcome = FINISHED
         done[request.request_id] = request
 
-    engine = Engine("colocated", costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, blocks, block_tokens, watermark)
+    engine = Engine(
+        "colocated", costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, blocks, block_tokens, watermark
+    )
     instance = Instance(env, "colocated-0", engine, (0,), seen, finished)
 
     def source():
@@ -93,7 +101,9 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
         at += gap
-        arrivals.append({"id": index, "at": at, "prompt": prompt, "output": output, "made": 0, "held": 0, "preemptions": 0})
+        arrivals.append(
+            {"id": index, "at": at, "prompt": prompt, "output": output, "made": 0, "held": 0, "preemptions": 0}
+        )
     waiting, running, done, ticks = [], [], {}, 0
 
     def room():
@@ -187,6 +197,10 @@ def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare
         )
     outputs = sum(output for _, _, output in workload)
     assert seen.gaps_total == outputs - len(workload)  # every token after a first one has one gap
+    assert seen.tokens == outputs
+    assert seen.kv_max <= blocks
+    if not seen.preemptions:  # Little's law, exact: the integrals of queue and batch are the sums over requests
+        assert seen.waited_ns == sum(r.prefill_start_ns - r.queued_ns for r in done.values())
     assert seen.preemptions == sum(r["preemptions"] for r in twin.values())
 
 

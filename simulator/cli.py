@@ -1,0 +1,243 @@
+"""The command line: `simulate FILE` runs a scenario; validate, schema, trace, topology and version stand beside it.
+
+Nothing heavy is imported until a command needs it, so that help and completion stay quick.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from simulator import __version__
+from simulator.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from simulator.results.run import Run
+    from simulator.scenario.schema import Scenario
+
+DONE, INTERNAL, INVALID, UNMET, INTERRUPTED = 0, 1, 2, 3, 130
+MAX_PROBLEMS = 50
+
+_GROUPS = {
+    "trace": ("simulator.trace_cli", "Convert, look at, cut and make request traces."),
+    "topology": ("simulator.topology_cli", "Look at cluster topologies."),
+}
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+class _Later(click.Group):
+    """Stands for a group of commands until it is asked for: then its module is imported."""
+
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, short_help=short_help)
+        self.module = module
+
+    def load(self) -> click.Command:
+        """Return the group itself."""
+        group: click.Command = getattr(importlib.import_module(self.module), str(self.name))
+        return group
+
+
+class _Simulate(click.Group):
+    """A group whose default command is `run`: a first argument that names no command is a scenario file."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        own = {option for parameter in self.params for option in parameter.opts} | set(context.help_option_names)
+        first = next((word for word in words if word not in own), None)
+        if first is not None and first not in self.commands:
+            close = nearest(first, self.commands)
+            if close and "." not in first and not Path(first).exists():
+                raise click.UsageError(f"No such command or scenario file {first!r}. Did you mean {close!r}?", context)
+            words.insert(words.index(first), "run")
+        return super().parse_args(context, words)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        command = super().get_command(context, name)
+        return command.load() if isinstance(command, _Later) else command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = [(name, command.get_short_help_str(70)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=_Simulate, invoke_without_command=True, no_args_is_help=True, subcommand_metavar="FILE | COMMAND ...")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of a defect of the simulator.")
+@click.version_option(__version__, message="%(version)s")
+def simulate() -> None:
+    """Simulate an AI cluster.
+
+    FILE is a scenario, or the name of a shipped one such as quickstart; `simulate FILE` is short for
+    `simulate run FILE`.
+    """
+
+
+def overriding(command: Call) -> Call:
+    """Give a command the options that change a scenario: --set and --plugin."""
+    changes = click.option(
+        "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value, as in slo.ttft='1 s'."
+    )
+    plugins = click.option(
+        "--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies."
+    )
+    return changes(plugins(command))
+
+
+@simulate.command()
+@click.argument("file", metavar="FILE")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run [results/NAME/RUN].")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random stream, in the place of the file's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--check", is_flag=True, help="Check every conserved quantity during the run.")
+@overriding
+def run(
+    file: str,
+    out: Path | None,
+    seed: int | None,
+    as_json: bool,
+    check: bool,
+    overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+) -> int:
+    """Run a scenario and write its results."""
+    _import_plugins(plugins)
+    from simulator.scenario.load import load
+
+    if seed is not None:
+        overrides = (*overrides, f"seed={seed}")
+    scenario = load(file, overrides)
+
+    from simulator.build import run_scenario
+    from simulator.results.metrics import lookup
+
+    outcome = run_scenario(scenario, out, check)
+    _print_run(outcome, scenario, as_json)
+    if not outcome.complete:
+        return INTERRUPTED
+    held = all(expectation.holds(lookup(outcome.summary, expectation.metric)) for expectation in scenario.expect)
+    return DONE if held else UNMET
+
+
+def _print_run(outcome: "Run", scenario: "Scenario", as_json: bool) -> None:
+    summary = outcome.summary
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    from rich.console import Console
+
+    from simulator.report.terminal import print_summary
+
+    print_summary(summary, outcome.manifest, summary["warnings"], Console(), scenario.expect, outcome.path)
+
+
+@simulate.command()
+@click.argument("file", metavar="FILE")
+@click.option("--resolved", "show", is_flag=True, help="Print the scenario with every default spelled out.")
+@overriding
+def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> int:
+    """Check a scenario without running it."""
+    _import_plugins(plugins)
+    from simulator.scenario.load import load
+
+    scenario = load(file, overrides)
+    if show:
+        from simulator.scenario.write import resolved
+
+        click.echo(resolved(scenario, Path.cwd()), nl=False)
+    else:
+        click.echo(f"{file}: valid")
+    return DONE
+
+
+@simulate.command()
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it here [standard output].")
+@click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies.")
+def schema(out: Path | None, plugins: tuple[str, ...]) -> int:
+    """Write the JSON schema of scenario files, for editors to check and complete from."""
+    _import_plugins(plugins)
+    from simulator.scenario.write import json_schema
+
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    if out is None:
+        click.echo(text, nl=False)
+        return DONE
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    return DONE
+
+
+for _name, (_module, _help) in _GROUPS.items():
+    simulate.add_command(_Later(_name, _module, _help))
+
+
+@simulate.command()
+def version() -> int:
+    """Print the version."""
+    click.echo(__version__)
+    return DONE
+
+
+def _import_plugins(plugins: tuple[str, ...]) -> None:
+    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a module beside the scenario is found
+    try:
+        for plugin in plugins:
+            try:
+                importlib.import_module(plugin)
+            except ModuleNotFoundError as error:
+                if error.name is None or not (plugin == error.name or plugin.startswith(f"{error.name}.")):
+                    raise
+                raise InputError(f"--plugin {plugin}: no such module") from None
+    finally:
+        sys.path.pop(0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a defect, 2 usage or input, 3 an expectation failed, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(list(words)))
+
+
+def _run(words: list[str]) -> int:
+    debug = "--debug" in words
+    try:
+        status = simulate.main(
+            [word for word in words if word != "--debug"], prog_name="simulate", standalone_mode=False
+        )
+        sys.stdout.flush()
+        return status if isinstance(status, int) else DONE
+    except InputError as error:
+        _print_problems(error)
+        return INVALID
+    except click.ClickException as error:
+        error.show()
+        return INVALID
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception as error:
+        if debug:
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        click.echo(f"simulate: a defect of the simulator, please report it: {what} (--debug shows where)", err=True)
+        return INTERNAL
+
+
+def _print_problems(error: InputError) -> None:
+    for problem in error.problems[:MAX_PROBLEMS]:
+        click.echo(" ".join(str(problem).split()), err=True)
+    if (more := len(error.problems) - MAX_PROBLEMS) > 0:
+        click.echo(f"... and {more} more", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""A run's summary for people at a terminal, in 80 columns; every figure comes from summary.json or the manifest."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from simulator.results.metrics import STATISTICS, UNITS, lookup
+from simulator.scenario.expectation import Expectation
+from simulator.units import NS_PER_S, format_duration
+
+_LATENCIES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+    "queue": "Queue",
+    "kv_transfer": "KV transfer",
+}
+_BAR_WIDTH = 24
+
+
+class _Symbols(NamedTuple):
+    """Characters that the terminal's encoding has."""
+
+    dot: str
+    arrow: str
+    good: str
+    bad: str
+    work: str
+    other_work: str
+    rest: str
+
+
+_UNICODE = _Symbols(" · ", " → ", "✓", "✗", "█", "▓", "░")
+_ASCII = _Symbols(", ", " -> ", "+", "x", "#", "=", ".")
+
+
+def print_summary(
+    summary: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    warnings: Sequence[str],
+    console: Console,
+    expectations: Sequence[Expectation] = (),
+    folder: Path | None = None,
+) -> None:
+    """Print the report of a run: headline, outcomes, latencies, goodput, throughput, utilisation, links, warnings.
+
+    The headline uses `scenario`, `model`, `topology`, `seed`, `status`, `wall_s` and `events` of the manifest, those
+    that are there. Colour is rich's matter: none when the console is not a terminal.
+    """
+    symbols = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
+    _headline(summary, manifest, console, symbols)
+    _requests(summary, console, symbols)
+    _latencies(summary, console)
+    _objectives(summary, console, symbols)
+    _throughput(summary, console, symbols)
+    _pools(summary, console, symbols)
+    _links(summary, console, symbols)
+    _expectations(summary, expectations, console, symbols)
+    if warnings:
+        _title("Warnings", console)
+        for warning in warnings:
+            _bullet("!", warning, "yellow", console)
+    if folder is not None:
+        console.print()
+        console.print(Text.assemble(("Results  ", "bold"), str(folder)), soft_wrap=True)
+
+
+def _title(text: str, console: Console, note: str = "") -> None:
+    console.print()
+    console.print(Text.assemble((text, "bold"), (f"  {note}" if note else "", "dim")))
+
+
+def _line(text: str | Text, console: Console) -> None:
+    console.print(Padding(text if isinstance(text, Text) else Text(text), (0, 0, 0, 2), expand=False))
+
+
+def _bullet(mark: str, text: str, style: str, console: Console) -> None:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text(mark, style=style), Text(text))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
+
+
+def _indented(table: Table, console: Console) -> None:
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _grid(columns: Iterable[str], left: int = 1) -> Table:
+    """A borderless table whose first `left` columns are left-aligned and the others right."""
+    table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style="dim")
+    for index, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if index >= left else "left", no_wrap=index > 0)
+    return table
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds * NS_PER_S) if seconds else "0 s"
+
+
+def _share(value: float | None) -> str:
+    """A share in per cent that says 0 or 100 only when it is exactly that."""
+    if value is None:
+        return "-"
+    if 0 < value < 0.001:
+        return "< 0.1 %"
+    if 0.999 < value < 1:
+        return "> 99.9 %"
+    return f"{value * 100:.0f} %" if value in (0, 1) else f"{value * 100:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
+
+
+def _headline(summary: Mapping[str, Any], manifest: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    status = manifest.get("status", "complete")
+    line = Text.assemble((str(manifest.get("scenario", "run")), "bold cyan"))
+    if "seed" in manifest:
+        line.append(f"{symbols.dot}seed {manifest['seed']}", "dim")
+    if status != "complete":
+        line.append(f"{symbols.dot}{status}: cut short, figures cover what was done", "bold yellow")
+    console.print(line)
+    parts = [str(manifest[key]) for key in ("model",) if manifest.get(key)]
+    if manifest.get("topology"):
+        parts.append(f"on {manifest['topology']}" if parts else str(manifest["topology"]))
+    text = " ".join(parts)
+    devices = summary.get("devices")
+    console.print(Text(f"{text}{symbols.dot if text else ''}{devices:,} devices leased" if devices else text))
+    wall_s = manifest.get("wall_s")
+    parts = [f"{_time(summary['simulated_s'])} simulated"]
+    if wall_s:
+        parts[0] += f" in {_time(wall_s)}"
+        parts.append(f"{summary['simulated_s'] / wall_s:,.0f}x real time")
+        if manifest.get("events"):
+            parts.append(f"{manifest['events'] / wall_s:,.0f} events/s")
+    console.print(Text(symbols.dot.join(parts), style="dim"))
+
+
+def _requests(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    counts = summary["requests"]
+    _title("Requests", console)
+    line = Text(f"{counts['total']:,} arrived{symbols.dot}{counts['finished']:,} finished")
+    for outcome, style in (("rejected", "red"), ("unfinished", "yellow")):
+        line.append(symbols.dot)
+        line.append(f"{counts[outcome]:,} {outcome}", style if counts[outcome] else "")
+    if summary["preemptions"]:
+        line.append(f"{symbols.dot}{summary['preemptions']:,} preemptions")
+    _line(line, console)
+
+
+def _latencies(summary: Mapping[str, Any], console: Console) -> None:
+    counts = summary["requests"]
+    left_out = counts["total"] - counts["finished"]
+    if not counts["finished"]:
+        _title("Latency", console)
+        _line("no request finished, so there is no latency", console)
+        return
+    _title("Latency", console, f"of finished requests; {left_out:,} left out" if left_out else "")
+    table = _grid(("", *STATISTICS))
+    for key, name in _LATENCIES.items():
+        if summary[key]["count"]:
+            table.add_row(Text(name), *(Text(_time(summary[key][statistic])) for statistic in STATISTICS))
+    _indented(table, console)
+
+
+def _objectives(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    goodput = summary["goodput"]
+    _title("Goodput", console)
+    if not goodput["slo"]:
+        _line("no objectives (slo:) given, so every finished request is good", console)
+    table = Table.grid(padding=(0, 2))
+    total = summary["requests"]["total"]
+    for name, objective in goodput["slo"].items():
+        missed = round(total * (1 - objective["attained"])) if total else 0
+        mark = (symbols.bad, "red") if missed else (symbols.good, "green")
+        verdict = f"missed by {missed:,} request{'s' * (missed != 1)}" if missed else "met by every request"
+        table.add_row(
+            Text(f"{_LATENCIES[name]} <= {_time(objective['limit_s'])}"),
+            Text(_share(objective["attained"]).rjust(8)),
+            Text(f"{mark[0]} {verdict}" if total else "-", mark[1] if total else ""),
+        )
+    rate = goodput["requests_per_s"]
+    detail = "-" if rate is None else f"{_number(rate)} requests/s"
+    table.add_row(
+        Text("all of them" if goodput["slo"] else "finished"),
+        Text(_share(goodput["fraction"]).rjust(8), "bold"),
+        detail,
+    )
+    _indented(table, console)
+
+
+def _throughput(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    rates = summary["throughput"]
+    _title("Throughput", console)
+    parts = [
+        f"{_number(rates['requests_per_s'])} requests/s",
+        f"{_number(rates['prompt_tokens_per_s'])} prompt tokens/s",
+    ]
+    _line(symbols.dot.join(parts), console)
+    per_device = _number(rates["output_tokens_per_s_per_device"])
+    _line(f"{_number(rates['output_tokens_per_s'])} output tokens/s{symbols.dot}{per_device} per device", console)
+
+
+def _bar(pool: Mapping[str, Any], symbols: _Symbols) -> Text:
+    prefill = round(_BAR_WIDTH * (pool["prefill"] or 0))
+    busy = round(_BAR_WIDTH * (pool["busy"] or 0))
+    return Text.assemble(
+        (symbols.work * prefill, "blue"),
+        (symbols.other_work * (busy - prefill), "green"),
+        (symbols.rest * (_BAR_WIDTH - busy), "dim"),
+    )
+
+
+def _pools(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    if not summary["utilisation"]:
+        return
+    _title("Pools", console, f"{symbols.work} prefill  {symbols.other_work} decode  {symbols.rest} idle")
+    table = _grid(("", "time", "busy", "instances", "KV mean", "KV max"), left=2)
+    for role, pool in summary["utilisation"].items():
+        busy, kv_mean, kv_max = (Text(_share(pool[key])) for key in ("busy", "kv_mean", "kv_max"))
+        table.add_row(Text(role), _bar(pool, symbols), busy, Text(f"{pool['instances']:,}"), kv_mean, kv_max)
+    _indented(table, console)
+
+
+def _links(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    hottest = summary["links"]["hottest"]
+    share = summary["kv_transfer_share"]
+    if not hottest:
+        return
+    note = f"KV transfer is {_share(share)} of end-to-end time" if summary["kv_transfer"]["count"] else ""
+    _title("Hottest links", console, note)
+    table = _grid(("", "tier", "mean", "busy", "peak"), left=2)
+    for link in hottest:
+        shares = (Text(_share(link[key])) for key in ("mean_utilisation", "busy_fraction", "peak_utilisation"))
+        table.add_row(Text(f"{link['source']}{symbols.arrow}{link['target']}"), Text(link["tier"]), *shares)
+    _indented(table, console)
+
+
+def _expectations(
+    summary: Mapping[str, Any], expectations: Sequence[Expectation], console: Console, symbols: _Symbols
+) -> None:
+    if not expectations:
+        return
+    _title("Expectations", console)
+    for expectation in expectations:
+        value = lookup(summary, expectation.metric)
+        passed = expectation.holds(value)
+        seconds = UNITS[expectation.metric] == "s"
+        found = "no value" if value is None else f"{value:.9g}{' s' if seconds else ''}"
+        mark, style = (symbols.good, "green") if passed else (symbols.bad, "bold red")
+        text = f"{expectation.metric} {expectation.text}: {'passed' if passed else 'FAILED'} with {found}"
+        _bullet(mark, text, style, console)

@@ -1,0 +1,108 @@
+"""The figures of a summary by name: what `expect:` may compare, in which unit, and what vLLM calls the same figure.
+
+Source of the vLLM names: its Prometheus endpoint `/metrics` (docs/design/metrics.md of vllm-project/vllm).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from simulator.errors import InputError, unknown
+
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+STATISTICS = ("mean", *QUANTILES, "max")
+SLOS = ("ttft", "tpot", "e2e")
+POOLS = ("colocated", "prefill", "decode")
+
+
+class Metric(NamedTuple):
+    """A figure of summary.json: name, where it stands, unit (s, 1/s or none), meaning, and what vLLM calls it."""
+
+    name: str
+    path: tuple[str, ...]
+    unit: str
+    doc: str
+    vllm: str = ""
+
+
+DURATIONS: Mapping[str, tuple[str, str]] = {
+    "ttft": ("first token less arrival", "vllm:time_to_first_token_seconds"),
+    "tpot": (
+        "(finish less first token) / (generated tokens - 1), of requests with two tokens or more",
+        "vllm:request_time_per_output_token_seconds",
+    ),
+    "itl": (
+        "gap between a token and the one before it, of every request, finished or not; quantiles within 0.4 %",
+        "vllm:inter_token_latency_seconds",
+    ),
+    "e2e": ("finish less arrival", "vllm:e2e_request_latency_seconds"),
+    "queue": ("start of the prefill less entry into the queue", "vllm:request_queue_time_seconds"),
+    "kv_transfer": ("time of the KV cache on the network, of requests whose cache was moved", ""),
+}
+
+
+def _metrics() -> tuple[Metric, ...]:
+    found = [
+        Metric(
+            "goodput",
+            ("goodput", "fraction"),
+            "",
+            "share of all requests that arrived which finished and met every objective under `slo:`",
+        ),
+        Metric("goodput.requests_per_s", ("goodput", "requests_per_s"), "1/s", "such requests per simulated second"),
+    ]
+    found += [
+        Metric(f"{what}.{how}", (what, how), "s", f"{how} of {doc}", vllm)
+        for what, (doc, vllm) in DURATIONS.items()
+        for how in STATISTICS
+    ]
+    rates = (
+        ("requests_per_s", "finished requests per simulated second", "vllm:request_success_total"),
+        ("prompt_tokens_per_s", "prompt tokens of requests that reached their first token", "vllm:prompt_tokens_total"),
+        ("output_tokens_per_s", "output tokens of every request, finished or not", "vllm:generation_tokens_total"),
+        ("output_tokens_per_s_per_device", "the same over the leased devices", ""),
+    )
+    found += [Metric(f"throughput.{name}", ("throughput", name), "1/s", doc, vllm) for name, doc, vllm in rates]
+    counts = (
+        ("total", "requests that arrived", ""),
+        ("finished", "requests that got their whole answer", "vllm:request_success_total"),
+        ("rejected", "requests that were turned away", ""),
+        ("unfinished", "requests still open at the end of the run", ""),
+    )
+    found += [Metric(name, ("requests", name), "", doc, vllm) for name, doc, vllm in counts]
+    found.append(
+        Metric("preemptions", ("preemptions",), "", "times a request lost its KV blocks", "vllm:num_preemptions_total")
+    )
+    shares = (
+        ("busy", "share of its instances' time in an iteration", ""),
+        ("kv_mean", "mean share of KV blocks in use", "vllm:kv_cache_usage_perc"),
+        ("kv_max", "highest share of one instance's KV blocks in use", "vllm:kv_cache_usage_perc"),
+    )
+    found += [
+        Metric(f"utilisation.{pool}.{name}", ("utilisation", pool, name), "", f"pool {pool}: {doc}", vllm)
+        for pool in POOLS
+        for name, doc, vllm in shares
+    ]
+    found += [
+        Metric("kv_transfer_share", ("kv_transfer_share",), "", "network time of KV caches over end-to-end time"),
+        Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),
+        Metric("simulated_s", ("simulated_s",), "s", "simulated duration of the run"),
+    ]
+    return tuple(found)
+
+
+METRICS = _metrics()
+UNITS: Mapping[str, str] = {metric.name: metric.unit for metric in METRICS}
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def lookup(summary: Mapping[str, Any], name: str) -> float | None:
+    """Return the figure `name` of a summary; None when the run has no such value (nothing finished, no such pool).
+
+    Raises InputError with the nearest name when `name` is not in METRICS.
+    """
+    if name not in _BY_NAME:
+        raise InputError(unknown("metric", name, _BY_NAME))
+    value: Any = summary
+    for key in _BY_NAME[name].path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)

@@ -1,0 +1,278 @@
+"""A run's figures, each a streamed query over the Parquet files that it wrote, in memory that does not grow with it.
+
+Latencies are those of finished requests and their quantiles are exact (nearest rank: values that were observed).
+Rejected and unfinished requests count against the goodput; each latency says over how many requests it is taken.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simulator.errors import InvariantError
+from simulator.results.histogram import LogHistogram
+from simulator.results.metrics import POOLS, QUANTILES, SLOS
+from simulator.results.quantiles import exact_quantiles
+from simulator.results.tables import INSTANCES, LINKS, REQUESTS
+from simulator.units import NS_PER_S
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Columns = Mapping[str, npt.NDArray[np.int64]]
+
+HOTTEST_LINKS = 5
+
+_OUTCOMES = ("finished", "rejected", "unfinished")
+
+
+def summarise(
+    folder: Path, slo: Mapping[str, int], itl: LogHistogram, duration_ns: int, devices: int
+) -> dict[str, Any]:
+    """Return the content of summary.json from the closed tables in `folder`; times in seconds, no value is None.
+
+    `slo` maps ttft, tpot and e2e, those that were given, to limits in ns; `itl` holds the gaps between tokens,
+    `duration_ns` is the simulated time, `devices` the number of accelerators leased. An absent instances or links table
+    gives no figures of that kind. Raises InvariantError when rows contradict themselves.
+    """
+    requests = folder / REQUESTS.file
+    totals = _totals(requests, slo)
+    seconds = duration_ns / NS_PER_S
+    finished = totals["finished"]
+    tokens_per_s = _ratio(totals["generated_tokens"], seconds)
+    durations = {name: _distribution(requests, name) for name in _DURATIONS}
+    return {
+        "simulated_s": seconds,
+        "devices": devices,
+        "requests": {"total": totals["total"], **{outcome: totals[outcome] for outcome in _OUTCOMES}},
+        "goodput": {
+            "fraction": _ratio(totals["good"], totals["total"]),
+            "requests_per_s": _ratio(totals["good"], seconds),
+            "slo": {
+                name: {"limit_s": limit_ns / NS_PER_S, "attained": _ratio(totals[name], totals["total"])}
+                for name, limit_ns in slo.items()
+            },
+        },
+        "ttft": durations["ttft"],
+        "tpot": durations["tpot"],
+        "itl": _of_histogram(itl),
+        "e2e": durations["e2e"],
+        "queue": durations["queue"],
+        "kv_transfer": durations["kv_transfer"],
+        "kv_transfer_share": _ratio(totals["kv_transfer_ns"], totals["e2e_ns"]),
+        "kv_transfer_bytes": totals["kv_transfer_bytes"],
+        "throughput": {
+            "requests_per_s": _ratio(finished, seconds),
+            "prompt_tokens_per_s": _ratio(totals["prompt_tokens"], seconds),
+            "output_tokens_per_s": tokens_per_s,
+            "output_tokens_per_s_per_device": None if tokens_per_s is None else _ratio(tokens_per_s, devices),
+        },
+        "utilisation": _utilisation(folder / INSTANCES.file),
+        "links": _links(folder / LINKS.file),
+        "preemptions": totals["preemptions"],
+        "retries": totals["retries"],
+    }
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+_DURATIONS: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArray[np.int64]"]]] = {
+    "ttft": (("arrival_ns", "first_token_ns"), lambda c: c["first_token_ns"] - c["arrival_ns"]),
+    "tpot": (("first_token_ns", "finish_ns", "generated_tokens"), lambda c: _tpot(c)),
+    "e2e": (("arrival_ns", "finish_ns"), lambda c: c["finish_ns"] - c["arrival_ns"]),
+    "queue": (("queued_ns", "prefill_start_ns"), lambda c: c["prefill_start_ns"] - c["queued_ns"]),
+    "kv_transfer": (("kv_transfer_ns", "kv_transfer_bytes"), lambda c: c["kv_transfer_ns"][c["kv_transfer_bytes"] > 0]),
+}
+
+
+def _tpot(columns: "Columns") -> "npt.NDArray[np.int64]":
+    """Per request with two tokens or more, rounded to the nearest nanosecond, halves up."""
+    gaps = columns["generated_tokens"] - 1
+    several = gaps > 0
+    spent_ns, gaps = (columns["finish_ns"] - columns["first_token_ns"])[several], gaps[several]
+    return (2 * spent_ns + gaps) // (2 * gaps)
+
+
+def _row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for index in range(file.num_row_groups):
+            yield file.read_row_group(index, columns=list(columns))
+
+
+def _integers(table: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Columns as int64 arrays; null becomes -1, never a float."""
+    import pyarrow as pa
+
+    return {name: table[name].combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy() for name in names}
+
+
+def _finished(path: Path, columns: tuple[str, ...]) -> Iterator["Columns"]:
+    import pyarrow.compute as pc
+
+    for group in _row_groups(path, (*columns, "outcome")):
+        yield _integers(group.filter(pc.equal(group["outcome"], "finished")), columns)
+
+
+def _distribution(path: Path, name: str) -> dict[str, Any]:
+    columns, duration_ns = _DURATIONS[name]
+
+    def chunks() -> Iterator["npt.NDArray[np.int64]"]:
+        return map(duration_ns, _finished(path, columns))
+
+    count = total_ns = most_ns = 0
+    for values in chunks():
+        if not len(values):
+            continue
+        if values.min() < 0:
+            raise InvariantError(f"{path.name}: a finished request has a negative {name}, or lacks a time of it")
+        count += len(values)
+        total_ns += _sum(values)
+        most_ns = max(most_ns, int(values.max()))
+    if not count:
+        return _statistics(0, None, dict.fromkeys(QUANTILES), None)
+    quantiles = dict(zip(QUANTILES, exact_quantiles(chunks, list(QUANTILES.values())), strict=True))
+    return _statistics(count, total_ns / count, quantiles, most_ns)
+
+
+def _of_histogram(itl: LogHistogram) -> dict[str, Any]:
+    quantiles = {name: itl.quantile(q) for name, q in QUANTILES.items()}
+    return _statistics(itl.count, itl.mean, quantiles, itl.max if itl.count else None)
+
+
+def _statistics(
+    count: int, mean_ns: float | None, quantiles_ns: Mapping[str, int | None], max_ns: int | None
+) -> dict[str, Any]:
+    times_ns = {"mean": mean_ns, **quantiles_ns, "max": max_ns}
+    return {"count": count, **{name: None if ns is None else ns / NS_PER_S for name, ns in times_ns.items()}}
+
+
+def _sum(values: "npt.NDArray[np.int64]") -> int:
+    """The exact sum, which may not fit 64 bits."""
+    return (int((values >> 32).sum()) << 32) + int((values & 0xFFFFFFFF).sum())
+
+
+_COUNTED = (
+    *("arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "generated_tokens"),
+    *("kv_transfer_ns", "kv_transfer_bytes", "preemptions", "retries"),
+)
+
+
+def _totals(path: Path, slo: Mapping[str, int]) -> dict[str, int]:
+    """Counts and sums over all requests: outcomes, tokens, those that met each objective and (`good`) all of them."""
+    import numpy as np
+
+    names = ("total", "good", *_OUTCOMES, *SLOS, *_COUNTED, "e2e_ns")
+    totals = dict.fromkeys(names, 0)
+    for group in _row_groups(path, (*_COUNTED, "outcome")):
+        columns = _integers(group, _COUNTED)
+        outcomes = group["outcome"].combine_chunks().to_numpy(zero_copy_only=False)
+        finished = outcomes == "finished"
+        rows = len(outcomes)
+        found = {outcome: int((outcomes == outcome).sum()) for outcome in _OUTCOMES}
+        if sum(found.values()) != rows:
+            raise InvariantError(f"{path.name}: an outcome is none of {', '.join(_OUTCOMES)}")
+        good = np.ones(rows, bool)
+        for name, limit_ns in slo.items():
+            met = _met(name, limit_ns, columns) & finished
+            totals[name] += int(met.sum())
+            good &= met
+        totals["good"] += int((good & finished).sum())
+        totals["total"] += rows
+        for outcome, count in found.items():
+            totals[outcome] += count
+        totals["prompt_tokens"] += _sum(columns["prompt_tokens"][columns["first_token_ns"] >= 0])
+        totals["e2e_ns"] += _sum((columns["finish_ns"] - columns["arrival_ns"])[finished])
+        totals["kv_transfer_ns"] += _sum(columns["kv_transfer_ns"][finished])
+        for name in ("generated_tokens", "kv_transfer_bytes", "preemptions", "retries"):
+            totals[name] += _sum(columns[name])
+    return totals
+
+
+def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]":
+    """Which requests are within an objective; a request of one token has no time per output token to fail."""
+    import numpy as np
+
+    if name == "tpot":
+        gaps = np.maximum(columns["generated_tokens"] - 1, 1)
+        spent_ns = columns["finish_ns"] - columns["first_token_ns"]
+        met: npt.NDArray[np.bool_] = (
+            -(-spent_ns // gaps) <= limit_ns
+        )  # the exact quotient, which needs no rounding here
+        return met
+    return _DURATIONS[name][1](columns) <= limit_ns
+
+
+def _utilisation(path: Path) -> dict[str, Any]:
+    """Per pool: shares of its instances' time and of their KV blocks, weighted by time."""
+    if not path.exists():
+        return {}
+    import numpy as np
+
+    sums: dict[str, dict[str, float]] = {}
+    instances: dict[str, dict[str, None]] = {}
+    numbers = ("start_ns", "end_ns", "prefill_ns", "decode_ns", "idle_ns", "kv_blocks_max", "kv_total_blocks")
+    for group in _row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
+        columns = _integers(group, numbers)
+        roles = group["role"].combine_chunks().to_numpy(zero_copy_only=False)
+        kv_blocks = group["kv_blocks"].to_numpy()
+        names = group["instance"].combine_chunks()
+        length_ns = (columns["end_ns"] - columns["start_ns"]).astype(np.float64)
+        for role in sorted(set(roles)):
+            mine = roles == role
+            pool = sums.setdefault(role, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
+            for state in ("prefill", "decode", "idle"):
+                pool[state] += float(columns[f"{state}_ns"][mine].sum(dtype=np.float64))
+            pool["kv"] += float((kv_blocks * length_ns)[mine].sum())
+            pool["kv_total"] += float((columns["kv_total_blocks"] * length_ns)[mine].sum())
+            most = columns["kv_blocks_max"][mine] / np.maximum(columns["kv_total_blocks"][mine], 1)
+            pool["kv_max"] = max(pool["kv_max"], float(most.max()))
+            instances.setdefault(role, {}).update(dict.fromkeys(names.filter(_mask(mine)).unique().to_pylist()))
+    order = [*(role for role in POOLS if role in sums), *sorted(role for role in sums if role not in POOLS)]
+    return {role: _pool(sums[role], len(instances[role])) for role in order}
+
+
+def _mask(values: "npt.NDArray[np.bool_]") -> Any:
+    import pyarrow as pa
+
+    return pa.array(values)
+
+
+def _pool(sums: Mapping[str, float], instances: int) -> dict[str, Any]:
+    whole_ns = sums["prefill"] + sums["decode"] + sums["idle"]
+    return {
+        "instances": instances,
+        "busy": _ratio(sums["prefill"] + sums["decode"], whole_ns),
+        **{state: _ratio(sums[state], whole_ns) for state in ("prefill", "decode", "idle")},
+        "kv_mean": _ratio(sums["kv"], sums["kv_total"]),
+        "kv_max": sums["kv_max"],
+    }
+
+
+def _links(path: Path) -> dict[str, Any]:
+    """The links with the highest mean utilisation, and how many carried anything."""
+    hottest: list[tuple[float, int, dict[str, Any]]] = []
+    used = 0
+    if path.exists():
+        for group in _row_groups(path, tuple(column.name for column in LINKS.columns)):
+            for link in group.to_pylist():
+                if not link["bytes"]:
+                    continue
+                used += 1
+                hottest.append((-link["mean_utilisation"], link["link"], link))
+            hottest = sorted(hottest, key=lambda entry: entry[:2])[:HOTTEST_LINKS]
+    links = [link for _, _, link in hottest]
+    return {
+        "used": used,
+        "utilisation_max": links[0]["mean_utilisation"] if links else None,
+        "hottest": [
+            {
+                **{key: link[key] for key in ("link", "source", "target", "tier", "mean_utilisation", "busy_fraction")},
+                "peak_utilisation": _ratio(link["peak_bytes_per_s"], link["capacity_bytes_per_s"]),
+            }
+            for link in links
+        ],
+    }

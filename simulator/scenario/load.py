@@ -1,0 +1,69 @@
+"""Reading a scenario: from a file, its bases and overrides to a checked, frozen Scenario with every default filled in.
+
+Names are looked up at once (topology, device, model, traces) so that a scenario that loads does not fail on them later.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulator import catalog
+from simulator.errors import InputError, Problem, nearest
+from simulator.scenario.merge import Sources, read_sources
+from simulator.scenario.reference import REFERENCES, References, attempt, check_fit, value_at
+from simulator.scenario.schema import Scenario
+from simulator.scenario.write import json_schema, resolved, scenario_digest
+from simulator.strict import validate
+
+__all__ = ["json_schema", "load", "locate", "resolved", "scenario_digest"]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Return the scenario of a file, or of a shipped scenario by name, after `overrides` such as `slo.ttft=1 s`.
+
+    Relative paths in a file start at its folder, those in overrides at the current one; all become absolute.
+    Raises InputError with every problem found, each with the file, line and column that it is from.
+    """
+    sources = read_sources(locate(path), overrides)
+    document = sources.document
+    problems = sources.problems
+    if isinstance(document.value, dict):
+        _canonical_references(sources)
+        document.value.setdefault("name", _default_name(path))
+    found = References(document, problems)
+    found.look_up()
+    scenario = attempt(lambda: validate(Scenario, document), document, problems)
+    if scenario:
+        check_fit(scenario, found, document, problems)
+    if scenario is None or problems:
+        raise InputError(sorted(dict.fromkeys(problems), key=_place))
+    return scenario
+
+
+def locate(path: str | Path) -> Path:
+    """Return the file of a scenario given as a path or as the name of a shipped one; raises InputError otherwise."""
+    if (file := Path(path)).exists():
+        return file
+    shipped = catalog.names("scenarios")
+    if str(path) in shipped:
+        return catalog.locate("scenarios", str(path))
+    near = nearest(file.stem, shipped)
+    raise InputError(
+        Problem("no such scenario file", str(path), allowed=f"a file, or {', '.join(shipped)}", nearest=near)
+    )
+
+
+def _default_name(path: str | Path) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).lstrip("._-")[:100] or "scenario"
+
+
+def _place(problem: Problem) -> tuple[str, int, int, str]:
+    return problem.file or "", problem.line or 0, problem.column or 0, problem.path or ""
+
+
+def _canonical_references(sources: Sources) -> None:
+    document = sources.document
+    for path, kind in REFERENCES.items():
+        if isinstance(name := value_at(document, path), str):
+            holder = value_at(document, path[:-1])
+            holder[path[-1]] = catalog.canonical(kind, name, sources.folder(path))

@@ -1,0 +1,183 @@
+"""What a scenario refers to: shipped data or files of the user's, looked up, and checked against each other.
+
+The cluster must hold every engine, and every engine its model: the memory ledger and the inventory are those of a run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from simulator import catalog
+from simulator.cluster.inventory import Inventory
+from simulator.device.accelerator import Accelerator, load_accelerator
+from simulator.device.cost import COSTS
+from simulator.device.memory import kv_blocks, ledger
+from simulator.documents import Document, PathKey
+from simulator.errors import InputError, Problem, nearest
+from simulator.model.transformer import Transformer, load_model
+from simulator.scenario.schema import Pool, Scenario
+from simulator.topology.clos import NodeParameters
+from simulator.topology.presets import resolve_preset
+
+REFERENCES: dict[PathKey, str] = {
+    ("topology", "preset"): "topologies",
+    ("topology", "device"): "topologies/devices",
+    ("serving", "model"): "workloads/models",
+    ("workload", "trace"): "traces",
+    ("workload", "prompt_tokens", "empirical", "trace"): "traces",
+    ("workload", "output_tokens", "empirical", "trace"): "traces",
+}
+"""Where a scenario names shipped data or a file, and of which kind."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A device and its node, as the inventory wants them."""
+
+    index: int
+    node: int
+
+
+class Nodes(Protocol):
+    """What every family of topologies knows about its nodes without being built."""
+
+    nodes: int
+    devices_per_node: int
+
+
+def value_at(document: Document, path: PathKey) -> Any:
+    """Return what stands at `path`, or None."""
+    value = document.value
+    for part in path:
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def attempt(
+    call: Callable[[], Found], document: Document, problems: list[Problem], at: PathKey | None = None
+) -> Found | None:
+    """Return what `call` returns, or None after adding its problems; those without a place get the place `at`."""
+    try:
+        return call()
+    except InputError as error:
+        for problem in error.problems:
+            if at is not None and problem.file is None:
+                problem = document.problem(at, problem.what, problem.allowed, problem.nearest)
+            problems.append(problem)
+        return None
+
+
+@dataclass
+class References:
+    """What the names in a document stand for, as far as they stand for something."""
+
+    document: Document
+    problems: list[Problem]
+    parameters: NodeParameters | None = None
+    device: Accelerator | None = None
+    model: Transformer | None = None
+
+    def look_up(self) -> None:
+        """Find every reference of the document, and fill in the parameters of the topology."""
+        for path, kind in REFERENCES.items():
+            name = value_at(self.document, path)
+            if not isinstance(name, str) or not self._is_readable(path, kind, name):
+                continue
+            if path == ("topology", "preset"):
+                self._resolve_topology(name)
+            elif path == ("topology", "device"):
+                self.device = attempt(partial(load_accelerator, name), self.document, self.problems, path)
+            elif path == ("serving", "model"):
+                self.model = attempt(partial(load_model, name), self.document, self.problems, path)
+            else:
+                self._check_trace(path, catalog.locate(kind, name))
+
+    def _is_readable(self, path: PathKey, kind: str, name: str) -> bool:
+        file = attempt(partial(catalog.locate, kind, name), self.document, self.problems, path)
+        if file is None:
+            return False
+        try:
+            with file.open("rb"):
+                return True
+        except (OSError, ValueError) as error:  # ValueError: a null character in the name
+            beside = sorted(p.name for p in file.parent.glob("*.*")) if file.parent.is_dir() else []
+            what = f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
+            self.problems.append(self.document.problem(path, what, nearest=nearest(file.name, beside)))
+            return False
+
+    def _check_trace(self, path: PathKey, file: Path) -> None:
+        reads = value_at(self.document, ("workload", "format")) if path == ("workload", "trace") else None
+        if reads in (None, "canonical"):
+            with file.open("rb") as stream:
+                if stream.read(4) != b"PAR1":
+                    what = f"{file.name} is no trace in the canonical Parquet schema; name its `format`, or convert it"
+                    self.problems.append(self.document.problem(path, what))
+
+    def _resolve_topology(self, preset: str) -> None:
+        values = {key: value for key, value in value_at(self.document, ("topology",)).items() if key != "preset"}
+        positions = {path[1:]: at for path, at in self.document.positions.items() if path[:1] == ("topology",)}
+        try:
+            self.parameters = resolve_preset(preset, Document(self.document.file, values, positions))
+        except InputError as error:
+            own = {at.file for at in positions.values()}
+            for problem in error.problems:
+                if problem.file is None:
+                    problem = self.document.problem(("topology",), problem.what, problem.allowed, problem.nearest)
+                elif problem.file in own:
+                    problem = replace(problem, path=".".join(filter(None, ("topology", problem.path))))
+                self.problems.append(problem)
+            return
+        written = self.parameters.model_dump()
+        if "device" not in values:  # the preset's own; a path in it starts at the preset's folder
+            beside = catalog.locate("topologies", preset).parent
+            written["device"] = catalog.canonical("topologies/devices", written["device"], beside)
+        self.document.value["topology"] = {"preset": preset, **written}
+
+
+def check_fit(scenario: Scenario, found: References, document: Document, problems: list[Problem]) -> None:
+    """Add what keeps the engines from running: a layout that does not split, too little memory, too few devices."""
+    model, device, parameters = found.model, found.device, found.parameters
+    if model is None or device is None or parameters is None:
+        return
+    before = len(problems)
+    make_cost = COSTS[scenario.serving.cost.name][1]
+    constants = scenario.serving.cost.parameters
+    for role, pool in scenario.serving.pools.items():
+        at = ("serving", role, "layout", "tensor")
+        attempt(partial(model.check, pool.layout), document, problems, at)
+        if len(problems) == before:
+            attempt(partial(make_cost, constants, model, pool.layout, device), document, problems, at)
+            attempt(partial(kv_blocks_of, pool, model, device), document, problems, at)
+    if len(problems) == before:
+        _check_devices(scenario, cast(Nodes, parameters), document, problems)
+
+
+def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator) -> int:
+    """Return the KV blocks of one engine: those given, or what the ledger leaves; raises InputError when none fits."""
+    if pool.kv.blocks is not None:
+        return pool.kv.blocks
+    limits = pool.batcher.parameters
+    book = ledger(model, pool.layout, device, limits.max_batch_tokens, limits.max_running, pool.kv.memory_utilisation)
+    return kv_blocks(book, model, pool.layout, pool.kv.block_tokens)
+
+
+def _check_devices(scenario: Scenario, parameters: Nodes, document: Document, problems: list[Problem]) -> None:
+    pools = scenario.serving.pools
+    there = parameters.nodes * parameters.devices_per_node
+    needed = sum(pool.instances * pool.layout.devices for pool in pools.values())
+    if needed > there:
+        parts = " + ".join(f"{role} {pool.instances} x {pool.layout.devices}" for role, pool in pools.items())
+        what = f"the engines need {needed:,} devices ({parts}), the topology has {there:,}"
+        problems.append(document.problem(("serving", next(iter(pools)), "instances"), what))
+        return
+    inventory = Inventory([Site(index, index // parameters.devices_per_node) for index in range(there)])
+    for role, pool in pools.items():
+        for index in range(pool.instances):
+            owner = f"{role}-{index}"
+            lease = partial(inventory.lease, owner, pool.layout.devices)
+            if attempt(lease, document, problems, ("serving", role, "instances")) is None:
+                return

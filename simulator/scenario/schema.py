@@ -1,0 +1,187 @@
+"""The scenario file, version 1, as frozen models; what may stand in it, in which unit, with which default.
+
+Policies and laws come from the registries of the packages that own them, so a registered plug-in is a legal name here.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+
+from simulator.device.cost import COSTS
+from simulator.model.transformer import Layout
+from simulator.scenario.expectation import (
+    Expectation,
+    expectations_schema,
+    parse_expectations,
+    write_expectations,
+)
+from simulator.scenario.workload import Workload
+from simulator.serving.batching import BATCHERS
+from simulator.serving.routing import ROUTERS
+from simulator.strict import Count, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
+
+if TYPE_CHECKING:
+    Batcher = OneOf
+    Router = OneOf
+    Cost = OneOf
+else:
+    Batcher = one_of("Batcher", {name: batcher.parameters for name, batcher in BATCHERS.items()})
+    Router = one_of("Router", {name: router.parameters for name, router in ROUTERS.items()})
+    Cost = one_of("Cost", {name: parameters for name, (parameters, _) in COSTS.items()})
+
+
+class Topology(Strict):
+    """The cluster: a preset, and parameters of its builder that replace the preset's, key by key."""
+
+    model_config = ConfigDict(extra="allow")
+
+    preset: str
+    """Name of a shipped topology, or the path of one's own."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The builder's parameters; in a loaded scenario all of them."""
+        return dict(self.model_extra or {})
+
+
+class KV(Strict):
+    """Memory for keys and values of one instance, in paged blocks."""
+
+    block_tokens: Count = 16
+    """Tokens of one block."""
+    memory_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each device's memory that the engine may use for weights, activations and KV together."""
+    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the blocks that new prompts leave free for those who decode."""
+    blocks: Count | None = None
+    """Number of blocks, in the place of what the memory ledger finds."""
+
+
+class Pool(Strict):
+    """Replicas of one engine with one role."""
+
+    instances: Count
+    """Number of engines."""
+    layout: Layout = Layout()
+    """Devices of one engine and how the model is split over them."""
+    batcher: Batcher = Batcher.model_validate("continuous")
+    """What an engine does in its next iteration."""
+    kv: KV = KV()
+    """KV memory of one engine."""
+    router: Router | None = None
+    """Who takes a request that comes to this pool; default: the router of `serving`."""
+
+
+class Serving(Strict):
+    """Engines that serve one model: one pool for both phases, or one for prefill and one for decode."""
+
+    model: str
+    """Name of a shipped model card, or the path of one's own."""
+    weights: Literal["bf16", "fp16"] = "bf16"
+    """Data type of weights, activations and KV."""
+    max_context: Count | None = None
+    """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
+    router: Router = Router.model_validate("least_loaded")
+    """Who takes a request."""
+    cost: Cost = Cost.model_validate("roofline")
+    """How long an iteration lasts."""
+    colocated: Pool | None = None
+    """One pool that prefills and decodes."""
+    prefill: Pool | None = None
+    """The pool that prefills; needs `decode`."""
+    decode: Pool | None = None
+    """The pool that decodes; needs `prefill`."""
+
+    @model_validator(mode="after")
+    def _one_arrangement(self) -> Self:
+        split = {name for name in ("prefill", "decode") if getattr(self, name) is not None}
+        if self.colocated is not None and split:
+            what = "colocated engines and prefill/decode pools exclude each other"
+            raise LocatedError(*(Fault((name,), what) for name in ("colocated", *sorted(split))))
+        if len(split) == 1:
+            there = split.pop()
+            missing = "decode" if there == "prefill" else "prefill"
+            raise LocatedError(Fault((there,), f"a {there} pool needs a {missing} pool; for one pool use `colocated`"))
+        if self.colocated is None and not split:
+            raise ValueError("no engines: give `colocated`, or both `prefill` and `decode`")
+        return self
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The pools by role, in the order in which they lease devices."""
+        roles = {"colocated": self.colocated, "prefill": self.prefill, "decode": self.decode}
+        return {role: pool for role, pool in roles.items() if pool is not None}
+
+
+class SLO(Strict):
+    """Objectives of each request; goodput counts the requests that meet all that are given."""
+
+    ttft: PositiveDuration | None = None
+    """Time to first token at most."""
+    tpot: PositiveDuration | None = None
+    """Mean time per output token after the first at most."""
+    e2e: PositiveDuration | None = None
+    """Time from arrival to the last token at most."""
+
+
+class Results(Strict):
+    """How results are recorded."""
+
+    interval: PositiveDuration = 10_000_000_000
+    """Window of the rows of `instances.parquet`."""
+
+
+Expectations = Annotated[
+    tuple[Expectation, ...],
+    BeforeValidator(parse_expectations),
+    PlainSerializer(write_expectations, return_type=dict),
+    WithJsonSchema(expectations_schema()),
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Scenario(Strict):
+    """A scenario of the simulator: a cluster, a workload, the engines that serve it, and what is expected of them."""
+
+    model_config = ConfigDict(title="Scenario")
+
+    version: Literal[1] = Field(alias="schema")
+    """Version of this schema."""
+    base: None = None
+    """Path of another scenario (or name of a shipped one) that this file extends; what stands here wins."""
+    name: Name = "scenario"
+    """Name of the scenario and of its folder of results; default: the file's."""
+    description: str | None = None
+    """What the scenario is about."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Seed of every random stream."""
+    until: PositiveDuration | None = None
+    """Simulated time at which the run stops; default: when the last request has ended."""
+    topology: Topology
+    """The cluster."""
+    workload: Workload
+    """The requests: replayed from a trace, or synthetic."""
+    serving: Serving
+    """The engines."""
+    slo: SLO = SLO()
+    """Objectives of each request."""
+    expect: Expectations = ()
+    """Metrics of the summary and what they are compared with; when one fails the exit code is 3."""
+    results: Results = Results()
+    """How results are recorded."""
+
+    @model_validator(mode="after")
+    def _expected_metrics_exist(self) -> Self:
+        objectives = (self.slo.ttft, self.slo.tpot, self.slo.e2e)
+        faults = []
+        for metric, _, _ in self.expect:
+            what, _, rest = metric.partition(".")
+            if what == "goodput" and objectives == (None, None, None):
+                problem = "goodput needs objectives; give at least one of slo.ttft, slo.tpot, slo.e2e"
+                faults.append(Fault(("expect", metric), problem))
+            if what == "utilisation" and (pool := rest.partition(".")[0]) not in self.serving.pools:
+                problem = f"there is no {pool} pool"
+                faults.append(Fault(("expect", metric), problem, ", ".join(self.serving.pools)))
+        if faults:
+            raise LocatedError(*faults)
+        return self

@@ -1,0 +1,95 @@
+"""The front of the cluster: requests arrive, are admitted or refused, and go to an instance of the first pool.
+
+Model: an open loop; a request arrives at its recorded time whatever happened to those before it.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from simpy import Event
+
+from simulator.clock import Clock
+from simulator.errors import InvariantError
+from simulator.serving.pool import Pool
+from simulator.serving.request import FINISHED, REJECTED, Request
+
+
+class Arrivals(NamedTuple):
+    """Some requests in order of arrival, column by column; times in nanoseconds."""
+
+    arrival_ns: Sequence[int]
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    session: Iterable[str | None]
+    turn: Iterable[int | None]
+
+
+class Admission(NamedTuple):
+    """What a request must not exceed, or no engine could ever serve it."""
+
+    max_context: int
+    prefill_tokens: int
+    """Tokens of KV that a prefill engine holds in all."""
+    decode_tokens: int
+    """Tokens of KV that a decode engine holds in all; with one pool for both phases the same."""
+
+    def refusal(self, prompt_tokens: int, output_tokens: int) -> str | None:
+        """Return why a request cannot be served, or None. The last token generated needs no KV."""
+        if prompt_tokens + output_tokens > self.max_context:
+            return "longer than max_context"
+        if prompt_tokens > self.prefill_tokens:
+            return "prompt larger than the prefill KV cache"
+        if prompt_tokens + output_tokens - 1 > self.decode_tokens:
+            return "larger than the decode KV cache"
+        return None
+
+
+class Frontend:
+    """Counts every request from its arrival to its one outcome; `ended` hears of each."""
+
+    def __init__(self, env: Clock, pool: Pool, admission: Admission, ended: Callable[[Request], None]) -> None:
+        self.env = env
+        self.in_flight: dict[int, Request] = {}
+        self.arrived = self.finished = self.rejected = 0
+        self._pool = pool
+        self._admission = admission
+        self._ended = ended
+
+    def replay(self, batches: Iterable[Arrivals]) -> Generator[Event, Any, None]:
+        """Let the requests of `batches` arrive, each at its time: the actor of the workload."""
+        env, in_flight, choose, refusal = self.env, self.in_flight, self._pool.choose, self._admission.refusal
+        number = 0
+        for batch in batches:
+            for arrival_ns, prompt, output, session, turn in zip(*batch, strict=False):
+                if arrival_ns > env.now:
+                    yield env.timeout(arrival_ns - env.now)
+                request = Request(number, arrival_ns, prompt, output, session, turn)
+                number += 1
+                self.arrived = number
+                reason = refusal(prompt, output)
+                if reason is None:
+                    in_flight[request.request_id] = request
+                    choose(request).submit(request)
+                else:
+                    self._reject(request, reason)
+
+    def finish(self, request: Request) -> None:
+        """Close a request whose last token is out."""
+        request.outcome = FINISHED
+        self.finished += 1
+        del self.in_flight[request.request_id]
+        self._ended(request)
+
+    def _reject(self, request: Request, reason: str) -> None:
+        request.outcome = REJECTED
+        request.reason = reason
+        self.rejected += 1
+        self._ended(request)
+
+    def check(self) -> None:
+        """Raise InvariantError unless every request that arrived ended once or is in flight."""
+        if self.arrived != self.finished + self.rejected + len(self.in_flight):
+            raise InvariantError(
+                f"{self.arrived} requests arrived, but {self.finished} finished, {self.rejected} were rejected "
+                f"and {len(self.in_flight)} are in flight"
+            )

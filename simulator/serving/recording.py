@@ -1,0 +1,74 @@
+"""Rows from what the actors report: one per request when it ends, one per window of an instance, one per event."""
+
+from simulator.results.folder import RunFolder
+from simulator.results.histogram import LogHistogram
+from simulator.results.tables import EVENTS, INSTANCES, REQUESTS
+from simulator.results.windows import Windows
+from simulator.serving.instance import Observer
+from simulator.serving.request import Request
+
+
+class Recording:
+    """Streams the tables of a serving run into its folder; `itl` counts the gaps between tokens."""
+
+    def __init__(self, folder: RunFolder, interval_ns: int) -> None:
+        self.itl = LogHistogram()
+        self.preemptions = 0
+        self._interval_ns = interval_ns
+        self._windows: list[Windows] = []
+        self._requests = folder.writer(REQUESTS)
+        self._instances = folder.writer(INSTANCES)
+        self._events = folder.writer(EVENTS)
+
+    def observer(self, instance: str, role: str, kv_blocks: int) -> Observer:
+        """Return what the engine `instance` reports to."""
+        windows = Windows(instance, role, kv_blocks, self._interval_ns, self._instances.append)
+        self._windows.append(windows)
+        return Observer(windows.observe, self.itl.add, self.itl.add_line, self._preempted)
+
+    def ended(self, r: Request) -> None:
+        """Write the row of a request that will not change any more."""
+        self._requests.append(
+            (
+                r.request_id,
+                r.session,
+                r.turn,
+                r.arrival_ns,
+                r.queued_ns,
+                r.prefill_start_ns,
+                r.first_token_ns,
+                r.decode_start_ns,
+                r.finish_ns,
+                r.prompt_tokens,
+                r.output_tokens,
+                r.generated,
+                0,  # no prefix cache yet: nothing is ever found in one
+                r.prefill_instance,
+                r.decode_instance,
+                r.kv_wait_ns,
+                r.kv_transfer_ns,
+                r.kv_transfer_bytes,
+                r.preemptions,
+                0,  # no faults yet: nothing is ever sent again
+                r.outcome,
+                r.reason,
+            )
+        )
+
+    def event(self, now_ns: int, kind: str, subject: str, detail: str | None = None) -> None:
+        """Write a row of what happened to the cluster or to an actor."""
+        self._events.append((now_ns, kind, subject, detail))
+
+    def close(self, now_ns: int) -> None:
+        """Write the windows that are still open; the instances must have reported up to now."""
+        for windows in self._windows:
+            windows.close(now_ns)
+
+    def finish(self) -> None:
+        """Close the tables; no row may follow."""
+        for writer in (self._requests, self._instances, self._events):
+            writer.close()
+
+    def _preempted(self, now_ns: int, instance: str, request: Request) -> None:
+        self.preemptions += 1
+        self.event(now_ns, "preempted", instance, f"request {request.request_id}, {request.generated} tokens generated")
