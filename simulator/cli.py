@@ -55,11 +55,20 @@ class _Simulate(click.Group):
             if close and "." not in first and not Path(first).exists():
                 raise click.UsageError(f"No such command or scenario file {first!r}. Did you mean {close!r}?", context)
             words.insert(words.index(first), "run")
-        return super().parse_args(context, words)
+        try:
+            return super().parse_args(context, words)
+        except BrokenPipeError:  # while the help was printed
+            raise click.exceptions.Exit(_output_is_closed()) from None
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         command = super().get_command(context, name)
         return command.load() if isinstance(command, _Later) else command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:  # before click sees it, which would call it an error
+            return _output_is_closed()
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, command.get_short_help_str(70)) for name, command in self.commands.items()]
@@ -117,7 +126,10 @@ def run(
     from simulator.results.metrics import lookup
 
     outcome = run_scenario(scenario, out, check)
-    _print_run(outcome, scenario, as_json)
+    try:
+        _print_run(outcome, scenario, as_json)
+    except (BrokenPipeError, SystemExit):  # rich exits when its reader has left; the run counts all the same
+        _output_is_closed()
     if not outcome.complete:
         return INTERRUPTED
     held = all(expectation.holds(lookup(outcome.summary, expectation.metric)) for expectation in scenario.expect)
@@ -221,15 +233,20 @@ def _run(words: list[str]) -> int:
         return INVALID
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except BrokenPipeError:
+        return _output_is_closed()
     except Exception as error:
         if debug:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())
         click.echo(f"simulate: a defect of the simulator, please report it: {what} (--debug shows where)", err=True)
         return INTERNAL
+
+
+def _output_is_closed() -> int:
+    """Let Python's own last flush go nowhere: whoever read our output has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
 
 
 def _print_problems(error: InputError) -> None:

@@ -192,6 +192,11 @@ def _problems(model: type[BaseModel], document: Document, detail: ErrorDetails) 
     if kind == "literal_error":
         names = [part.strip("'") for part in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
         return [document.problem(path, f"unknown value {shown}", ", ".join(names), nearest(str(found), names))]
+    if kind == "too_short":
+        least = detail["ctx"]["min_length"]
+        if len(found) >= least:  # only because some items are bad, which is said of each
+            return []
+        return [document.problem(path, f"expected at least {least} items, found {len(found)}")]
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return [document.problem(path, f"expected a mapping of keys, found {shown}", keys)]
     return [document.problem(path, f"expected {_expectation(detail)}, found {shown}")]

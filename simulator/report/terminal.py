@@ -107,7 +107,7 @@ def _share(value: float | None) -> str:
     if value is None:
         return "-"
     if 0 < value < 0.001:
-        return "< 0.1 %"
+        return f"{value * 100:.2g} %" if value >= 0.00001 else "< 0.001 %"
     if 0.999 < value < 1:
         return "> 99.9 %"
     return f"{value * 100:.0f} %" if value in (0, 1) else f"{value * 100:.1f} %"

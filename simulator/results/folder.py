@@ -190,9 +190,12 @@ def _lock(path: Path) -> TextIO:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(marker.fileno()), path.stat()):
                 raise BlockingIOError("another run has just ended and begun")
-        except OSError as error:
+        except BlockingIOError as error:
             marker.close()
             raise _unusable(path.parent, "is being written by another run") from error
+        except OSError:  # a file system without locks, say
+            marker.close()
+            raise
     return marker
 
 

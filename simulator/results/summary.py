@@ -92,7 +92,7 @@ def _tpot(columns: "Columns") -> "npt.NDArray[np.int64]":
     gaps = columns["generated_tokens"] - 1
     several = gaps > 0
     spent_ns, gaps = (columns["finish_ns"] - columns["first_token_ns"])[several], gaps[several]
-    return (2 * spent_ns + gaps) // (2 * gaps)
+    return spent_ns // gaps + (2 * (spent_ns % gaps) >= gaps)
 
 
 def _row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:

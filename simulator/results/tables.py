@@ -199,7 +199,7 @@ class TableWriter:
         return total.hexdigest()
 
     def close(self) -> None:
-        """Write what is buffered and the file's footer; a second call does nothing, and after a failure it fails again."""
+        """Write what is buffered and the file's footer; twice is once, and after a failure it fails again."""
         if self.closed:
             return
         if self._failure is not None:

@@ -54,8 +54,9 @@ def parse_expectations(value: object) -> object:
     faults: list[Fault] = []
     for metric, text in value.items():
         if metric not in UNITS:
+            family = [name for name in UNITS if name.partition(".")[0] == metric.partition(".")[0]]
             close = nearest(metric, UNITS)
-            faults.append(Fault((metric,), f"unknown metric {metric!r}", ", ".join(UNITS), close))
+            faults.append(Fault((metric,), f"unknown metric {metric!r}", ", ".join(family or UNITS), close))
             continue
         try:
             found.append(_parse(metric, text))

@@ -181,7 +181,7 @@ def _split(text: str, place: str) -> tuple[PathKey, str]:
     path: list[str | int] = []
     at = 0
     while match := _PART.match(text, at):
-        path.append(match["name"] if match["name"] else str(json.loads(match["quoted"])))
+        path.append(match["name"] or _unquoted(match["quoted"], place))
         at = match.end()
         while index := _INDEX.match(text, at):
             path.append(int(index[1]))
@@ -194,6 +194,13 @@ def _split(text: str, place: str) -> tuple[PathKey, str]:
     if path[0] == "expect" and len(path) > 2:  # the names of metrics have dots
         path = ["expect", ".".join(map(str, path[1:]))]
     return tuple(path), text[at + 1 :]
+
+
+def _unquoted(text: str, place: str) -> str:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        raise InputError(Problem(f"{text} is no quoted key", place)) from None
 
 
 def _nest(path: PathKey, done: PathKey, value: Any, old: Any, current: Document, into: Document) -> Any:

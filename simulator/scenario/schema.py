@@ -3,9 +3,18 @@
 Policies and laws come from the registries of the packages that own them, so a registered plug-in is a legal name here.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from simulator.device.cost import COSTS
 from simulator.model.transformer import Layout
@@ -137,7 +146,14 @@ Expectations = Annotated[
     PlainSerializer(write_expectations, return_type=dict),
     WithJsonSchema(expectations_schema()),
 ]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"{name[:40]!r} is no name: at most 100 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return name
 
 
 class Scenario(Strict):
@@ -149,7 +165,7 @@ class Scenario(Strict):
     """Version of this schema."""
     base: None = None
     """Path of another scenario (or name of a shipped one) that this file extends; what stands here wins."""
-    name: Name = "scenario"
+    name: Annotated[str, AfterValidator(_folder_name)] = "scenario"
     """Name of the scenario and of its folder of results; default: the file's."""
     description: str | None = None
     """What the scenario is about."""

@@ -5,7 +5,6 @@ c + (n - i) at iteration n, so sums over the batch are linear in n and block cou
 """
 
 from heapq import heappop, heappush
-from operator import mul
 
 from simulator.errors import InvariantError
 from simulator.serving.request import Request
@@ -16,10 +15,8 @@ class DecodeBatch:
 
     __slots__ = (
         "_blocks",
-        "_counted",
         "_finishes",
         "_phases",
-        "_ramp",
         "block_tokens",
         "context",
         "iteration",
@@ -30,12 +27,10 @@ class DecodeBatch:
         self.block_tokens = block_tokens
         self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
-        self._blocks = 0  # blocks held now, if counted since the last step
-        self._counted = True
+        self._blocks = 0  # held now
         self.members: dict[int, Request] = {}
         self._finishes: list[tuple[int, int, Request]] = []
         self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
-        self._ramp = [*range(block_tokens), *range(block_tokens)]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -67,8 +62,8 @@ class DecodeBatch:
 
     def advance(self, steps: int) -> None:
         """Let every member generate `steps` tokens."""
+        self._blocks = self.blocks(steps)
         self.iteration += steps
-        self._counted = False
         self.context += steps * len(self.members)
 
     def steps_to_finish(self) -> int:
@@ -96,16 +91,20 @@ class DecodeBatch:
         return request
 
     def blocks(self, ahead: int = 0) -> int:
-        """Return the KV blocks that the members hold after `ahead` more steps: the sum of ceil(held / block)."""
-        if not ahead and self._counted:
-            return self._blocks
-        size = self.block_tokens
-        turn = size - (self.iteration + ahead) % size
-        padding: int = sum(map(mul, self._phases, self._ramp[turn : turn + size]))  # (phase - iteration) modulo a block
-        blocks = (self.context + ahead * len(self.members) + padding) // size
+        """Return the KV blocks that the members hold after `ahead` more steps: the sum of ceil(held / block).
+
+        A member takes a block at the step before which its blocks are full: those of phase n do so at iteration n + 1
+        and then once every block, so whole rounds add the batch and the rest is a slice of the phases.
+        """
         if not ahead:
-            self._blocks, self._counted = blocks, True
-        return blocks
+            return self._blocks
+        size, phases = self.block_tokens, self._phases
+        rounds, rest = divmod(ahead, size)
+        first = self.iteration % size
+        taken = sum(phases[first : first + rest])
+        if first + rest > size:
+            taken += sum(phases[: first + rest - size])
+        return self._blocks + rounds * len(self.members) + taken
 
     def blocks_at_most(self, ahead: int) -> int:
         """Return a bound on `blocks(ahead)` that costs nothing: every member one token short of another block."""

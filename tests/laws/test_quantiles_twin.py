@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.results.histogram import LogHistogram, bin_of, lower_edge
@@ -28,6 +28,7 @@ def by_sorting(values, q):
     return next(v for i, v in enumerate(ordered, 1) if Fraction(i, len(ordered)) >= share)
 
 
+@settings(deadline=None)
 @given(VALUES, SHARES, st.integers(1, 7))
 @example([-(2**63), 2**63 - 1], [0.0, 0.5, 0.501, 1.0], 1)
 def test_selection_equals_sorting(values, qs, size):
@@ -53,6 +54,7 @@ def test_rank_is_that_of_the_decimal_written():
         nearest_rank(1.5, 3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1))
 def test_bins_tile_the_integers_and_are_narrow(value):
     index = bin_of(value)
@@ -62,6 +64,7 @@ def test_bins_tile_the_integers_and_are_narrow(value):
     assert (after - low) * 128 <= max(low, 128)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(DURATIONS, st.integers(1, 50)), min_size=1, max_size=30), SHARES)
 def test_histogram_against_its_values(counted, qs):
     histogram = LogHistogram()
@@ -76,6 +79,7 @@ def test_histogram_against_its_values(counted, qs):
         assert abs(histogram.quantile(q) - exact) <= exact / 250
 
 
+@settings(deadline=None)
 @given(DURATIONS, DURATIONS, st.integers(1, 400), st.integers(1, 9))
 @example(1000, 1000, 7, 2)
 @example(0, 2**62, 2, 1)
@@ -92,6 +96,7 @@ def test_a_line_is_its_steps_counted_one_by_one(first, last, steps, weight):
     assert 0 <= line.mean - naive.mean <= 1 + naive.mean * 1e-12  # the mean is that before rounding down
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(DURATIONS, max_size=8), min_size=2, max_size=2))
 def test_merging_is_counting_together(parts):
     left, right, together = LogHistogram(), LogHistogram(), LogHistogram()

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import InvariantError
@@ -46,6 +46,7 @@ def pieces(run, start_ns, from_ns, until_ns):
         begin += length
 
 
+@settings(deadline=None)
 @given(RUNS, st.integers(1, 25), st.integers(0, 40))
 @example([(5, 0, 0, 0, 1, 0, None), (100, 0, 0, 0, 1, 0, None)], 10, 3)
 @example([(10, 0, 0, 0, 1, 0, None), (50, 0, 0, 0, 2, 0, None), (7, 2, 1, 0, 0, 3, 5)], 10, 0)
@@ -74,6 +75,7 @@ def test_rows_tile_the_run_and_are_its_integrals(run, interval_ns, start_ns):
         assert row["kv_blocks_max"] == max(int(max(p[4], p[5])) for p in parts)
 
 
+@settings(deadline=None)
 @given(RUNS, st.integers(1, 25))
 def test_only_quiet_windows_are_merged_and_all_of_them(run, interval_ns):
     rows, _ = windows_of(run, interval_ns)
@@ -91,6 +93,7 @@ def test_only_quiet_windows_are_merged_and_all_of_them(run, interval_ns):
         assert not (quiet[i] and quiet[i + 1] and same and not tokens)
 
 
+@settings(deadline=None)
 @given(RUNS.filter(bool), st.integers(1, 25))
 def test_cutting_an_observation_in_two_changes_nothing(run, interval_ns):
     steady = [(*step[:5], 0, None) for step in run]

@@ -165,8 +165,9 @@ def test_a_disk_that_fills_up_keeps_the_tables_that_were_whole(tmp_path):
     with RunFolder.create(tmp_path) as folder:
         folder.writer(EVENTS).append((1, "lease", "d0", None))
         requests = folder.writer(REQUESTS)
-        for i in range(20_000):
-            requests.append((*request(0)[:16], i * i * 7919 % 2**40, *request(0)[17:]))
+        noise = random.Random(1)
+        for _ in range(20_000):
+            requests.append((*request(0)[:16], noise.getrandbits(40), *request(0)[17:]))
         with file_size_limit(20_000):
             with pytest.raises(OutputError, match=r"requests\.parquet"):
                 folder.finish(FACTS)

@@ -55,7 +55,7 @@ def with_nulls(row):
 
 
 @given(rows=ROWS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_every_value_comes_back(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("t")
     writer = write(folder, MIXED, rows)
@@ -66,7 +66,7 @@ def test_every_value_comes_back(tmp_path_factory, rows):
 
 
 @given(rows=ROWS, other=ROWS, batch=st.integers(1, 9))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_digest_depends_on_values_alone(tmp_path_factory, rows, other, batch):
     folder = tmp_path_factory.mktemp("t")
     digest = write(folder / "a", MIXED, rows).digest()
@@ -148,6 +148,16 @@ def test_the_same_rows_give_the_same_bytes_in_another_process(tmp_path):
         subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=env)
         found.append((folder / LINKS.file).read_bytes())
     assert found[0] == found[1]
+
+
+def test_definitions_are_cheap_to_import():
+    code = (
+        "import sys; from simulator.results import metrics, run, summary, tables;"
+        "sys.exit(', '.join(sys.modules.keys() & {'pyarrow', 'numpy', 'pandas'}))"
+    )
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.stderr.strip() == ""
 
 
 def test_rows_leave_memory_as_they_come(tmp_path):

@@ -133,7 +133,8 @@ def test_positions_are_those_of_the_file_that_wrote_the_value(folder: Path) -> N
 
 
 def test_a_problem_of_a_merged_list_keeps_the_place_of_its_untouched_items(folder: Path) -> None:
-    states = "workload: {arrivals: {mmpp: {states: [{rate: 1 / s, dwell: 1 s},\n  {rate: 2, dwell: 2 s}, {rate: 3 / s, dwell: 1 s}]}}}"
+    items = "{rate: 1 / s, dwell: 1 s},\n  {rate: 2, dwell: 2 s}"
+    states = f"workload: {{arrivals: {{mmpp: {{states: [{items}]}}}}}}"
     with pytest.raises(InputError) as caught:
         child(folder, states, "workload.arrivals.mmpp.states[0].dwell=3 s")
     [problem] = caught.value.problems

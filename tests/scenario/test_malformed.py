@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simulator import cli
+from simulator.errors import InputError
+from simulator.scenario.load import load
 
 GOOD = """\
 schema: 1
@@ -62,6 +65,7 @@ EDITS = {
     "NaN parameter": ("sigma: 0.5", "sigma: .nan", r":7:\d+: .*sigma: expected a finite number"),
     "infinite parameter": ("sigma: 0.5", "sigma: .inf", r"sigma: expected"),
     "number as text": ("sigma: 0.5", 'sigma: "0.5"', r"sigma: expected a number, found '0.5'"),
+    "too few states": ("{poisson: {rate: 5 / s}}", "{mmpp: {states: []}}", r"mmpp.states: expected at least 2 items"),
     "median above max": ("median: 50", "median: 500", r":7:\d+: .*lognormal.median: median \(500\) is above max"),
     "fraction of a token": ("prompt_tokens: 100", "prompt_tokens: 1.5", r":6:3: workload.prompt_tokens: expected"),
     "no tokens": ("prompt_tokens: 100", "prompt_tokens: 0", r":6:3: workload.prompt_tokens"),
@@ -80,7 +84,7 @@ EDITS = {
     "seed as text": ("schema: 1", 'schema: 1\nseed: "7"', r":2:1: seed: expected a whole number, found '7'"),
     "negative seed": ("schema: 1", "schema: 1\nseed: -1", r":2:1: seed: expected"),
     "huge seed": ("schema: 1", f"schema: 1\nseed: {2**63}", r":2:1: seed: expected"),
-    "name that leaves the folder": ("schema: 1", "schema: 1\nname: ../up", r":2:1: name: expected"),
+    "name that leaves the folder": ("schema: 1", "schema: 1\nname: ../up", r":2:1: name: '../up' is no name"),
     "later schema": ("schema: 1", "schema: 2", r":1:1: schema: unknown version 2; allowed: 1"),
     "schema as text": ("schema: 1", 'schema: "1"', r":1:1: schema: unknown version '1'"),
     "schema true": ("schema: 1", "schema: true", r":1:1: schema: unknown version True"),
@@ -287,6 +291,7 @@ OVERRIDES = {
     "index beyond": ("serving.colocated.layout[7]=1", r"no list"),
     "bad YAML": ("slo={ttft: 1 s", r"^--set slo=\{ttft: 1 s: slo: not valid YAML"),
     "no unit": ("slo.ttft=3", r"^--set slo.ttft=3: slo.ttft: 3 has no unit"),
+    "bad quotes": ('a."\\q"=1', r"is no quoted key"),
     "base": ("base=quickstart", r"base cannot be set here"),
     "schema": ("schema=1", r"schema cannot be set here"),
     "away with what is needed": ("serving.model=null", r"serving.model: missing key 'model'"),
@@ -379,3 +384,19 @@ def test_any_mutation_is_valid_or_refused(
     assert (stop.value.code == 0) == bool(out)
     assert (stop.value.code == 2) == bool(err)
     assert "Traceback" not in err
+
+
+OVERRIDE = st.builds(
+    "{}={}".format,
+    st.sampled_from(["slo.ttft", "serving", "workload.arrivals", 'expect."goodput"', "topology", "x[0]", "", "seed[1]"])
+    | st.text(alphabet='serving.slo[]"=\\0', max_size=12),
+    st.sampled_from(["{}", "[]", "null", "1", "1 s", "{poisson: 3}", ">= 1", "&a [*a]", "!x y", "%", "\x00"])
+    | st.text(max_size=10),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(OVERRIDE, min_size=1, max_size=3))
+def test_any_override_is_valid_or_refused(overrides: list[str]) -> None:
+    with suppress(InputError):
+        assert load("synthetic-colocated", overrides).topology.preset

@@ -1,0 +1,37 @@
+"""Golden digests: what each shipped scenario gives. `python tests/golden/regenerate.py` rewrites golden.json."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from simulator import load, simulate
+
+GOLDEN = Path(__file__).parent / "golden.json"
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
+
+
+def observe(name: str, folder: Path) -> dict[str, object]:
+    """Run a shipped scenario; return its digest and a few figures that say what moved when the digest does."""
+    run = simulate(load(SCENARIOS / f"{name}.yaml"), out=folder / name, check=True)
+    summary = run.summary
+    return {
+        "digest": run.manifest["digest"],
+        "events": run.manifest["events"],
+        "requests": summary["requests"],
+        "ttft_p99_s": summary["ttft"]["p99"],
+        "tpot_mean_s": summary["tpot"]["mean"],
+        "simulated_s": summary["simulated_s"],
+    }
+
+
+def main() -> None:
+    """Write the digests of all shipped scenarios."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))
+        golden = {name: observe(name, Path(folder)) for name in names}
+    GOLDEN.write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
