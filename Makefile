@@ -10,7 +10,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/simulate scenarios/quickstart.yaml
 
 test: $(VENV)/.dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 nightly: $(VENV)/.dev
 	$(BIN)/pytest -m nightly

@@ -1,7 +1,7 @@
 """Serving at speed: whole `simulate` processes, start-up and Parquet included, against the floor of bare SimPy events.
 
-Run `python benchmarks/serving.py` (add `--full` for 3,000,000 requests, `--quick` for a smoke test). CPU seconds are user +
-system of the process, memory its largest resident set. Every row is the median of `--repeat` runs.
+Run `python benchmarks/serving.py` (add `--full` for 3,000,000 requests, `--quick` for a smoke test). CPU seconds are
+user + system of the process, memory its largest resident set. Every row is the median of `--repeat` runs.
 """
 
 import argparse

@@ -14,8 +14,7 @@ from simulator.clock import Clock
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS
-from simulator.device.memory import kv_blocks, ledger
-from simulator.errors import InputError, InvariantError
+from simulator.errors import InputError, InvariantError, Problem
 from simulator.execution import Execution, Progress
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.fabric import Fabric
@@ -24,6 +23,7 @@ from simulator.results.metrics import lookup
 from simulator.results.run import Run, load_run
 from simulator.results.summary import summarise
 from simulator.results.tables import LINKS
+from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import TraceWorkload
@@ -96,11 +96,8 @@ def _plan_pool(
     serving = scenario.serving
     accelerator = load_accelerator(topology.device)
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
-    book = ledger(
-        model, section.layout, accelerator, limits.max_batch_tokens, limits.max_running, section.kv.memory_utilisation
-    )
     block_tokens = section.kv.block_tokens
-    blocks = section.kv.blocks or kv_blocks(book, model, section.layout, block_tokens)
+    blocks = kv_blocks_of(section, model, accelerator)
     _, make_cost = COSTS[serving.cost.name]
     cost = make_cost(serving.cost.parameters, model, section.layout, accelerator)
     watermark = int(section.kv.watermark * blocks)
@@ -237,6 +234,8 @@ def simulate(scenario: Scenario, seed: int | None = None, out: Path | str | None
     every invariant is verified throughout. Raises InputError for what does not fit, OutputError when the disk refuses.
     """
     if seed is not None:
+        if not 0 <= seed < 2**63:
+            raise InputError(Problem(f"{seed} is no seed", path="seed", allowed="a whole number from 0 to 2^63 - 1"))
         scenario = scenario.model_copy(update={"seed": seed})
     return run_scenario(scenario, None if out is None else Path(out), check)
 
@@ -278,7 +277,7 @@ def _run_into(
     _write_links(folder, system, now_ns)
     recording.finish()
     summary = _summary(folder, system)
-    folder.write_text("scenario.yaml", resolved(scenario))
+    folder.write_text("scenario.yaml", resolved(scenario, folder.path.resolve()))
     folder.write_json("summary.json", summary)
     manifest = {
         "scenario": scenario.name,

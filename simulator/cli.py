@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from simulator import __version__
-from simulator.errors import InputError, nearest
+from simulator.errors import InputError, OutputError, nearest
 
 if TYPE_CHECKING:
     from simulator.results.run import Run
@@ -122,10 +122,16 @@ def run(
         overrides = (*overrides, f"seed={seed}")
     scenario = load(file, overrides)
 
-    from simulator.build import run_scenario
+    from simulator.build import System, run_scenario
+    from simulator.report.progress import Progress
     from simulator.results.metrics import lookup
 
-    outcome = run_scenario(scenario, out, check)
+    with Progress(getattr(scenario.workload, "requests", None), scenario.until) as line:
+
+        def progress(system: System, events: int) -> None:
+            line(system.env.now, system.frontend.ended, events)
+
+        outcome = run_scenario(scenario, out, check, progress)
     try:
         _print_run(outcome, scenario, as_json)
     except (BrokenPipeError, SystemExit):  # rich exits when its reader has left; the run counts all the same
@@ -231,6 +237,9 @@ def _run(words: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return INVALID
+    except OutputError as error:
+        click.echo(f"simulate: {error}", err=True)
+        return INTERNAL
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:

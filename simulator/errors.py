@@ -37,6 +37,10 @@ class InputError(Exception):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+class OutputError(Exception):
+    """The results could not be written in the middle of a run (disk full, folder gone); exit code 1."""
+
+
 class InvariantError(Exception):
     """A conserved quantity did not add up: a defect of the simulator, never of the input."""
 

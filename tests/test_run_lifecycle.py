@@ -1,4 +1,4 @@
-"""A run as a process: the same bytes wherever it runs, what is done kept when interrupted, nothing whole when killed."""
+"""A run as a process: the same bytes anywhere, what is done kept when interrupted, nothing whole when killed."""
 
 import hashlib
 import json

@@ -57,15 +57,14 @@ class Progress:
 
     def line(self, simulated_ns: int, requests_done: int, events: int, wall_s: float) -> str:
         """Return the text of the line after `wall_s` seconds (more than zero)."""
-        parts = [f"{format_duration(simulated_ns)} simulated"]
         share = self._share(simulated_ns, requests_done)
-        if share is not None:
-            parts.append(f"{share:.0%}")
-        parts.append(f"{simulated_ns / NS_PER_S / wall_s:,.0f}x real time")
+        parts = []
+        if share:
+            parts += [f"{share:.0%}", f"{format_duration(wall_s * (1 - share) / share * NS_PER_S)} left"]
+        parts.append(f"{format_duration(simulated_ns)} simulated")
+        parts.append(f"{simulated_ns / NS_PER_S / wall_s:,.0f}x")
         parts.append(f"{requests_done:,} requests")
         parts.append(f"{events / wall_s:,.0f} events/s")
-        if share:
-            parts.append(f"{format_duration(wall_s * (1 - share) / share * NS_PER_S)} left")
         return ", ".join(parts)
 
     def erase(self) -> None:

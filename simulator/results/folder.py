@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from simulator.errors import InputError, InvariantError, Problem
-from simulator.results.output import OutputError, sync, write_json, write_text, writing
+from simulator.errors import InputError, InvariantError, OutputError, Problem
+from simulator.results.output import sync, write_json, write_text, writing
 from simulator.results.tables import TABLES, Table, TableWriter
 
 KIND = "simulator run"

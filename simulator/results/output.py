@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-class OutputError(Exception):
-    """The results could not be written in the middle of a run (disk full, folder gone); exit code 1."""
+from simulator.errors import OutputError
 
 
 @contextmanager

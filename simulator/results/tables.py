@@ -9,8 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simulator.errors import InvariantError
-from simulator.results.output import OutputError, writing
+from simulator.errors import InvariantError, OutputError
+from simulator.results.output import writing
 
 BATCH_ROWS = 4096  # small enough that the transposed tuples stay in the processor's cache
 ROW_GROUP_ROWS = 16 * BATCH_ROWS

@@ -53,7 +53,7 @@ class Frontend:
         self.arrived = self.finished = self.rejected = 0
         self._pool = pool
         self._admission = admission
-        self._ended = ended
+        self._row = ended
 
     def replay(self, batches: Iterable[Arrivals]) -> Generator[Event, Any, None]:
         """Let the requests of `batches` arrive, each at its time: the actor of the workload."""
@@ -78,13 +78,18 @@ class Frontend:
         request.outcome = FINISHED
         self.finished += 1
         del self.in_flight[request.request_id]
-        self._ended(request)
+        self._row(request)
+
+    @property
+    def ended(self) -> int:
+        """Requests that have their outcome."""
+        return self.finished + self.rejected
 
     def _reject(self, request: Request, reason: str) -> None:
         request.outcome = REJECTED
         request.reason = reason
         self.rejected += 1
-        self._ended(request)
+        self._row(request)
 
     def check(self) -> None:
         """Raise InvariantError unless every request that arrived ended once or is in flight."""

@@ -8,11 +8,10 @@ included), rounded to 2^-20 ns as the engine's clock counts.
 from dataclasses import dataclass
 from math import ceil
 
-import simpy
-from simulator.clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import Jump, StepTicks

@@ -54,7 +54,8 @@ def test_md1(tmp_path):
 
 @pytest.mark.parametrize("servers", [2, 4])
 def test_mmc(tmp_path, servers):
-    # a = lambda / mu; Erlang C: P(wait) = B / (B + (1 - rho) A), A = sum a^k / k!, B = a^c / c!; Wq = P / (c mu - lambda).
+    # a = lambda / mu; Erlang C: P(wait) = B / (B + (1 - rho) A), A = sum a^k / k!, B = a^c / c!;
+    # Wq = P / (c mu - lambda).
     rate = 0.7 * servers
     a, rho = rate, 0.7
     last = a**servers / factorial(servers)

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from simulator.errors import InputError
+from simulator.errors import InputError, OutputError
 from simulator.results.folder import MANIFEST, MARKER, RunFolder
-from simulator.results.output import OutputError
 from simulator.results.run import load_run
 from simulator.results.tables import EVENTS, REQUESTS
 

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.errors import InvariantError
+from simulator.errors import InvariantError, OutputError
 from simulator.results import tables
-from simulator.results.output import OutputError
 from simulator.results.tables import EVENTS, LINKS, REQUESTS, TABLES, Column, Table, TableWriter, arrow_schema
 
 MIXED = Table(
