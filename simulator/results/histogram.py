@@ -62,7 +62,10 @@ class LogHistogram:
             self.add(first_ns, weight)
             return
         low, high = (first_ns, last_ns) if first_ns <= last_ns else (last_ns, first_ns)
-        index, last = bin_of(low), bin_of(high)
+        shift = low.bit_length() - 8
+        index = low if shift <= 0 else (shift << 7) + (low >> shift)
+        shift = high.bit_length() - 8
+        last = high if shift <= 0 else (shift << 7) + (high >> shift)
         bins = self._bins
         below = 0  # steps whose value lies below the current bin
         while index < last:

@@ -14,10 +14,10 @@ class DecodeBatch:
     """Members in the order in which they joined, their total context, and the iteration at which each finishes."""
 
     __slots__ = (
-        "_blocks",
         "_finishes",
         "_phases",
         "block_tokens",
+        "blocks",
         "context",
         "iteration",
         "members",
@@ -27,7 +27,7 @@ class DecodeBatch:
         self.block_tokens = block_tokens
         self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
-        self._blocks = 0  # held now
+        self.blocks = 0  # KV blocks held now
         self.members: dict[int, Request] = {}
         self._finishes: list[tuple[int, int, Request]] = []
         self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
@@ -42,7 +42,7 @@ class DecodeBatch:
         request.finish_iteration = self.iteration + request.output_tokens - request.generated
         self.members[request.request_id] = request
         self.context += held
-        self._blocks += -(-held // self.block_tokens)
+        self.blocks += -(-held // self.block_tokens)
         self._phases[request.offset % self.block_tokens] += 1
         heappush(self._finishes, (request.finish_iteration, request.request_id, request))
 
@@ -53,7 +53,7 @@ class DecodeBatch:
         request.finish_iteration = -1
         held = self.iteration - request.offset
         self.context -= held
-        self._blocks -= -(-held // self.block_tokens)
+        self.blocks -= -(-held // self.block_tokens)
         self._phases[request.offset % self.block_tokens] -= 1
 
     def generated(self, request: Request) -> int:
@@ -62,7 +62,7 @@ class DecodeBatch:
 
     def advance(self, steps: int) -> None:
         """Let every member generate `steps` tokens."""
-        self._blocks = self.blocks(steps)
+        self.blocks = self.blocks_after(steps)
         self.iteration += steps
         self.context += steps * len(self.members)
 
@@ -90,33 +90,31 @@ class DecodeBatch:
         self.leave(request)
         return request
 
-    def blocks(self, ahead: int = 0) -> int:
-        """Return the KV blocks that the members hold after `ahead` more steps: the sum of ceil(held / block).
+    def blocks_after(self, steps: int) -> int:
+        """Return the KV blocks that the members hold after so many more steps: the sum of ceil(held / block).
 
         A member takes a block at the step before which its blocks are full: those of phase n do so at iteration n + 1
         and then once every block, so whole rounds add the batch and the rest is a slice of the phases.
         """
-        if not ahead:
-            return self._blocks
         size, phases = self.block_tokens, self._phases
-        rounds, rest = divmod(ahead, size)
+        rounds, rest = divmod(steps, size)
         first = self.iteration % size
         taken = sum(phases[first : first + rest])
         if first + rest > size:
             taken += sum(phases[: first + rest - size])
-        return self._blocks + rounds * len(self.members) + taken
+        return self.blocks + rounds * len(self.members) + taken
 
-    def blocks_at_most(self, ahead: int) -> int:
-        """Return a bound on `blocks(ahead)` that costs nothing: every member one token short of another block."""
+    def blocks_at_most(self, steps: int) -> int:
+        """Return a bound on `blocks_after(steps)` that costs nothing: every member one token short of another block."""
         size, count = self.block_tokens, len(self.members)
-        return (self.context + (ahead + size - 1) * count) // size
+        return (self.context + (steps + size - 1) * count) // size
 
     def check(self) -> None:
         """Raise InvariantError unless context, phases and finish times agree with the members."""
         held = [self.iteration - r.offset for r in self.members.values()]
         if sum(held) != self.context or sum(self._phases) != len(self.members):
             raise InvariantError(f"decode batch: context {self.context} is not the sum over members {sum(held)}")
-        if sum(-(-h // self.block_tokens) for h in held) != self.blocks():
+        if sum(-(-h // self.block_tokens) for h in held) != self.blocks:
             raise InvariantError("decode batch: blocks are not the sum over members")
         for r in self.members.values():
             if self.iteration - r.offset != r.prompt_tokens + self.generated(r) - 1:

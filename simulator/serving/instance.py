@@ -132,7 +132,7 @@ class Instance:
     @property
     def admissible_blocks(self) -> int:
         """KV blocks that new prompts may take now, the watermark left free."""
-        return self.kv.admissible()
+        return self.kv.admissible(self.kv.used)
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Instance:
 
     def _end_prefill(self, batch: list[Request]) -> None:
         now, kv, hand_over = self.env.now, self.kv, self._prefilled
-        self._passed(kv.used(), len(batch))
+        self._passed(kv.used, len(batch))
         for request in batch:
             blocks = -(-(request.prompt_tokens + request.generated) // self.block_tokens)
             request.generated += 1
@@ -217,7 +217,7 @@ class Instance:
         self._ticks = jump.end
         self._record_gaps(jump)
         self.batch.advance(jump.steps)
-        self._passed(self.kv.used(), jump.steps * jump.batch - self._tokens_seen)
+        self._passed(self.kv.held + self.batch.blocks, jump.steps * jump.batch - self._tokens_seen)
         self._last_step_ns = now
         done = self.batch.pop_finished()
         for request in done:
@@ -272,7 +272,9 @@ class Instance:
         while queue and not self.waiting:
             request, event = queue[0]
             blocks = self.kv.blocks_for(request.prefill_tokens - 1)
-            if self.running >= self.engine.limits.max_running or blocks > self.kv.admissible(ahead):
+            if self.running >= self.engine.limits.max_running:
+                return
+            if blocks > self.kv.admissible(self.kv.used_after(ahead)):
                 return
             queue.popleft()
             self._mark()
@@ -305,7 +307,7 @@ class Instance:
         self.state = state
         self._running_seen = len(self.batch.members)
         self._waiting_seen = len(self.waiting)
-        self._kv_seen = self.kv.used()
+        self._kv_seen = self.kv.held + self.batch.blocks
         self._tokens_seen = 0
 
     def _passed(self, kv_blocks: int, tokens: int) -> None:
@@ -318,11 +320,11 @@ class Instance:
         """Close the interval so far, for something that the observer counts is about to change; return steps begun."""
         jump = self._jump
         if jump is None:
-            self._passed(self.kv.used(), 0)
+            self._passed(self.kv.used, 0)
             return 0
         begun = jump.steps_by(self.env.now)
         tokens = (begun - 1) * jump.batch
-        self._passed(self.kv.used(begun), tokens - self._tokens_seen)
+        self._passed(self.kv.used_after(begun), tokens - self._tokens_seen)
         self._tokens_seen = tokens
         return begun
 

@@ -23,31 +23,35 @@ class KVCache:
         """Return the blocks that hold `tokens` tokens of one request."""
         return -(-tokens // self.block_tokens)
 
-    def used(self, ahead: int = 0) -> int:
-        """Return the blocks in use after `ahead` more decode steps."""
-        return self.held + self.batch.blocks(ahead)
+    @property
+    def used(self) -> int:
+        """Blocks in use now."""
+        return self.held + self.batch.blocks
 
-    def admissible(self, ahead: int = 0) -> int:
+    def used_after(self, steps: int) -> int:
+        """Return the blocks in use after so many more decode steps, when nothing else changes."""
+        return self.held + self.batch.blocks_after(steps)
+
+    def admissible(self, used: int) -> int:
         """Return the blocks that a newcomer may take: free ones above the watermark; all of them when none is used."""
-        used = self.used(ahead)
         return self.total - used - self.watermark if used else self.total
 
     def steps_that_fit(self, steps: int) -> int:
         """Return how many of the next `steps` decode steps find the blocks that they need (at most `steps`)."""
         room = self.total - self.held
-        if self.batch.blocks_at_most(steps) <= room or self.batch.blocks(steps) <= room:
+        if self.batch.blocks_at_most(steps) <= room or self.batch.blocks_after(steps) <= room:
             return steps
-        low, high = 0, steps  # blocks(low) fits, blocks(high) does not; growth is monotone
+        low, high = 0, steps  # low steps fit (if any do), high do not; growth is monotone
         while high - low > 1:
             middle = (low + high) // 2
-            if self.batch.blocks(middle) <= room:
+            if self.batch.blocks_after(middle) <= room:
                 low = middle
             else:
                 high = middle
-        return low if self.batch.blocks(low) <= room else 0
+        return low
 
     def check(self) -> None:
         """Raise InvariantError when blocks are over-committed or do not add up."""
         self.batch.check()
-        if self.held < 0 or self.used() > self.total:
-            raise InvariantError(f"KV cache: {self.held} held + {self.batch.blocks()} decoding of {self.total} blocks")
+        if self.held < 0 or self.used > self.total:
+            raise InvariantError(f"KV cache: {self.held} held + {self.batch.blocks} decoding of {self.total} blocks")

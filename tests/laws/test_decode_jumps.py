@@ -92,7 +92,7 @@ def jumping(workload, costs, limits, blocks, block_tokens, watermark):
     while env.peek() != float("inf"):
         env.step()
         instance.check()
-    assert instance.kv.used() == 0
+    assert instance.kv.used == 0
     return done, seen
 
 
