@@ -122,14 +122,14 @@ def run(
         overrides = (*overrides, f"seed={seed}")
     scenario = load(file, overrides)
 
-    from simulator.build import System, run_scenario
+    from simulator.build.run import System, run_scenario
     from simulator.report.progress import Progress
     from simulator.results.metrics import lookup
 
     with Progress(getattr(scenario.workload, "requests", None), scenario.until) as line:
 
         def progress(system: System, events: int) -> None:
-            line(system.env.now, system.frontend.ended, events)
+            line(system.env.now, system.ended, events)
 
         outcome = run_scenario(scenario, out, check, progress)
     try:

@@ -1,6 +1,5 @@
-"""The only composition root: a scenario becomes a blueprint (nothing written yet), then live actors, then a run."""
+"""A serving scenario becomes a blueprint (nothing written yet), then live actors whose rows make a run."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -14,20 +13,15 @@ from simulator.clock import Clock
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS
-from simulator.errors import InputError, InvariantError, Problem
-from simulator.execution import Execution, Progress
+from simulator.errors import InvariantError
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.fabric import Fabric
 from simulator.results.folder import RunFolder
-from simulator.results.metrics import lookup
-from simulator.results.run import Run, load_run
 from simulator.results.summary import summarise
-from simulator.results.tables import LINKS
 from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import TraceWorkload
-from simulator.scenario.write import resolved, scenario_digest
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
 from simulator.serving.frontend import Admission, Arrivals, Frontend
@@ -39,7 +33,6 @@ from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.routing import ROUTERS, Router
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
-from simulator.units import NS_PER_S
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,9 +151,11 @@ def arrivals(batches: Iterator["pa.RecordBatch"], speedup: float) -> Iterator[Ar
 class System:
     """The live actors of a blueprint on one environment."""
 
-    def __init__(self, blueprint: Blueprint, recording: Recording) -> None:
+    def __init__(self, blueprint: Blueprint, folder: RunFolder) -> None:
         scenario = blueprint.scenario
+        recording = Recording(folder, scenario.results.interval)
         self.blueprint = blueprint
+        self.notes = blueprint.notes
         self.env = Clock()
         self.fabric = Fabric(self.env, blueprint.topology, scenario.seed)
         self.recording = recording
@@ -195,9 +190,13 @@ class System:
             for instance in pool.instances:
                 instance.check()
 
+    @property
+    def ended(self) -> int:
+        """Requests that have their outcome."""
+        return self.frontend.ended
+
     def settle(self, expected_end: bool) -> None:
         """Bring every record up to now; requests still open become rows. `expected_end`: none should be open."""
-        now = self.env.now
         for pool in self.pools:
             for instance in pool.instances:
                 instance.settle()
@@ -208,7 +207,34 @@ class System:
             request.outcome = UNFINISHED
             request.reason = "open when the run stopped"
             self.recording.ended(request)
-        self.recording.close(now)
+        self.recording.close(self.env.now)
+
+    def event(self, kind: str, subject: str, detail: str) -> None:
+        """Write a row of what happened to the run as a whole."""
+        self.recording.event(self.env.now, kind, subject, detail)
+
+    def finish(self) -> None:
+        """Close the tables."""
+        self.recording.finish()
+
+    def summary(self, folder: Path) -> dict[str, Any]:
+        """Return the figures of the closed tables in `folder`."""
+        slo = self.blueprint.scenario.slo
+        limits = {name: limit for name in ("ttft", "tpot", "e2e") if (limit := getattr(slo, name)) is not None}
+        if not limits:
+            self.notes.append("slo: none given, so goodput counts every finished request")
+        return summarise(folder, limits, self.recording.itl, self.env.now, self.blueprint.inventory.leased)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the manifest says of the cluster and the engines."""
+        topology = self.blueprint.topology
+        return {
+            "model": self.blueprint.model.name,
+            "topology": topology.name,
+            "device": topology.device,
+            "devices": len(topology.sites),
+            "devices_leased": self.blueprint.inventory.leased,
+        }
 
 
 def _ranges(devices: tuple[int, ...]) -> str:
@@ -220,105 +246,3 @@ def _ranges(devices: tuple[int, ...]) -> str:
         else:
             runs.append([device])
     return ", ".join("-".join(map(str, run)) for run in runs)
-
-
-def run_id(scenario: Scenario) -> str:
-    """Return the name of a run's default folder: equal scenarios, seeds included, have equal names."""
-    return scenario_digest(scenario)[:12]
-
-
-def simulate(scenario: Scenario, seed: int | None = None, out: Path | str | None = None, check: bool = False) -> Run:
-    """Run a scenario and return its run: `run.summary`, `run.requests` and the other tables as DataFrames.
-
-    `seed` replaces the scenario's; `out` names the run folder (default: results/<scenario>/<run id>). With `check`
-    every invariant is verified throughout. Raises InputError for what does not fit, OutputError when the disk refuses.
-    """
-    if seed is not None:
-        if not 0 <= seed < 2**63:
-            raise InputError(Problem(f"{seed} is no seed", path="seed", allowed="a whole number from 0 to 2^63 - 1"))
-        scenario = scenario.model_copy(update={"seed": seed})
-    return run_scenario(scenario, None if out is None else Path(out), check)
-
-
-def run_scenario(
-    scenario: Scenario,
-    out: Path | None = None,
-    check: bool = False,
-    progress: Callable[[System, int], None] | None = None,
-) -> Run:
-    """Run a scenario into a folder; `progress` is called now and then with the live system and the events so far."""
-    blueprint = plan(scenario)
-    path = out if out is not None else Path("results") / scenario.name / run_id(scenario)
-    existed = path.exists()
-    try:
-        with RunFolder.create(path) as folder:
-            _run_into(folder, blueprint, check, progress)
-    except InputError:
-        if not existed:
-            shutil.rmtree(path, ignore_errors=True)  # a fault met while the workload streamed leaves nothing behind
-        raise
-    return load_run(path)
-
-
-def _run_into(
-    folder: RunFolder, blueprint: Blueprint, check: bool, progress: Callable[[System, int], None] | None
-) -> None:
-    scenario = blueprint.scenario
-    recording = Recording(folder, scenario.results.interval)
-    system = System(blueprint, recording)
-    execution = Execution()
-    tick: Progress | None = None if progress is None else lambda now_ns, events: progress(system, events)
-    execution.run(system.env, scenario.until, tick, system.check if check else None)
-    system.check()
-    system.settle(expected_end=scenario.until is None and not execution.interrupted)
-    now_ns = system.env.now
-    if execution.interrupted:
-        recording.event(now_ns, "interrupted", scenario.name, "stopped by a signal; what was done is kept")
-    _write_links(folder, system, now_ns)
-    recording.finish()
-    summary = _summary(folder, system)
-    folder.write_text("scenario.yaml", resolved(scenario, folder.path.resolve()))
-    folder.write_json("summary.json", summary)
-    manifest = {
-        "scenario": scenario.name,
-        "scenario_digest": scenario_digest(scenario),
-        "seed": scenario.seed,
-        "simulated_ns": now_ns,
-        "events": execution.events,
-        "wall_s": round(execution.wall_s, 3),
-        "model": blueprint.model.name,
-        "topology": blueprint.topology.name,
-        "device": blueprint.topology.device,
-        "devices": len(blueprint.topology.sites),
-        "devices_leased": blueprint.inventory.leased,
-    }
-    if execution.interrupted:
-        folder.abandon(manifest)
-    else:
-        folder.finish(manifest)
-
-
-def _write_links(folder: RunFolder, system: System, now_ns: int) -> None:
-    links = folder.writer(LINKS)
-    for index, source, target, tier, capacity, moved, busy_ns, busy, peak, flows in system.fabric.link_rows(now_ns):
-        utilisation = moved * NS_PER_S / (capacity * now_ns) if now_ns else 0.0
-        links.append((index, source, target, tier, capacity, moved, flows, busy_ns, busy, utilisation, peak))
-    if not links.rows:
-        system.blueprint.notes.append("topology: no byte crossed a link; only the number and kind of devices mattered")
-    links.close()
-
-
-def _summary(folder: RunFolder, system: System) -> dict[str, Any]:
-    blueprint, scenario = system.blueprint, system.blueprint.scenario
-    slo = scenario.slo.model_dump(mode="python", exclude_none=True)
-    limits = {name: getattr(scenario.slo, name) for name in slo}
-    now_ns = system.env.now
-    summary = summarise(folder.path, limits, system.recording.itl, now_ns, blueprint.inventory.leased)
-    if not limits:
-        blueprint.notes.append("slo: none given, so goodput counts every finished request")
-    observed = [(e, lookup(summary, e.metric)) for e in scenario.expect]
-    summary["expect"] = [
-        {"metric": e.metric, "expected": e.text, "observed": value, "holds": e.holds(value)} for e, value in observed
-    ]
-    summary["warnings"] = list(dict.fromkeys(blueprint.notes))
-    return summary

@@ -1,4 +1,4 @@
-"""A prefill and a decode engine with jumps equal a pair that walks every token: reservations, joins, preemptions and all.
+"""A prefill and a decode engine with jumps equal a pair that walks every token, preemptions and all.
 
 The network is a constant delay here (the fabric has its own laws). The twin keeps lists of what each request holds and
 knows nothing of jumps, phases or inverses; its only clock is a heap of (nanosecond, rank, sequence).
@@ -72,19 +72,8 @@ class Twin:
     def __init__(self, workload, costs, limits, blocks, delay_ns):
         self.costs, self.limits, self.delay_ns = costs, limits, delay_ns
         self.agenda, self.sequence, self.now, self.done = [], 0, 0, {}
-        self.engines = [
-            {
-                "total": total,
-                "waiting": [],
-                "running": [],
-                "held": [],
-                "ready": [],
-                "asking": [],
-                "busy": None,
-                "ticks": 0,
-            }
-            for total in blocks
-        ]
+        lists = ("waiting", "running", "held", "ready", "asking")
+        self.engines = [{"total": total, "busy": None, "ticks": 0} | {name: [] for name in lists} for total in blocks]
         at = 0
         for index, (gap, prompt, output) in enumerate(workload):
             at += gap
@@ -113,9 +102,8 @@ class Twin:
     def used(self, engine):
         """Blocks of everything here; of a step under way those that its end needs."""
         one = 1 if engine["busy"] == "step" else 0
-        return sum(ceil((r["kv"] + one) / BLOCK) for r in engine["running"]) + sum(
-            ceil(r["kv"] / BLOCK) for r in engine["held"]
-        )
+        tokens = [r["kv"] + one for r in engine["running"]] + [r["kv"] for r in engine["held"]]
+        return sum(ceil(n / BLOCK) for n in tokens)
 
     def decide(self, engine):
         for r in engine["ready"]:
@@ -130,11 +118,8 @@ class Twin:
         for r in engine["waiting"]:
             need = r["prompt"] + r["made"]
             used += ceil(need / BLOCK)
-            if (
-                len(batch) >= seats
-                or used > engine["total"]
-                or (batch and tokens + need > self.limits.max_batch_tokens)
-            ):
+            too_long = batch and tokens + need > self.limits.max_batch_tokens
+            if len(batch) >= seats or used > engine["total"] or too_long:
                 break
             batch.append(r)
             tokens += need

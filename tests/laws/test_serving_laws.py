@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator import build, load, simulate
+from simulator import load, simulate
+from simulator.build import serving
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
 from simulator.model.transformer import Layout, load_model
@@ -167,12 +168,12 @@ def test_no_bytes_equal_infinite_bandwidth(tmp_path, monkeypatch):
         "topology.pcie.bandwidth=1000 PB/s",
     ]
     infinite = run(tmp_path, *fast, name="infinite").requests
-    original = build.KVTransfer
+    original = serving.KVTransfer
 
     def weightless(env, fabric, prefill, decode, kv_heads, bytes_per_token):
         return original(env, fabric, prefill, decode, kv_heads, 0)
 
-    monkeypatch.setattr(build, "KVTransfer", weightless)
+    monkeypatch.setattr(serving, "KVTransfer", weightless)
     nothing = run(tmp_path, name="nothing").requests
     assert (nothing.kv_transfer_bytes == 0).all()
     assert infinite.kv_transfer_bytes.sum() > 10**9
