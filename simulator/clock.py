@@ -1,7 +1,7 @@
 """A wake-up that can be moved: what an actor waits on when an arrival may end its closed-form interval early.
 
-Model: SimPy events. An alarm rings after every ordinary event of its nanosecond, so an actor that wakes sees them all;
-that makes the outcome independent of when the wake-up was scheduled.
+Model: SimPy events. An alarm rings after every ordinary event of its nanosecond and the alarms of lower rank: what
+the network delivers, then what hands requests over, then what takes them. So nothing hangs on when it was scheduled.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Clock(Environment):
         now = property(attrgetter("_now"))  # actors ask for it a dozen times per event; this costs half of a method
 
 
-AFTER_ALL_ELSE = EventPriority(2)  # SimPy serves lower priorities first; its own are 0 (urgent) and 1 (normal)
+NETWORK, HANDING_OVER, SERVING, END = map(EventPriority, (2, 3, 4, 5))  # SimPy's own are 0 (urgent) and 1 (normal)
 
 
 class _Timer(Event):
@@ -41,8 +41,9 @@ class Alarm(Event):
 
     env: Clock
 
-    def __init__(self, env: Clock) -> None:
+    def __init__(self, env: Clock, rank: EventPriority = SERVING) -> None:
         super().__init__(env)
+        self._rank = rank
         self._ok = True
         self._value = None
         self._timer: _Timer | None = None
@@ -54,7 +55,7 @@ class Alarm(Event):
         self.at_ns = at_ns
         self._timer = timer = _Timer(self._callback)
         env = self.env
-        env.schedule(timer, AFTER_ALL_ELSE, at_ns - env.now)
+        env.schedule(timer, self._rank, at_ns - env.now)
 
     def _ring(self, timer: Event) -> None:
         if timer is self._timer:  # a timer that was moved away passes in silence

@@ -4,7 +4,7 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -12,9 +12,8 @@ from typing import Any
 
 from simpy import Event
 from simpy.core import EmptySchedule
-from simpy.events import EventPriority
 
-from simulator.clock import AFTER_ALL_ELSE, Clock
+from simulator.clock import END, Clock
 
 BEAT_EVENTS = 2048
 """Events between two looks at the wall clock."""
@@ -41,16 +40,17 @@ class Execution:
         until_ns: int | None,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
+        pending: Sequence[int] = (),
     ) -> None:
-        """Serve events until none is left or `until_ns` has passed; the first SIGINT or SIGTERM ends it early.
+        """Serve events until none is left, `until_ns` has passed, or a signal is `pending` (see `held_signals`).
 
-        `check` runs every 2,048 events. A second signal is not caught.
+        `check` runs every 2,048 events.
         """
         if until_ns is not None:
             _stop_at(env, until_ns)
         begun = time.perf_counter()
         try:
-            with _signals() as pending, _quiet_collector():
+            with _quiet_collector():
                 while not pending:
                     served = 0
                     try:
@@ -78,12 +78,12 @@ def _stop_at(env: Clock, until_ns: int) -> None:
     end = Event(env)
     end.callbacks.append(stop)
     end._ok, end._value = True, None
-    env.schedule(end, EventPriority(AFTER_ALL_ELSE + 1), until_ns - env.now)
+    env.schedule(end, END, until_ns - env.now)
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Yield a list that the first SIGINT or SIGTERM is put on; the next one acts as it did before."""
+def held_signals() -> Iterator[list[int]]:
+    """Yield a list that the first SIGINT or SIGTERM of the block is put on; the next one acts as it did before."""
     pending: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield pending

@@ -134,6 +134,11 @@ class Accelerator(Strict):
             )
         return self
 
+    def in_nodes_of(self, devices: int) -> Self:
+        """Return the sheet of this device in nodes that hold `devices` of it: its scale-up domain ends at the node."""
+        ranks = min(self.scale_up.ranks, devices)
+        return self.model_copy(update={"scale_up": self.scale_up.model_copy(update={"ranks": ranks})})
+
     def all_reduce(self, ranks: int) -> AllReduce:
         """Return the constants for `ranks` devices, at most `scale_up.ranks`: of the next larger number measured."""
         table = self.efficiency.all_reduce

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from simulator.results.metrics import STATISTICS, UNITS, lookup
 from simulator.scenario.expectation import Expectation
-from simulator.units import NS_PER_S, format_duration
+from simulator.units import NS_PER_S, format_bandwidth, format_bytes, format_duration
 
 _LATENCIES = {
     "ttft": "TTFT",
@@ -19,6 +19,7 @@ _LATENCIES = {
     "itl": "ITL",
     "e2e": "E2E",
     "queue": "Queue",
+    "kv_wait": "KV wait",
     "kv_transfer": "KV transfer",
 }
 _BAR_WIDTH = 24
@@ -55,11 +56,14 @@ def print_summary(
     """
     symbols = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
     _headline(summary, manifest, console, symbols)
-    _requests(summary, console, symbols)
-    _latencies(summary, console)
-    _objectives(summary, console, symbols)
-    _throughput(summary, console, symbols)
-    _pools(summary, console, symbols)
+    if "flows" in summary:
+        _flows(summary, console, symbols)
+    else:
+        _requests(summary, console, symbols)
+        _latencies(summary, console)
+        _objectives(summary, console, symbols)
+        _throughput(summary, console, symbols)
+        _pools(summary, console, symbols)
     _links(summary, console, symbols)
     _expectations(summary, expectations, console, symbols)
     if warnings:
@@ -153,6 +157,8 @@ def _requests(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -
     if summary["preemptions"]:
         line.append(f"{symbols.dot}{summary['preemptions']:,} preemptions")
     _line(line, console)
+    for reason, count in counts.get("rejected_by", {}).items():
+        _line(f"{count:,} rejected: {reason}", console)
 
 
 def _latencies(summary: Mapping[str, Any], console: Console) -> None:
@@ -165,7 +171,7 @@ def _latencies(summary: Mapping[str, Any], console: Console) -> None:
     _title("Latency", console, f"of finished requests; {left_out:,} left out" if left_out else "")
     table = _grid(("", *STATISTICS))
     for key, name in _LATENCIES.items():
-        if summary[key]["count"]:
+        if summary.get(key, {}).get("count"):
             table.add_row(Text(name), *(Text(_time(summary[key][statistic])) for statistic in STATISTICS))
     _indented(table, console)
 
@@ -193,6 +199,24 @@ def _objectives(summary: Mapping[str, Any], console: Console, symbols: _Symbols)
         Text(_share(goodput["fraction"]).rjust(8), "bold"),
         detail,
     )
+    _indented(table, console)
+
+
+def _flows(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    counts = summary["flows"]
+    _title("Flows", console)
+    line = Text(f"{counts['total']:,} started{symbols.dot}{counts['completed']:,} completed")
+    for outcome, style in (("failed", "red"), ("unfinished", "yellow")):
+        line.append(symbols.dot)
+        line.append(f"{counts[outcome]:,} {outcome}", style if counts[outcome] else "")
+    _line(line, console)
+    rate = counts["bytes_per_s"]
+    moved = format_bytes(counts["bytes_completed"])
+    _line(moved if rate is None else f"{moved}{symbols.dot}{format_bandwidth(rate)} over the run", console)
+    _title("Completion", console, "of completed flows" if counts["completed"] < counts["total"] else "")
+    table = _grid(("", *STATISTICS))
+    table.add_row(Text("Time"), *(Text(_time(summary["fct"][statistic])) for statistic in STATISTICS))
+    table.add_row(Text("Slowdown"), *(Text(_number(summary["slowdown"][statistic])) for statistic in STATISTICS))
     _indented(table, console)
 
 
@@ -231,10 +255,10 @@ def _pools(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
 
 def _links(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
     hottest = summary["links"]["hottest"]
-    share = summary["kv_transfer_share"]
     if not hottest:
         return
-    note = f"KV transfer is {_share(share)} of end-to-end time" if summary["kv_transfer"]["count"] else ""
+    moved = summary.get("kv_transfer", {}).get("count")
+    note = f"KV transfer is {_share(summary['kv_transfer_share'])} of end-to-end time" if moved else ""
     _title("Hottest links", console, note)
     table = _grid(("", "tier", "mean", "busy", "peak"), left=2)
     for link in hottest:

@@ -33,7 +33,7 @@ class Continuous(Strict):
     max_running: Count = 256
     """Requests decoding together at most (vLLM: max_num_seqs)."""
     max_batch_tokens: Count = 8192
-    """Prompt tokens of one prefill iteration at most (vLLM: max_num_batched_tokens); a longer prompt goes alone."""
+    """Prompt tokens of one prefill at most (vLLM: max_num_batched_tokens); a longer prompt goes alone, in slices."""
 
 
 def continuous(limits: Continuous, engine: EngineView) -> int:

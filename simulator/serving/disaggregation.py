@@ -36,7 +36,7 @@ class KVTransfer:
         self._kv_heads = kv_heads
         self._bytes_per_token = bytes_per_token
         self._shards: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {}
-        self.moving = 0
+        self._on_the_way: dict[int, tuple[Request, int]] = {}  # each with the time since which it waits or moves
 
     def hand_over(self, request: Request, source: Instance) -> None:
         """Begin to move a request whose prefill has just ended at `source`."""
@@ -46,18 +46,27 @@ class KVTransfer:
         env, tokens = self._env, request.prompt_tokens
         target = self._decode.choose(request)
         ready_ns = env.now
+        self._on_the_way[request.request_id] = request, ready_ns
         yield target.reserve(request)
         start_ns = env.now
         request.kv_wait_ns = start_ns - ready_ns
         shards = [(a, b, size * tokens) for a, b, size in self._between(source, target)]
         request.kv_transfer_bytes = sum(size for _, _, size in shards)
-        self.moving += 1
+        self._on_the_way[request.request_id] = request, start_ns
         yield self._network.transfer(shards)
-        self.moving -= 1
+        del self._on_the_way[request.request_id]
         request.kv_transfer_ns = env.now - start_ns
         source.release(tokens)
         self._prefill.left(source)
         target.join(request)
+
+    def settle(self) -> None:
+        """Write down how long what is still here has waited or moved: the run is over."""
+        for request, since_ns in self._on_the_way.values():
+            if request.kv_transfer_bytes:
+                request.kv_transfer_ns = self._env.now - since_ns
+            else:
+                request.kv_wait_ns = self._env.now - since_ns
 
     def _between(self, source: Instance, target: Instance) -> tuple[tuple[int, int, int], ...]:
         key = (source.name, target.name)

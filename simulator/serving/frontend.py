@@ -51,6 +51,7 @@ class Frontend:
         self.env = env
         self.in_flight: dict[int, Request] = {}
         self.arrived = self.finished = self.rejected = 0
+        self.reasons: dict[str, int] = {}  # rejections by why
         self._pool = pool
         self._admission = admission
         self._row = ended
@@ -89,6 +90,7 @@ class Frontend:
         request.outcome = REJECTED
         request.reason = reason
         self.rejected += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
         self._row(request)
 
     def check(self) -> None:

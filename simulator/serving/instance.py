@@ -5,12 +5,13 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from simpy import Event
 
-from simulator.clock import Alarm, Clock
+from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
+from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks
 from simulator.serving.kv_cache import KVCache
@@ -55,6 +56,13 @@ class Observer(NamedTuple):
     """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""
 
 
+def slices(tokens: int, budget: int) -> Iterator[tuple[int, int]]:
+    """Yield (tokens, query-key pairs) of the parts of at most `budget` tokens in which a long prompt is prefilled."""
+    for first in range(0, tokens, budget):
+        last = min(first + budget, tokens)
+        yield last - first, (last * (last + 1) - first * (first + 1)) // 2
+
+
 class Instance:
     """An engine as an actor: `submit` requests to it, or `reserve` and `join` ones that were prefilled elsewhere."""
 
@@ -80,13 +88,13 @@ class Instance:
         self._observer = observer
         self._finished = finished
         self._prefilled = prefilled
-        self._alarm = Alarm(env)
+        self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | None = None
         self._last_step_ns = 0
         self._fresh: list[Request] = []  # members that have not yet had a decode step here
         self._reservations: deque[tuple[Request, Event]] = deque()
-        self._reserved = 0
+        self._reserved = self._prefilling = 0
         self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
         self._arrived: list[Request] = []
         env.process(self._run())
@@ -105,7 +113,9 @@ class Instance:
     def reserve(self, request: Request) -> Event:
         """Return an event that fires when KV blocks and a seat are set aside for a request prefilled elsewhere."""
         event = Event(self.env)
+        self._mark()
         self._reservations.append((request, event))
+        self._waiting_seen += 1
         self._grant_reservations()
         return event
 
@@ -126,8 +136,8 @@ class Instance:
 
     @property
     def running(self) -> int:
-        """Requests that decode, or that hold a reserved place to do so."""
-        return len(self.batch.members) + self._reserved
+        """Requests that decode, that are being prefilled, or that hold a reserved place."""
+        return len(self.batch.members) + self._prefilling + self._reserved
 
     @property
     def admissible_blocks(self) -> int:
@@ -167,14 +177,22 @@ class Instance:
             kv.held += -(-length // self.block_tokens)
             if request.prefill_start_ns < 0:
                 request.prefill_start_ns = now
-        self._ticks += round(self.engine.cost.prefill_ns(tokens, attended, count) * TICKS_PER_NS)
+        budget = self.engine.limits.max_batch_tokens
+        if tokens <= budget:
+            lasts_ns = self.engine.cost.prefill_ns(tokens, attended, count)
+        else:
+            lasts_ns = sum(self.engine.cost.prefill_ns(*part, 1) for part in slices(tokens, budget))
+        self._ticks += round(lasts_ns * TICKS_PER_NS)
         self._alarm.set(self._ticks >> TICK_BITS)
+        self._prefilling = count
         self._begins(PREFILL)
+        self._grant_reservations()
         return batch
 
     def _end_prefill(self, batch: list[Request]) -> None:
         now, kv, hand_over = self.env.now, self.kv, self._prefilled
         self._passed(kv.used, len(batch))
+        self._prefilling = 0
         for request in batch:
             blocks = -(-(request.prompt_tokens + request.generated) // self.block_tokens)
             request.generated += 1
@@ -203,6 +221,9 @@ class Instance:
                 self._alarm.set(self.env.now)
                 return
             steps = kv.steps_that_fit(batch.steps_to_finish())
+        for request in self._fresh:
+            if request.decode_start_ns < 0:
+                request.decode_start_ns = self.env.now
         size = len(batch.members)
         fixed, slope = self.engine.step_ticks(size)
         self._jump = jump = Jump(self._ticks, steps, size, batch.context, fixed, slope)
@@ -243,9 +264,7 @@ class Instance:
     def _add(self, request: Request) -> None:
         self.batch.join(request)
         self._fresh.append(request)
-        if request.decode_start_ns < 0:
-            request.decode_start_ns = self.env.now
-            request.decode_instance = self.name
+        request.decode_instance = self.name
 
     def _take_in(self) -> None:
         for request in self._arrived:
@@ -305,8 +324,8 @@ class Instance:
 
     def _begins(self, state: int) -> None:
         self.state = state
-        self._running_seen = len(self.batch.members)
-        self._waiting_seen = len(self.waiting)
+        self._running_seen = len(self.batch.members) + self._prefilling
+        self._waiting_seen = len(self.waiting) + len(self._reservations) + self._reserved
         self._kv_seen = self.kv.held + self.batch.blocks
         self._tokens_seen = 0
 
@@ -323,7 +342,7 @@ class Instance:
             self._passed(self.kv.used, 0)
             return 0
         begun = jump.steps_by(self.env.now)
-        tokens = (begun - 1) * jump.batch
+        tokens = (begun - (not self._ended(jump, begun))) * jump.batch
         self._passed(self.kv.used_after(begun), tokens - self._tokens_seen)
         self._tokens_seen = tokens
         return begun
@@ -340,15 +359,22 @@ class Instance:
         if jump is None:
             return self.batch.generated(request)
         begun = jump.steps_by(self.env.now)
-        complete = (jump.start + jump.elapsed(begun)) >> TICK_BITS <= self.env.now
-        return self.batch.generated(request) + begun - (not complete)
+        return self.batch.generated(request) + begun - (not self._ended(jump, begun))
+
+    def _ended(self, jump: Jump, step: int) -> bool:
+        return (jump.start + jump.elapsed(step)) >> TICK_BITS <= self.env.now
 
     def settle(self) -> None:
         """Report up to now, and write down what the requests that decode here have generated: the run is over."""
         self._mark()
         for request in self.batch.members.values():
             request.generated = self.generated(request)
+        if self._jump is not None and (steps := self._tokens_seen // self._jump.batch):
+            self._jump.cut(steps)
+            self._record_gaps(self._jump)
 
     def check(self) -> None:
-        """Raise InvariantError unless the KV ledger adds up."""
+        """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
         self.kv.check()
+        if self.running > self.engine.limits.max_running:
+            raise InvariantError(f"{self.name}: {self.running} requests run on {self.engine.limits.max_running} seats")

@@ -8,6 +8,7 @@ included), rounded to 2^-20 ns as the engine's clock counts.
 from dataclasses import dataclass
 from math import ceil
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,15 @@ def jumping(workload, costs, limits, blocks, block_tokens, watermark):
     return done, seen
 
 
+def whole_or_sliced(costs, lengths, budget):
+    """One prefill of whole prompts, or of a long one budget by budget, each token against itself and those before."""
+    if sum(lengths) <= budget:
+        return costs.prefill_ns(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(lengths))
+    places = range(1, lengths[0] + 1)
+    parts = [places[i : i + budget] for i in range(0, len(places), budget)]
+    return sum(costs.prefill_ns(len(part), sum(part), 1) for part in parts)
+
+
 def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
@@ -128,8 +138,7 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
             for r in batch:
                 r.setdefault("start", ticks // TICK)
                 r["held"] = r["prompt"] + r["made"]
-            pairs = sum(r["held"] * (r["held"] + 1) // 2 for r in batch)
-            ticks += round(costs.prefill_ns(tokens, pairs, len(batch)) * TICK)
+            ticks += round(whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens) * TICK)
             running += batch
         else:
             while sum(ceil((r["held"] + 1) / block_tokens) for r in running) > blocks:
@@ -227,3 +236,22 @@ def test_elapsed_by_hand():
     assert [jump.elapsed(n) for n in range(4)] == [0, 126, 258, 396]
     assert [jump.length(n) for n in (1, 2, 3)] == [126, 132, 138]
     assert jump.end == 396
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, deadline=None)
+@given(
+    workloads,
+    all_costs,
+    st.integers(1, 8),
+    st.integers(1, 200),
+    st.integers(0, 30),
+    st.sampled_from([1, 4, 16]),
+    st.integers(0, 3),
+)
+def test_equal_to_token_by_token_at_length(
+    workload, costs, max_running, max_tokens, spare_tokens, block_tokens, watermark
+):
+    test_equal_to_token_by_token.hypothesis.inner_test(
+        workload, costs, max_running, max_tokens, spare_tokens, block_tokens, watermark
+    )

@@ -7,9 +7,10 @@ knows nothing of jumps, phases or inverses; its only clock is a heap of (nanosec
 from heapq import heappop, heappush
 from math import ceil
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decode_jumps import TICK, Costs, Seen
+from test_decode_jumps import TICK, Costs, Seen, whole_or_sliced
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
@@ -110,7 +111,6 @@ class Twin:
             engine["held"].remove(r)
             engine["running"].append(r)
             del r["coming"]
-            r["decode"] = self.now
         engine["ready"] = []
         engine["busy"] = None
         batch, tokens, used = [], 0, self.used(engine)
@@ -129,10 +129,11 @@ class Twin:
                 r["kv"] = r["prompt"] + r["made"]
                 r.setdefault("start", self.now)
                 engine["held"].append(r)
-            pairs = sum(r["kv"] * (r["kv"] + 1) // 2 for r in batch)
-            engine["ticks"] += round(self.costs.prefill_ns(tokens, pairs, len(batch)) * TICK)
+            lasts_ns = whole_or_sliced(self.costs, [r["kv"] for r in batch], self.limits.max_batch_tokens)
+            engine["ticks"] += round(lasts_ns * TICK)
             engine["busy"] = "prefill"
             self.at(engine["ticks"] // TICK, 2, self.prefilled, engine, batch)
+            self.grant(engine)
             return
         engine["busy"] = "step"
         crowded = engine["running"] and self.used(engine) > engine["total"]
@@ -145,6 +146,8 @@ class Twin:
             if crowded:  # only what is on its way is left: look again
                 self.decide(engine)
             return
+        for r in engine["running"]:
+            r.setdefault("decode", self.now)
         fixed, slope = self.costs.decode(len(engine["running"]))
         context = sum(r["kv"] + 1 for r in engine["running"])
         engine["ticks"] += round(fixed * TICK) + round(slope * TICK) * context
@@ -193,7 +196,7 @@ class Twin:
         while engine["asking"] and not engine["waiting"]:
             r = engine["asking"][0]
             need = ceil(r["prompt"] / BLOCK)
-            seats = len(engine["running"]) + sum("coming" in h for h in engine["held"])
+            seats = len(engine["running"]) + len(engine["held"])  # on their way, or being prefilled anew
             if seats >= self.limits.max_running or self.used(engine) + need > engine["total"]:
                 return
             engine["asking"].pop(0)
@@ -242,3 +245,17 @@ def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare
     found = jumping(workload, costs, limits, blocks, delay_ns)
     assert found == Twin(workload, costs, limits, blocks, delay_ns).run()
     assert len(found) == len(workload)
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, deadline=None)
+@given(
+    workloads,
+    all_costs,
+    st.integers(1, 6),
+    st.integers(1, 120),
+    st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    st.integers(1, 50_000),
+)
+def test_equal_to_token_by_token_at_length(workload, costs, max_running, max_tokens, spare, delay_ns):
+    test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, max_running, max_tokens, spare, delay_ns)

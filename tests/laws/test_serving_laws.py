@@ -135,6 +135,12 @@ def test_nothing_is_lost(tmp_path_factory, split, pools, rate, router, seed, unt
     ):
         assert (done[earlier] <= done[later]).all()
     assert found.instances.output_tokens.sum() == rows.generated_tokens.sum()
+    assert found.summary["itl"]["count"] == (rows.generated_tokens - 1).clip(lower=0).sum()
+    if until is None:  # Little's law on the whole: every request is somewhere from its arrival to its end
+        windows = found.instances
+        there = ((windows.running + windows.waiting) * (windows.end_ns - windows.start_ns)).sum()
+        moving = done.kv_transfer_ns.sum()  # counted as waiting where it is to decode
+        assert there == pytest.approx((done.finish_ns - done.queued_ns).sum(), rel=1e-9), moving
     assert (found.instances.kv_blocks_max <= found.instances.kv_total_blocks).all()
     # Bytes: what left the prefill side is what the requests say, once per link of the first hop.
     first_hops = found.links[found.links.source.str.match(r"node\d+/(gpu|device)\d+$")]
