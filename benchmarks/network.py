@@ -1,26 +1,39 @@
-"""How fast the fabric moves flows, against the floor of bare SimPy events of the same run.
+"""How fast bandwidth is shared, against the floor of bare SimPy events of the same run.
 
-Run as `python benchmarks/network.py`: prints rows and writes benchmarks/out/network.json. Times are CPU seconds.
-Transfers of four shards one after another (as a KV cache moves), Poisson flows of lognormal sizes between random
-devices of a 1,024-NIC fat-tree at a share of all NICs' bandwidth, the solver alone on incasts, and building.
+Run as `python benchmarks/network.py`: prints rows and writes benchmarks/out/network.json. Times are CPU seconds, after
+the solver has been loaded. Flows arrive in a Poisson process with lognormal sizes (sigma 1.5) between random hosts of
+the 1,024-host k = 16 fat-tree, routed by ECMP, at a share of all NICs' bandwidth; the solver alone replays arrays, the
+fabric runs under SimPy. All-to-all is of equal sizes, all begun at the same instant (no latency), exact.
 """
 
 import json
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import simpy
 from floor import bare_events_per_s
 
 from simulator.clock import Clock
-from simulator.network import Fabric, maxmin_rates
+from simulator.network import Fabric
+from simulator.network.flow_arrays import Starts
+from simulator.network.incremental import IncrementalShares, replay_flows
 from simulator.randomness import stream
 from simulator.topology import Topology, build_topology
 
 OUT = Path(__file__).parent / "out" / "network.json"
+K = 16
+HOSTS = K**3 // 4
+LINKS = 2 * HOSTS + 4 * HOSTS
+LATENCY_NS = 1_000  # a link
+NIC_BYTES_PER_S = 50_000_000_000
 MEAN_BYTES = 20_000_000
 SIGMA = 1.5
+CHUNK = 20_000
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def cpu_s(work: Callable[[], object]) -> float:
@@ -30,28 +43,110 @@ def cpu_s(work: Callable[[], object]) -> float:
     return time.process_time() - begin
 
 
-def sequential(topology: Topology, transfers: int) -> tuple[int, float]:
-    """Return flows and CPU seconds of transfers of four shards, one after another."""
-    env = Clock()
-    fabric = Fabric(env, topology, seed=1)
+def routes(source: Array, target: Array, pick: Array) -> tuple[Array, Array]:
+    """Return offsets and links of paths in the k-ary fat-tree: host, edge, aggregation, core, and down again.
 
-    def send() -> simpy.events.ProcessGenerator:
-        for i in range(transfers):
-            first = 4 * i % 64
-            yield fabric.transfer([(first + j, 64 + (12 * i + j) % 64, 10_000_000 + i) for j in range(4)])
+    `pick` chooses among the (k/2)² ways through the cores, or the k/2 within a pod.
+    """
+    half = K // 2
+    edge, last_edge = source // half, target // half
+    pod, last_pod = edge // half, last_edge // half
+    way, core = pick % half, pick // half % half
+    columns = [
+        source,
+        2 * HOSTS + edge * half + way,
+        4 * HOSTS + (pod * half + way) * half + core,
+        5 * HOSTS + (last_pod * half + way) * half + core,
+        3 * HOSTS + last_edge * half + way,
+        HOSTS + target,
+    ]
+    used = np.ones((len(source), 6), bool)
+    used[edge == last_edge, 1:5] = False
+    used[pod == last_pod, 2:4] = False
+    offset = np.concatenate([[0], used.sum(axis=1).cumsum()])
+    return offset, np.stack(columns, axis=1)[used].astype(np.int32)
 
-    env.process(send())
-    taken_s = cpu_s(env.run)
-    fabric.check()
-    return 4 * transfers, taken_s
+
+def as_starts(
+    at_ns: Array,
+    size: Array,
+    source: Array,
+    target: Array,
+    pick: Array,
+    first_name: int = 0,
+    latency_ns: int = LATENCY_NS,
+) -> Starts:
+    """Return flows as arrays, sorted by the time at which they begin to share."""
+    offset, route = routes(source, target, pick)
+    ready = at_ns + np.diff(offset) * latency_ns
+    order = np.argsort(ready, kind="stable")
+    hops = np.diff(offset)[order]
+    starts = np.concatenate([[0], hops.cumsum()])
+    within = np.arange(len(route)) - np.repeat(starts[:-1], hops)
+    count = len(size)
+    return Starts(
+        ready_ns=ready[order],
+        size=size[order],
+        left=size[order].astype(np.float64),
+        weight=np.ones(count),
+        flows=np.ones(count, np.int64),
+        name=first_name + order,
+        offset=starts,
+        route=route[np.repeat(offset[:-1][order], hops) + within],
+    )
 
 
-def poisson(topology: Topology, load: float, flows: int) -> tuple[int, float]:
-    """Return flows and CPU seconds of random flows that offer `load` of the bandwidth of all NICs."""
+def poisson_chunks(load: float, flows: int, seed: int = 1) -> Iterator[Starts]:
+    """Yield Poisson flows in chunks that follow each other in time."""
+    draw = stream(seed, f"network benchmark {load}")
+    gap_ns = MEAN_BYTES / (load * HOSTS * NIC_BYTES_PER_S) * 1e9
+    now = 0.0
+    for first in range(0, flows, CHUNK):
+        count = min(CHUNK, flows - first)
+        at = now + draw.exponential(gap_ns, count).cumsum()
+        now = at[-1] + 6 * LATENCY_NS  # no flow of a later chunk begins before one of this
+        size = (MEAN_BYTES * draw.lognormal(-(SIGMA**2) / 2, SIGMA, count)).astype(np.int64) + 1
+        source = draw.integers(0, HOSTS, count)
+        target = (source + draw.integers(1, HOSTS, count)) % HOSTS
+        yield as_starts(at.astype(np.int64), size, source, target, draw.integers(0, 1 << 30, count), first)
+
+
+def solver_poisson(load: float, flows: int) -> tuple[int, float]:
+    """Return flows and CPU seconds of the solver alone."""
+    chunks, ended = poisson_chunks(load, flows), 0
+    begin = time.process_time()
+    for names, _ in replay_flows([NIC_BYTES_PER_S] * LINKS, chunks):
+        ended += len(names)
+    taken_s = time.process_time() - begin
+    if ended != flows:
+        raise RuntimeError(f"{ended} of {flows} flows ended")
+    return flows, taken_s
+
+
+def all_to_all(devices: int, balanced: bool) -> tuple[int, float]:
+    """Return flows and CPU seconds, arrays included, of 1 MiB from each device to each other one, all at once."""
+    begin = time.process_time()
+    source = np.repeat(np.arange(devices), devices - 1)
+    target = (source + np.tile(np.arange(1, devices), devices)) % devices
+    count = len(source)
+    pick = target if balanced else stream(1, "all-to-all").integers(0, 1 << 30, count)
+    spread = np.arange(devices) * (HOSTS // devices)  # over all pods
+    size = np.full(count, 1 << 20, np.int64)
+    starts = as_starts(np.zeros(count, np.int64), size, spread[source], spread[target], pick, latency_ns=0)
+    shares = IncrementalShares([NIC_BYTES_PER_S] * LINKS)
+    names, times, _ = shares.run(starts, 1 << 61)
+    taken_s = time.process_time() - begin
+    loads = np.bincount(starts.route) * (1 << 20)
+    if len(names) != count or times[-1] < int(loads.max() / NIC_BYTES_PER_S * 1e9):
+        raise RuntimeError("flows are missing, or faster than the most loaded link")
+    return count, taken_s
+
+
+def fabric_poisson(topology: Topology, load: float, flows: int) -> tuple[int, float]:
+    """Return flows and CPU seconds under SimPy, routes looked up one by one."""
     draw = stream(1, f"network benchmark {load}")
     devices = len(topology.sites)
-    nic_bytes_per_s = topology.links[topology.access[0].outward[1]].capacity_bytes_per_s
-    gap_ns = MEAN_BYTES / (load * devices * nic_bytes_per_s) * 1e9
+    gap_ns = MEAN_BYTES / (load * devices * NIC_BYTES_PER_S) * 1e9
     starts = draw.exponential(gap_ns, flows).cumsum().astype(int).tolist()
     sizes = (MEAN_BYTES * draw.lognormal(-(SIGMA**2) / 2, SIGMA, flows)).astype(int).tolist()
     pairs = draw.integers(0, devices, (flows, 2)).tolist()
@@ -70,32 +165,62 @@ def poisson(topology: Topology, load: float, flows: int) -> tuple[int, float]:
     return flows, taken_s
 
 
-def solves(count: int, rounds: int) -> tuple[int, float]:
-    """Return solver calls and CPU seconds of an incast of `count` flows over six links each."""
-    paths = [(0, 1, *range(2 + 4 * i, 6 + 4 * i)) for i in range(count)]
-    capacities = [50_000_000_000] * (2 + 4 * count)
-    return rounds, cpu_s(lambda: [maxmin_rates(paths, capacities) for _ in range(rounds)])
+def sequential(topology: Topology, transfers: int) -> tuple[int, float]:
+    """Return flows and CPU seconds of transfers of four shards, one after another, as a KV cache moves."""
+    env = Clock()
+    fabric = Fabric(env, topology, seed=1)
+
+    def send() -> simpy.events.ProcessGenerator:
+        for i in range(transfers):
+            first = 4 * i % 64
+            yield fabric.transfer([(first + j, 64 + (12 * i + j) % 64, 10_000_000 + i) for j in range(4)])
+
+    env.process(send())
+    taken_s = cpu_s(env.run)
+    fabric.check()
+    return 4 * transfers, taken_s
 
 
 def main() -> None:
     """Measure, print and write."""
+    begin = time.perf_counter()
+    IncrementalShares([1.0])
     floor = bare_events_per_s()
-    rows: list[dict[str, object]] = [{"name": "bare SimPy", "unit": "events", "per_s": floor}]
+    rows: list[dict[str, object]] = [
+        {"name": "bare SimPy", "unit": "events", "per_s": floor},
+        {"name": "load the compiled solver", "unit": "times", "per_s": 1 / (time.perf_counter() - begin)},
+    ]
     clos, tree = build_topology("clos-h100"), build_topology("fat-tree-k16")
-    loads = ((0.05, 4_000), (0.1, 4_000), (0.2, 1_000), (0.3, 1_000))
-    large = {"nodes": 256}
-    cases: list[tuple[str, str, Callable[[], tuple[int, float]]]] = [
-        ("transfers of 4 shards, one after another", "flows", lambda: sequential(clos, 20_000)),
-        *((f"Poisson, 1,024 NICs, load {x}", "flows", lambda x=x, n=n: poisson(tree, x, n)) for x, n in loads),
-        *((f"solver, incast of {n}", "solves", lambda n=n: solves(n, 4_000 // n)) for n in (2, 4, 16, 64)),
-        ("build 2,048 devices, 64-port Clos", "builds", lambda: (1, cpu_s(lambda: build_topology("clos-h100", large)))),
-    ]  # fmt: skip
-    for name, unit, case in cases:
+    cases: list[tuple[str, Callable[[], tuple[int, float]]]] = [
+        ("solver, Poisson, load 0.3", lambda: solver_poisson(0.3, 200_000)),
+        ("solver, Poisson, load 0.6", lambda: solver_poisson(0.6, 200_000)),
+        ("solver, Poisson, load 0.5, 10,000 flows", lambda: solver_poisson(0.5, 10_000)),
+        ("solver, Poisson, load 0.5, 100,000 flows", lambda: solver_poisson(0.5, 100_000)),
+        ("solver, Poisson, load 0.3, 1,000,000 flows", lambda: solver_poisson(0.3, 1_000_000)),
+        ("fabric, 4 shards one after another", lambda: sequential(clos, 10_000)),
+        ("fabric, Poisson, load 0.3", lambda: fabric_poisson(tree, 0.3, 60_000)),
+        ("fabric, Poisson, load 0.6", lambda: fabric_poisson(tree, 0.6, 60_000)),
+        ("all-to-all of 256, ECMP", lambda: all_to_all(256, balanced=False)),
+        ("all-to-all of 1,024, balanced", lambda: all_to_all(1024, balanced=True)),
+        ("all-to-all of 1,024, ECMP", lambda: all_to_all(1024, balanced=False)),
+    ]
+    for name, case in cases:
         count, taken_s = case()
-        rows.append({"name": name, "unit": unit, "count": count, "cpu_s": taken_s, "per_s": count / taken_s})
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows.append(
+            {
+                "name": name,
+                "unit": "flows",
+                "count": count,
+                "cpu_s": taken_s,
+                "per_s": count / taken_s,
+                "peak_mib": memory,
+            }
+        )
     for row in rows:
         per_s = float(str(row["per_s"]))
-        print(f"{row['name']!s:<44}{per_s:>12,.0f} {row['unit']}/s{per_s / floor:>9.3f} of the floor")
+        tail = f"{row['cpu_s']:>9.2f} s {row['peak_mib']:>7.0f} MiB so far" if "cpu_s" in row else ""
+        print(f"{row['name']!s:<44}{per_s:>12,.0f} {row['unit']}/s{per_s / floor:>9.3f} of the floor{tail}")
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -37,7 +37,12 @@ def names(kind: str) -> list[str]:
 
 
 def is_path(kind: str, name: str) -> bool:
-    """Return whether `name` is a path: it has a `/`, or ends like a file of its kind (for a trace: has any suffix)."""
+    """Return whether `name` is a path: it has a `/`, or ends like a file of its kind (for a trace: has any suffix).
+
+    Of kinds of which nothing is shipped every name is one.
+    """
+    if kind not in _SINGULAR:
+        return True
     return "/" in name or (bool(Path(name).suffix) if kind == "traces" else name.endswith((".yaml", ".yml")))
 
 
@@ -57,6 +62,8 @@ def canonical(kind: str, name: str, beside: Path | None = None) -> str:
     """Return what `name` means in any folder: a path as an absolute one, that of a shipped entry as its name."""
     if not is_path(kind, name):
         return name
+    if kind not in _SINGULAR:
+        return os.path.abspath((beside or Path()) / name)
     path = Path(os.path.abspath((beside or Path()) / name))  # links are kept: the user's names stay
     shipped = path.stem in names(kind) and path.parent.resolve() == folder(kind).resolve()
     return path.stem if shipped and path.suffix == _suffix(kind) else str(path)

@@ -1,14 +1,14 @@
 """Runs a scenario into its folder: plan, live, settle, summarise, and the manifest last."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from simulator.build import serving
+from simulator.build import serving, traffic
 from simulator.clock import Clock
 from simulator.errors import InputError, Problem
-from simulator.execution import Execution, Progress
+from simulator.execution import Execution, Progress, held_signals
 from simulator.network.fabric import Fabric
 from simulator.results.folder import RunFolder
 from simulator.results.metrics import lookup
@@ -23,9 +23,16 @@ class System(Protocol):
     """The live actors of one scenario, of whatever kind, as the run sees them."""
 
     env: Clock
-    fabric: Fabric
     notes: list[str]
     """Inputs that had no effect, for the user to read."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed has any part in this run."""
+
+    @property
+    def fabric(self) -> Fabric:
+        """The live network."""
 
     @property
     def ended(self) -> int:
@@ -80,8 +87,8 @@ def run_scenario(
     path = out if out is not None else Path("results") / scenario.name / run_id(scenario)
     existed = path.exists()
     try:
-        with RunFolder.create(path) as folder:
-            _run_into(folder, scenario, assemble(folder), check, progress)
+        with RunFolder.create(path) as folder, held_signals() as pending:  # until it is finished or abandoned
+            _run_into(folder, scenario, assemble(folder), check, progress, pending)
     except InputError:
         if not existed:
             shutil.rmtree(path, ignore_errors=True)  # a fault met while the workload streamed leaves nothing behind
@@ -91,14 +98,24 @@ def run_scenario(
 
 def plan(scenario: Scenario) -> Callable[[RunFolder], System]:
     """Return what brings a scenario to life in a folder; raises InputError now for all that does not exist or fit."""
+    if scenario.traffic is not None:
+        network = traffic.plan(scenario, scenario.traffic)
+        return lambda folder: traffic.System(network, folder)
     blueprint = serving.plan(scenario)
     return lambda folder: serving.System(blueprint, folder)
 
 
-def _run_into(folder: RunFolder, scenario: Scenario, system: System, check: bool, progress: Watch | None) -> None:
+def _run_into(
+    folder: RunFolder,
+    scenario: Scenario,
+    system: System,
+    check: bool,
+    progress: Watch | None,
+    pending: Sequence[int],
+) -> None:
     execution = Execution()
     tick: Progress | None = None if progress is None else lambda now_ns, events: progress(system, events)
-    execution.run(system.env, scenario.until, tick, system.check if check else None)
+    execution.run(system.env, scenario.until, tick, system.check if check else None, pending)
     system.check()
     system.settle(expected_end=scenario.until is None and not execution.interrupted)
     if execution.interrupted:
@@ -110,6 +127,8 @@ def _run_into(folder: RunFolder, scenario: Scenario, system: System, check: bool
     summary["expect"] = [
         {"metric": e.metric, "expected": e.text, "observed": value, "holds": e.holds(value)} for e, value in observed
     ]
+    if scenario.seed and not system.draws:
+        system.notes.append("seed has no effect: nothing in this scenario is drawn at random")
     summary["warnings"] = list(dict.fromkeys(system.notes))
     folder.write_text("scenario.yaml", resolved(scenario, folder.path.resolve()))
     folder.write_json("summary.json", summary)

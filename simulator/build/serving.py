@@ -13,14 +13,15 @@ from simulator.clock import Clock
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS
-from simulator.errors import InvariantError
+from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.fabric import Fabric
+from simulator.network.routing import spread_of
 from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
 from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Pool as PoolSection
-from simulator.scenario.schema import Scenario
+from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.workload import TraceWorkload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
@@ -65,13 +66,15 @@ class Blueprint:
 
 def plan(scenario: Scenario) -> Blueprint:
     """Return the blueprint of a scenario; raises InputError when something in it does not exist or does not fit."""
-    serving = scenario.serving
-    topology = build_topology(scenario.topology.preset, scenario.topology.parameters)
+    serving, preset = scenario.serving, scenario.topology.preset
+    assert serving is not None  # the schema lets a scenario of engines have both
+    assert preset is not None
+    topology = build_topology(preset, scenario.topology.parameters)
     inventory = Inventory(topology.sites)
     model = load_model(serving.model)
     notes: list[str] = []
     pools = tuple(
-        _plan_pool(role, section, scenario, model, topology, inventory) for role, section in serving.pools.items()
+        _plan_pool(role, section, serving, model, topology, inventory) for role, section in serving.pools.items()
     )
     first, last = pools[0].engine, pools[-1].engine
     admission = Admission(
@@ -79,15 +82,15 @@ def plan(scenario: Scenario) -> Blueprint:
         first.kv_blocks * first.block_tokens,
         last.kv_blocks * last.block_tokens,
     )
+    _note_limits(serving, model, notes)
     batches = _workload(scenario, notes)
     return Blueprint(scenario, topology, inventory, model, pools, admission, batches, notes)
 
 
 def _plan_pool(
-    role: str, section: PoolSection, scenario: Scenario, model: Transformer, topology: Topology, inventory: Inventory
+    role: str, section: PoolSection, serving: Serving, model: Transformer, topology: Topology, inventory: Inventory
 ) -> PoolPlan:
-    serving = scenario.serving
-    accelerator = load_accelerator(topology.device)
+    accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
     blocks = kv_blocks_of(section, model, accelerator)
@@ -98,6 +101,16 @@ def _plan_pool(
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
     router = section.router or serving.router
     return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
+
+
+def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
+    if serving.max_context is not None and serving.max_context > model.max_context:
+        most = f"{model.max_context:,} tokens"
+        notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
+    if serving.cost.name == "linear":
+        phases = serving.cost.parameters.model_dump(mode="python")
+        free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
+        notes.extend(f"serving.cost: {name} takes no time, all of its constants are zero" for name in free)
 
 
 _NO_EFFECT = {
@@ -112,6 +125,7 @@ _NO_EFFECT = {
 def _workload(scenario: Scenario, notes: list[str]) -> Callable[[], Iterator["pa.RecordBatch"]]:
     """Return what streams the workload's canonical batches, from the start at each call."""
     section = scenario.workload
+    assert section is not None
     if not isinstance(section, TraceWorkload):
         from simulator.workload.synthesis import synthesize
 
@@ -130,7 +144,15 @@ def _workload(scenario: Scenario, notes: list[str]) -> Callable[[], Iterator["pa
 
     def batches() -> Iterator["pa.RecordBatch"]:
         rows = window(trace.batches(), section.start, section.duration)
-        yield from rows if section.requests is None else first_requests(rows, section.requests)
+        found = 0
+        for batch in rows if section.requests is None else first_requests(rows, section.requests):
+            found += batch.num_rows
+            yield batch
+        if not found:
+            what = f"no request of {path.name} arrives in the part that is replayed"
+            raise InputError(Problem(what, path="workload.start", allowed="times within the trace"))
+        if section.requests is not None and found < section.requests:
+            notes.append(f"workload.requests: {section.requests:,} asked for, the trace has {found:,}")
         notes.extend(f"trace {path.name}: {reason}" for reason in trace.report.reasons())
 
     return batches
@@ -141,6 +163,9 @@ def arrivals(batches: Iterator["pa.RecordBatch"], speedup: float) -> Iterator[Ar
     for batch in batches:
         times = batch.column("arrival_ns").to_numpy()
         if speedup != 1:
+            if len(times) and times[-1] / speedup >= 2**62:
+                what = f"with speedup {speedup:g} requests arrive more than 146 years from the start"
+                raise InputError(Problem(what, path="workload.speedup", allowed="a larger speedup"))
             times = np.rint(times / speedup).astype(np.int64)
         prompts, outputs = batch.column("prompt_tokens").tolist(), batch.column("output_tokens").tolist()
         names = (batch.column(name) for name in ("session", "turn"))
@@ -157,7 +182,7 @@ class System:
         self.blueprint = blueprint
         self.notes = blueprint.notes
         self.env = Clock()
-        self.fabric = Fabric(self.env, blueprint.topology, scenario.seed)
+        self.fabric = Fabric(self.env, blueprint.topology, scenario.seed, spread=spread_of(blueprint.topology))
         self.recording = recording
         self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
         self.frontend = Frontend(self.env, self.pools[0], blueprint.admission, recording.ended)
@@ -191,6 +216,11 @@ class System:
                 instance.check()
 
     @property
+    def draws(self) -> bool:
+        """Whether anything is random: a synthetic workload, or paths over the fabric."""
+        return not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
+
+    @property
     def ended(self) -> int:
         """Requests that have their outcome."""
         return self.frontend.ended
@@ -200,6 +230,7 @@ class System:
         for pool in self.pools:
             for instance in pool.instances:
                 instance.settle()
+        self.transfer.settle()
         open_requests = list(self.frontend.in_flight.values())
         if open_requests and expected_end:
             raise InvariantError(f"{len(open_requests)} requests never ended, the first is {open_requests[0]!r}")
@@ -223,7 +254,9 @@ class System:
         limits = {name: limit for name in ("ttft", "tpot", "e2e") if (limit := getattr(slo, name)) is not None}
         if not limits:
             self.notes.append("slo: none given, so goodput counts every finished request")
-        return summarise(folder, limits, self.recording.itl, self.env.now, self.blueprint.inventory.leased)
+        summary = summarise(folder, limits, self.recording.itl, self.env.now, self.blueprint.inventory.leased)
+        summary["requests"]["rejected_by"] = self.frontend.reasons
+        return summary
 
     def facts(self) -> dict[str, Any]:
         """Return what the manifest says of the cluster and the engines."""

@@ -1,16 +1,28 @@
-"""Which of the equal-cost paths a flow takes; policies are pure functions of the topology and of the flow's identity.
+"""Which paths a transfer takes: policies are pure functions of the topology and of the transfer's identity.
 
-Source: RFC 2992 (equal-cost multi-path by hash); the hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+Sources: RFC 2992 (equal-cost multi-path by hash; here the finaliser of SplitMix64, Steele, Lea, Flood 2014); packet
+spraying, Dixit et al., INFOCOM 2013; rails by relay, arXiv 2307.12169 and NCCL's PXN; Valiant 1982.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+from simulator.errors import InputError, unknown
+from simulator.strict import Count, Strict
 from simulator.topology.graph import Path, Topology
 
 Routing = Callable[[Topology, int, int, int, int], Path]
 """(topology, seed, source device, target device, sequence number of the flow) to a path."""
 
+Shares = tuple[tuple[Path, float], ...]
+"""The paths of one transfer, each with its share of the bytes; the shares sum to 1. No path: source is target."""
+
+Spread = Callable[[Topology, int, int, int, int], Shares]
+"""The same arguments as those of a Routing to one path or several; `split_bytes` makes whole bytes of the shares."""
+
 _MASK = (1 << 64) - 1
+_DETOUR = 0x7A11A17  # tells the draw of an intermediate from that of a path
 
 
 def mix(*words: int) -> int:
@@ -26,9 +38,144 @@ def mix(*words: int) -> int:
 
 def ecmp(topology: Topology, seed: int, source: int, target: int, sequence: int) -> Path:
     """Choose one equal-cost path by hash, so that flows may collide on one cable while others stand idle."""
-    paths = topology.paths(source, target)
+    return _one(topology.paths(source, target), seed, source, target, sequence)
+
+
+class NoParameters(Strict):
+    """A routing without parameters."""
+
+
+class OnPlane(Strict):
+    """Equal-cost multi-path by hash, one path per transfer."""
+
+    plane: str | None = None
+    """The plane, or the lane of one, that carries everything; default: the first that joins source and target."""
+
+
+class Spraying(OnPlane):
+    """Packet spraying: a transfer is split evenly over its equal-cost paths, as if every packet took the next one."""
+
+    paths: Count | None = None
+    """Paths of one transfer at most, evenly spaced among all; default: all."""
+
+
+def spray(parameters: Spraying, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
+    """Split evenly over all equal-cost paths, or over as many as `paths` says, begun at a place drawn by hash.
+
+    Paths are ordered lane by lane, so k of k x m paths are one in each of k equal lanes.
+    """
+    if source == target:
+        return ()
+    found = topology.paths(source, target, parameters.plane)
+    count = len(found)
+    chosen = min(parameters.paths or count, count)
+    first = mix(seed, source, target, sequence) % count if chosen < count else 0
+    return tuple((found[(first + at * count // chosen) % count], 1 / chosen) for at in range(chosen))
+
+
+def hashed(parameters: OnPlane, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
+    """Choose as `ecmp` does, on a plane if one is asked for."""
+    if source == target:
+        return ()
+    return ((_one(topology.paths(source, target, parameters.plane), seed, source, target, sequence), 1.0),)
+
+
+def rail_aligned(
+    parameters: NoParameters, topology: Topology, seed: int, source: int, target: int, sequence: int
+) -> Shares:
+    """Hand over to the device of the own node that has the target's slot, and go on from there within the rail.
+
+    Static: of the equal-cost paths within the rail, that of the target's number modulo their count.
+    """
+    if source == target:
+        return ()
+    start, end = topology.endpoints[source], topology.endpoints[target]
+    relay = source
+    if start.node != end.node and start.slot != end.slot:
+        relay = topology.device_at.get((start.node, end.slot), source)
+    head: Path = topology.paths(source, relay)[0]
+    rail = topology.paths(relay, target)
+    return ((head + rail[target % len(rail)], 1.0),)
+
+
+def valiant(parameters: NoParameters, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
+    """Go to the place of a device drawn by hash, then to the target; the way to and from that device is left out.
+
+    Both halves are shortest paths drawn by hash. Loops are cut out, so no vertex is passed twice.
+    """
+    if source == target:
+        return ()
+    via = mix(seed, _DETOUR, source, target, sequence) % len(topology.sites)
+    if topology.sites[via].node in (topology.endpoints[source].node, topology.endpoints[target].node):
+        return ((ecmp(topology, seed, source, target, sequence), 1.0),)
+    whole = ecmp(topology, seed, source, via, sequence) + ecmp(topology, seed, via, target, sequence)
+    return ((without_loops(topology, whole), 1.0),)
+
+
+def without_loops(topology: Topology, path: Path) -> Path:
+    """Return the path with every return to a vertex cut out, in the order of travel (Lawler's loop erasure)."""
+    kept: list[int] = []
+    order = [topology.links[path[0]].source] if path else []
+    place = dict.fromkeys(order, 0)
+    for index in path:
+        name = topology.links[index].target
+        if name in place:
+            back = place[name]
+            for cut in order[back + 1 :]:
+                del place[cut]
+            del order[back + 1 :], kept[back:]
+        else:
+            place[name] = len(order)
+            order.append(name)
+            kept.append(index)
+    return tuple(kept)
+
+
+def _one(paths: Sequence[Path], seed: int, source: int, target: int, sequence: int) -> Path:
     count = len(paths)
     return paths[mix(seed, source, target, sequence) % count if count > 1 else 0]
 
 
-ROUTINGS: Mapping[str, Routing] = {"ecmp": ecmp}
+def split_bytes(size_bytes: int, shares: Shares) -> list[int]:
+    """Return whole bytes for each share; they sum to `size_bytes`, and each is within one of its share.
+
+    Raises ValueError when the shares do not sum to 1.
+    """
+    total, done, parts = 0.0, 0, []
+    for _, share in shares:
+        total += share
+        upto = min(size_bytes, round(size_bytes * total))
+        parts.append(upto - done)
+        done = upto
+    if abs(total - 1) > 1e-9:
+        raise ValueError(f"shares sum to {total}")
+    parts[-1] += size_bytes - done
+    return parts
+
+
+class RoutingKind(NamedTuple):
+    """A registered routing: its parameters as they stand in a scenario, and the policy over them."""
+
+    parameters: type[Strict]
+    policy: Callable[..., Shares]
+
+
+ROUTINGS: dict[str, RoutingKind] = {
+    "ecmp": RoutingKind(OnPlane, hashed),
+    "spray": RoutingKind(Spraying, spray),
+    "rail_aligned": RoutingKind(NoParameters, rail_aligned),
+    "valiant": RoutingKind(NoParameters, valiant),
+}
+
+
+def routing(name: str, parameters: Strict | None = None, known: Mapping[str, Any] = ROUTINGS) -> Spread:
+    """Return the policy `name` with its parameters (their defaults if left out); raises InputError if unknown."""
+    if name not in known:
+        raise InputError(unknown("routing", name, known))
+    kind = known[name]
+    return partial(kind.policy, parameters if parameters is not None else kind.parameters())
+
+
+def spread_of(topology: Topology) -> Spread | None:
+    """Return the routing that a topology's family goes with, or None for plain ECMP, which needs no splitting."""
+    return None if topology.routing == "ecmp" else routing(topology.routing)

@@ -36,6 +36,7 @@ DURATIONS: Mapping[str, tuple[str, str]] = {
     ),
     "e2e": ("finish less arrival", "vllm:e2e_request_latency_seconds"),
     "queue": ("start of the prefill less entry into the queue", "vllm:request_queue_time_seconds"),
+    "kv_wait": ("wait for KV memory and a seat on the decode side, of requests whose cache was moved", ""),
     "kv_transfer": ("time of the KV cache on the network, of requests whose cache was moved", ""),
 }
 
@@ -87,7 +88,25 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),
         Metric("simulated_s", ("simulated_s",), "s", "simulated duration of the run"),
     ]
+    found += [
+        Metric(f"fct.{how}", ("fct", how), "s", f"{how} of the completion time of flows: finish less start")
+        for how in STATISTICS
+    ]
+    found += [
+        Metric(f"slowdown.{how}", ("slowdown", how), "", f"{how} of completion time over that of the flow alone")
+        for how in STATISTICS
+    ]
+    found += [
+        Metric(f"flows.{name}", ("flows", name), "", f"flows that {what}")
+        for name, what in (("total", "started"), ("completed", "arrived"), ("failed", "lost their path"))
+    ]
     return tuple(found)
+
+
+FLOW_METRICS = ("fct", "slowdown", "flows")
+"""First words of the metrics of a run of flows alone."""
+NETWORK_METRICS = (*FLOW_METRICS, "link_utilisation_max", "simulated_s")
+"""First words of all metrics that such a run has."""
 
 
 METRICS = _metrics()

@@ -58,6 +58,7 @@ def summarise(
         "itl": _of_histogram(itl),
         "e2e": durations["e2e"],
         "queue": durations["queue"],
+        "kv_wait": durations["kv_wait"],
         "kv_transfer": durations["kv_transfer"],
         "kv_transfer_share": _ratio(totals["kv_transfer_ns"], totals["e2e_ns"]),
         "kv_transfer_bytes": totals["kv_transfer_bytes"],
@@ -68,7 +69,7 @@ def summarise(
             "output_tokens_per_s_per_device": None if tokens_per_s is None else _ratio(tokens_per_s, devices),
         },
         "utilisation": _utilisation(folder / INSTANCES.file),
-        "links": _links(folder / LINKS.file),
+        "links": link_figures(folder),
         "preemptions": totals["preemptions"],
         "retries": totals["retries"],
     }
@@ -83,6 +84,7 @@ _DURATIONS: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArr
     "tpot": (("first_token_ns", "finish_ns", "generated_tokens"), lambda c: _tpot(c)),
     "e2e": (("arrival_ns", "finish_ns"), lambda c: c["finish_ns"] - c["arrival_ns"]),
     "queue": (("queued_ns", "prefill_start_ns"), lambda c: c["prefill_start_ns"] - c["queued_ns"]),
+    "kv_wait": (("kv_wait_ns", "kv_transfer_bytes"), lambda c: c["kv_wait_ns"][c["kv_transfer_bytes"] > 0]),
     "kv_transfer": (("kv_transfer_ns", "kv_transfer_bytes"), lambda c: c["kv_transfer_ns"][c["kv_transfer_bytes"] > 0]),
 }
 
@@ -252,8 +254,9 @@ def _pool(sums: Mapping[str, float], instances: int) -> dict[str, Any]:
     }
 
 
-def _links(path: Path) -> dict[str, Any]:
-    """The links with the highest mean utilisation, and how many carried anything."""
+def link_figures(folder: Path) -> dict[str, Any]:
+    """Return the links of a run's folder with the highest mean utilisation, and how many carried anything."""
+    path = folder / LINKS.file
     hottest: list[tuple[float, int, dict[str, Any]]] = []
     used = 0
     if path.exists():

@@ -19,7 +19,7 @@ _NOTHING = -1  # what the engine holds for "has not come"; null in a nullable co
 
 
 class Column(NamedTuple):
-    """One column: `type` is int32, int64, double or string; integers are >= 0; -1 or None is null if nullable."""
+    """One column: `type` is int32, int64, double, bool or string; integers are >= 0; -1 or None is null if nullable."""
 
     name: str
     type: str
@@ -125,20 +125,41 @@ EVENTS = Table(
     "What happened to the cluster and to its actors, in order of time.",
     (
         _time("time_ns", "when it happened"),
-        _text("kind", "what happened: lease, preempted, rejected, back_pressure, interrupted ..."),
+        _text("kind", "what happened: lease, preempted, capacity (of a link), interrupted"),
         _text("subject", "request, instance, device or link that it happened to"),
         _text("detail", "the particulars, for people", nullable=True),
     ),
 )
 
-TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS)
+FLOWS = Table(
+    "flows",
+    "One row per flow of a network-only run, in the order in which they ended; those still under way come last.",
+    (
+        Column("flow_id", "int64", "", "number of the flow, as the file of flows has it or in order of start"),
+        _text("src", "node that it comes from"),
+        _text("dst", "node that it goes to"),
+        Column("bytes", "int64", "bytes", "size"),
+        _time("start_ns", "it started; its first byte leaves after the latency of its path"),
+        _time("finish_ns", "its last byte arrived, or it failed; null when neither came", nullable=True),
+        _time("ideal_ns", "time that it would take alone: latency, then bytes over its narrowest link", nullable=True),
+        Column("completed", "bool", "", "whether all of it arrived"),
+    ),
+)
+
+TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS, FLOWS)
 
 
 def arrow_schema(table: Table) -> Any:
     """Return the table's pyarrow.Schema; units and meanings are the metadata of its fields."""
     import pyarrow as pa
 
-    types = {"int32": pa.int32(), "int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
+    types = {
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "bool": pa.bool_(),
+        "string": pa.string(),
+    }
     fields = [
         pa.field(c.name, types[c.type], c.nullable, {"doc": c.doc, **({"unit": c.unit} if c.unit else {})})
         for c in table.columns
@@ -250,6 +271,12 @@ class TableWriter:
             hashed.add_text(array)
             if array.null_count and not column.nullable:
                 raise ValueError(f"{column.name} has a null")
+            return array
+        if column.type == "bool":
+            array = self._pa.array(values, kind)
+            if array.null_count:
+                raise ValueError(f"{column.name} has a null")
+            hashed.values.update(bytes(values))
             return array
         if column.type == "double":
             array = self._pa.array(values, kind)

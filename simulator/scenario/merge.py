@@ -20,7 +20,7 @@ from simulator.scenario.workload import workload_kind
 
 MAX_BASES = 20
 VERSION = 1
-CHOICES = frozenset({"arrivals", "batcher", "cost", "output_tokens", "prompt_tokens", "router"})
+CHOICES = frozenset({"arrivals", "batcher", "cost", "output_tokens", "pattern", "prompt_tokens", "router", "sizes"})
 """Keys whose mapping has one key, the name of the chosen policy or law."""
 
 _PART = re.compile(r'(?:(?P<name>[^.\[\]"=\s]+)|(?P<quoted>"(?:[^"\\]|\\.)*"))')
@@ -139,7 +139,7 @@ def _another_choice(path: PathKey, old: dict[str, Any], new: dict[str, Any]) -> 
         chosen = new.keys() & {"trace", "arrivals"}
         return bool(chosen) and workload_kind(new) != workload_kind(old)
     if path == ("topology",):
-        return "preset" in new and new["preset"] != old.get("preset")
+        return any(key in new and new[key] != old.get(key) for key in ("preset", "graph"))
     return bool(path) and path[-1] in CHOICES and not new.keys() & old.keys()
 
 

@@ -17,14 +17,17 @@ from simulator.device.memory import kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
 from simulator.model.transformer import Transformer, load_model
-from simulator.scenario.schema import Pool, Scenario
-from simulator.topology.clos import NodeParameters
+from simulator.scenario.schema import Pool, Scenario, Serving
 from simulator.topology.presets import resolve_preset
+from simulator.topology.wiring import FamilyParameters
 
 REFERENCES: dict[PathKey, str] = {
     ("topology", "preset"): "topologies",
     ("topology", "device"): "topologies/devices",
     ("serving", "model"): "workloads/models",
+    ("topology", "graph"): "graphs",
+    ("traffic", "flows"): "flows",
+    ("traffic", "changes"): "changes",
     ("workload", "trace"): "traces",
     ("workload", "prompt_tokens", "empirical", "trace"): "traces",
     ("workload", "output_tokens", "empirical", "trace"): "traces",
@@ -43,7 +46,7 @@ class Site:
 
 
 class Nodes(Protocol):
-    """What every family of topologies knows about its nodes without being built."""
+    """What most families of topologies know about their nodes without being built."""
 
     nodes: int
     devices_per_node: int
@@ -77,7 +80,7 @@ class References:
 
     document: Document
     problems: list[Problem]
-    parameters: NodeParameters | None = None
+    parameters: FamilyParameters | None = None
     device: Accelerator | None = None
     model: Transformer | None = None
 
@@ -93,7 +96,7 @@ class References:
                 self.device = attempt(partial(load_accelerator, name), self.document, self.problems, path)
             elif path == ("serving", "model"):
                 self.model = attempt(partial(load_model, name), self.document, self.problems, path)
-            else:
+            elif kind == "traces":
                 self._check_trace(path, catalog.locate(kind, name))
 
     def _is_readable(self, path: PathKey, kind: str, name: str) -> bool:
@@ -118,7 +121,8 @@ class References:
                     self.problems.append(self.document.problem(path, what))
 
     def _resolve_topology(self, preset: str) -> None:
-        values = {key: value for key, value in value_at(self.document, ("topology",)).items() if key != "preset"}
+        section = value_at(self.document, ("topology",))
+        values = {key: value for key, value in section.items() if key not in ("preset", "graph")}
         positions = {path[1:]: at for path, at in self.document.positions.items() if path[:1] == ("topology",)}
         try:
             self.parameters = resolve_preset(preset, Document(self.document.file, values, positions))
@@ -135,25 +139,27 @@ class References:
         if "device" not in values:  # the preset's own; a path in it starts at the preset's folder
             beside = catalog.locate("topologies", preset).parent
             written["device"] = catalog.canonical("topologies/devices", written["device"], beside)
-        self.document.value["topology"] = {"preset": preset, **written}
+        self.document.value["topology"] = {"preset": preset, "graph": section.get("graph"), **written}
 
 
 def check_fit(scenario: Scenario, found: References, document: Document, problems: list[Problem]) -> None:
     """Add what keeps the engines from running: a layout that does not split, too little memory, too few devices."""
     model, device, parameters = found.model, found.device, found.parameters
-    if model is None or device is None or parameters is None:
+    serving = scenario.serving
+    if model is None or device is None or parameters is None or serving is None:
         return
     before = len(problems)
-    make_cost = COSTS[scenario.serving.cost.name][1]
-    constants = scenario.serving.cost.parameters
-    for role, pool in scenario.serving.pools.items():
+    device = device.in_nodes_of(getattr(parameters, "devices_per_node", 1))
+    make_cost = COSTS[serving.cost.name][1]
+    constants = serving.cost.parameters
+    for role, pool in serving.pools.items():
         at = ("serving", role, "layout", "tensor")
         attempt(partial(model.check, pool.layout), document, problems, at)
         if len(problems) == before:
             attempt(partial(make_cost, constants, model, pool.layout, device), document, problems, at)
             attempt(partial(kv_blocks_of, pool, model, device), document, problems, at)
-    if len(problems) == before:
-        _check_devices(scenario, cast(Nodes, parameters), document, problems)
+    if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
+        _check_devices(serving, cast(Nodes, parameters), document, problems)
 
 
 def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator) -> int:
@@ -165,8 +171,8 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator) -> int:
     return kv_blocks(book, model, pool.layout, pool.kv.block_tokens)
 
 
-def _check_devices(scenario: Scenario, parameters: Nodes, document: Document, problems: list[Problem]) -> None:
-    pools = scenario.serving.pools
+def _check_devices(serving: Serving, parameters: Nodes, document: Document, problems: list[Problem]) -> None:
+    pools = serving.pools
     there = parameters.nodes * parameters.devices_per_node
     needed = sum(pool.instances * pool.layout.devices for pool in pools.values())
     if needed > there:

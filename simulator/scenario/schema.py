@@ -18,16 +18,18 @@ from pydantic import (
 
 from simulator.device.cost import COSTS
 from simulator.model.transformer import Layout
+from simulator.results.metrics import FLOW_METRICS, NETWORK_METRICS
 from simulator.scenario.expectation import (
     Expectation,
     expectations_schema,
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.routing import ROUTERS
-from simulator.strict import Count, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
+from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
 if TYPE_CHECKING:
     Batcher = OneOf
@@ -40,12 +42,23 @@ else:
 
 
 class Topology(Strict):
-    """The cluster: a preset, and parameters of its builder that replace the preset's, key by key."""
+    """The cluster: a preset with parameters of its builder that replace the preset's, key by key, or a graph file."""
 
     model_config = ConfigDict(extra="allow")
 
-    preset: str
+    preset: str | None = None
     """Name of a shipped topology, or the path of one's own."""
+    graph: str | None = None
+    """Path of a graph (networkx node-link JSON, directed; edges with bandwidth_Bps and latency_s) in its place."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.preset is None) == (self.graph is None):
+            raise ValueError("exactly one of preset and graph is needed")
+        if self.graph is not None and self.model_extra:
+            what = "a graph has no parameters"
+            raise LocatedError(*(Fault((name,), what) for name in self.model_extra))
+        return self
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -87,7 +100,7 @@ class Serving(Strict):
     model: str
     """Name of a shipped model card, or the path of one's own."""
     weights: Literal["bf16", "fp16"] = "bf16"
-    """Data type of weights, activations and KV."""
+    """Data type of weights, activations and KV; both have 16 bits and the same peak, so the figures are equal."""
     max_context: Count | None = None
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     router: Router = Router.model_validate("least_loaded")
@@ -133,10 +146,16 @@ class SLO(Strict):
     """Time from arrival to the last token at most."""
 
 
+def _at_least_1_ms(interval_ns: int) -> int:
+    if interval_ns < 1_000_000:
+        raise ValueError("a window is 1 ms or longer: each is a row per engine")
+    return interval_ns
+
+
 class Results(Strict):
     """How results are recorded."""
 
-    interval: PositiveDuration = 10_000_000_000
+    interval: Annotated[Duration, AfterValidator(_at_least_1_ms)] = 10_000_000_000
     """Window of the rows of `instances.parquet`."""
 
 
@@ -175,10 +194,12 @@ class Scenario(Strict):
     """Simulated time at which the run stops; default: when the last request has ended."""
     topology: Topology
     """The cluster."""
-    workload: Workload
-    """The requests: replayed from a trace, or synthetic."""
-    serving: Serving
-    """The engines."""
+    workload: Workload | None = None
+    """The requests: replayed from a trace, or synthetic; goes with `serving`."""
+    serving: Serving | None = None
+    """The engines; go with `workload`."""
+    traffic: Traffic | None = None
+    """Flows over the network alone, in the place of `workload` and `serving`."""
     slo: SLO = SLO()
     """Objectives of each request."""
     expect: Expectations = ()
@@ -187,17 +208,38 @@ class Scenario(Strict):
     """How results are recorded."""
 
     @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        parts = {"workload": self.workload, "serving": self.serving}
+        if self.traffic is None:
+            missing = [name for name, part in parts.items() if part is None]
+            if missing:
+                raise LocatedError(*(Fault((name,), f"missing key {name!r}") for name in missing))
+            if self.topology.graph is not None:
+                what = "engines need a topology that knows its devices: a preset; a graph serves `traffic` alone"
+                raise LocatedError(Fault(("topology", "graph"), what))
+            return self
+        there = [name for name, part in (parts | {"slo": self.slo if self.slo != SLO() else None}).items() if part]
+        if there:
+            raise LocatedError(*(Fault((name,), "does not go with `traffic`, the network alone") for name in there))
+        return self
+
+    @model_validator(mode="after")
     def _expected_metrics_exist(self) -> Self:
         objectives = (self.slo.ttft, self.slo.tpot, self.slo.e2e)
+        pools = self.serving.pools if self.serving else {}
         faults = []
         for metric, _, _ in self.expect:
             what, _, rest = metric.partition(".")
             if what == "goodput" and objectives == (None, None, None):
                 problem = "goodput needs objectives; give at least one of slo.ttft, slo.tpot, slo.e2e"
                 faults.append(Fault(("expect", metric), problem))
-            if what == "utilisation" and (pool := rest.partition(".")[0]) not in self.serving.pools:
+            if what not in NETWORK_METRICS if self.traffic else what in FLOW_METRICS:
+                problem = "no metric of flows" if self.traffic else "a metric of flows, and there is no `traffic`"
+                faults.append(Fault(("expect", metric), problem))
+                continue
+            if what == "utilisation" and (pool := rest.partition(".")[0]) not in pools:
                 problem = f"there is no {pool} pool"
-                faults.append(Fault(("expect", metric), problem, ", ".join(self.serving.pools)))
+                faults.append(Fault(("expect", metric), problem, ", ".join(pools)))
         if faults:
             raise LocatedError(*faults)
         return self

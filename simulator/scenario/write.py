@@ -36,9 +36,16 @@ def scenario_digest(scenario: Scenario) -> str:
     description do not count.
     """
     value = _with_references(scenario, lambda kind, name: _content(catalog.locate(kind, name)))
-    meaning = {key: part for key, part in value.items() if key not in ("name", "description")}
+    meaning = _without_nulls({key: part for key, part in value.items() if key not in ("name", "description")})
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out what is null, so that a key that a later version adds changes no digest."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def json_schema() -> dict[str, Any]:

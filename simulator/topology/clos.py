@@ -1,71 +1,91 @@
-"""Folded Clos fabrics: a two-tier leaf-spine with rail or node attachment and a taper, and the k-ary fat-tree.
+"""Folded Clos fabrics: leaves, spines and cores with rail or node attachment and tapers, and the k-ary fat-tree.
 
-Source: Clos 1953; Al-Fares, Loukissas, Vahdat, SIGCOMM 2008 (k-ary fat-tree); rails as in NVIDIA's DGX SuperPOD.
+Source: Clos 1953; Al-Fares, Loukissas, Vahdat, SIGCOMM 2008 (k-ary fat-tree); rails as in NVIDIA's DGX SuperPOD; split
+leaf ports as in MegaScale (NSDI 2024); two zones as in Fire-Flyer (SC 2024).
 """
 
-from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simulator.strict import Bandwidth, Count, Duration, Strict
-from simulator.topology.graph import Access, Climb, Link, Site, Topology, Vertex
+from simulator.strict import Count
+from simulator.topology.folded import ClosShape, Demand, add_leaves, add_spines, bisection, clos_of
+from simulator.topology.graph import Topology
+from simulator.topology.paths import Path, UpDown, same_switch
+from simulator.topology.plane import Plane
+from simulator.topology.wiring import NodeParameters, Wire, Wiring
 
-
-class Wire(Strict):
-    """One kind of connection, each way."""
-
-    bandwidth: Bandwidth
-    """Bandwidth one way."""
-    latency: Duration
-    """Time of flight one way, without any switch."""
-
-
-class Switch(Strict):
-    """One kind of switch."""
-
-    radix: Annotated[int, Field(ge=2)]
-    """Ports, each of the speed of `link`."""
-    latency: Duration
-    """Time from port to port, paid on the link that enters the switch."""
-
-
-class NodeParameters(Strict):
-    """What every family here shares: nodes of accelerators, each with its NIC, and the cables and switches between."""
-
-    device: str
-    """Name of the accelerator's data sheet."""
-    devices_per_node: Count = 8
-    """Accelerators in a node; each has a NIC of its own, and all of a node share one NVLink domain."""
-    nvlink: Wire
-    """Device to NVLink domain: the bandwidth of one device, and half the way from device to device."""
-    pcie: Wire
-    """Device to its NIC."""
-    link: Wire
-    """One cable of the fabric: NIC to leaf, and switch to switch."""
-    switch: Switch
-    """Every switch of the fabric."""
+Taper = Annotated[float, Field(ge=1)]
 
 
 class ClosParameters(NodeParameters):
-    """A two-tier leaf-spine Clos.
+    """A folded Clos of at most `tiers` tiers; the fewest that hold the nodes are built.
 
-    A leaf with d NICs below it has ceil(d / taper) cables up, spread evenly over all spines, of which there are as few
-    as the radix permits. So the real oversubscription is never more than `taper`, and is in the bill of materials.
-    One leaf that holds every NIC needs no spine.
+    A leaf with d NICs below it has ceil(d / split / taper) cables up, spread evenly over all spines of its pod, of
+    which there are as few as the radix permits; likewise spines below cores. So the real oversubscription is never more
+    than the tapers, and is in the bill of materials. One leaf that holds every NIC needs no spine.
     """
 
+    zones: ClassVar[int] = 1
     nodes: Count
     """Nodes in the cluster."""
-    taper: Annotated[float, Field(ge=1)] = 1.0
+    nics_per_node: Count | None = None
+    """NICs of a node, a multiple or a divisor of its devices; one per device if left out."""
+    tiers: Literal[1, 2, 3] = 2
+    """Tiers of switches at most: leaves, spines, cores."""
+    taper: Taper = 1.0
     """Down:up capacity of a leaf that must not be exceeded; 1 is non-blocking."""
+    spine_taper: Taper = 1.0
+    """The same of a spine below cores."""
+    split: Count = 1
+    """NIC cables that share one leaf port, which then has the speed of all of them, as has a cable between switches."""
     attachment: Literal["rail", "node"] = "rail"
     """`rail`: leaf r of a group takes NIC r of each node of the group; `node`: a leaf takes all NICs of its nodes."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        devices, nics = self.devices_per_node, self.nics
+        if nics % devices and devices % nics:
+            raise ValueError(f"{nics} NICs per node are neither a multiple nor a divisor of its {devices} devices")
         clos_shape(self)
+        return self
+
+    @property
+    def nics(self) -> int:
+        """NICs of a node."""
+        return self.nics_per_node or self.devices_per_node
+
+    @property
+    def trunk(self) -> Wire:
+        """One cable between two switches."""
+        return Wire.model_construct(bandwidth=self.link.bandwidth * self.split, latency=self.link.latency)
+
+    @property
+    def nic_bytes_per_s(self) -> int:
+        """What one NIC can carry: the lesser of its cable and of its ways from the devices that share it."""
+        return min(self.link.bandwidth, self.pcie.bandwidth * max(1, self.devices_per_node // self.nics))
+
+
+class TwoZoneParameters(ClosParameters):
+    """Two equal two-tier Clos zones whose i-th spines are joined by a few cables: `nodes` counts those of both."""
+
+    zones: ClassVar[int] = 2
+    zone_links: Count
+    """Cables between the i-th spine of one zone and the i-th of the other."""
+
+    @model_validator(mode="after")
+    def _has_two_zones(self) -> Self:
+        if self.nodes % 2:
+            raise ValueError(f"two zones need an even number of nodes, found {self.nodes}")
+        if self.tiers != 2:
+            raise ValueError("each zone has two tiers; found tiers other than 2")
+        shape = clos_shape(self)
+        used = -(-shape.leaves * shape.uplinks // shape.spines) if shape.spines else 0
+        if not shape.spines or used + self.zone_links > self.switch.radix:
+            raise ValueError(
+                f"a spine has {used} of {self.switch.radix} ports below, too many for {self.zone_links} across"
+            )
         return self
 
 
@@ -87,181 +107,108 @@ class FatTreeParameters(NodeParameters):
         return int(self.switch.radix**3 // 4 // self.devices_per_node)
 
 
-@dataclass(frozen=True, slots=True)
-class ClosShape:
-    """The integers of a leaf-spine; `down` counts the NICs under a full leaf, `uplinks` the cables up from any leaf."""
-
-    nodes_per_group: int
-    leaves_per_group: int
-    groups: int
-    down: int
-    uplinks: int
-    spines: int
-
-    @property
-    def leaves(self) -> int:
-        """Leaves of all groups."""
-        return self.groups * self.leaves_per_group
-
-
 def clos_shape(parameters: ClosParameters) -> ClosShape:
-    """Return the leaf-spine that holds the nodes in the fewest groups, evenly filled, with the fewest spines.
+    """Return the Clos of the nodes (of one zone): fewest tiers and groups, evenly filled, then fewest spines.
 
     Raises ValueError that names the largest number of nodes that fits.
     """
-    per_node, radix, nodes = parameters.devices_per_node, parameters.switch.radix, parameters.nodes
-    leaves_per_group, nics_per_leaf = (per_node, 1) if parameters.attachment == "rail" else (1, per_node)
-    if leaves_per_group == 1 and nodes * nics_per_leaf <= radix:
-        return ClosShape(nodes, 1, 1, nodes * nics_per_leaf, 0, 0)
-    taper = Fraction(str(parameters.taper))
-    most_up = max(1, int(radix / (1 + taper)))
-    most_down = min(radix - most_up, int(most_up * taper))
-    nodes_per_group = most_down // nics_per_leaf
-    largest = nodes_per_group * (radix // leaves_per_group)
-    if leaves_per_group == 1:
-        largest = max(largest, radix // nics_per_leaf)
-    if nodes > largest:
-        what = f"{nodes} nodes do not fit two tiers of {radix}-port switches at taper {parameters.taper:g}"
-        raise ValueError(f"{what} with {parameters.attachment} attachment; the largest that fits is {largest} nodes")
-    groups = -(-nodes // nodes_per_group)
-    nodes_per_group = -(-nodes // groups)
-    down = nodes_per_group * nics_per_leaf
-    uplinks = -int(-down // taper)
-    leaves = groups * leaves_per_group
-    spines = next(s for s in range(1, uplinks + 1) if uplinks % s == 0 and leaves * (uplinks // s) <= radix)
-    return ClosShape(nodes_per_group, leaves_per_group, groups, down, uplinks, spines)
+    rails = parameters.attachment == "rail"
+    demand = Demand(
+        nodes=-(-parameters.nodes // parameters.zones),
+        leaves_per_group=parameters.nics if rails else 1,
+        nics_per_leaf=1 if rails else parameters.nics,
+        radix=parameters.switch.radix,
+        tiers=parameters.tiers,
+        split=parameters.split,
+        taper=Fraction(str(parameters.taper)),
+        spine_taper=Fraction(str(parameters.spine_taper)),
+    )
+    try:
+        return clos_of(demand)
+    except ValueError as error:
+        raise ValueError(str(error).format(parameters.attachment)) from None
 
 
 def build_clos(name: str, parameters: ClosParameters) -> Topology:
-    """Build a two-tier leaf-spine; devices are numbered node by node, links in the order in which they are wired."""
-    shape = clos_shape(parameters)
-    wiring = _Wiring(parameters)
-    leaves = [
-        wiring.switch(f"leaf{group}.{rail}" if shape.leaves_per_group > 1 else f"leaf{group}", "leaf", group, rail)
-        for group in range(shape.groups)
-        for rail in range(shape.leaves_per_group)
-    ]
-    below = [0] * len(leaves)
-    halves = [[0, 0] for _ in leaves]
-    for node in range(parameters.nodes):
-        first = node // shape.nodes_per_group * shape.leaves_per_group
-        nic_leaves = [first + slot % shape.leaves_per_group for slot in range(parameters.devices_per_node)]
-        wiring.node(node, [leaves[leaf] for leaf in nic_leaves], "nic-leaf")
-        for index in nic_leaves:
-            below[index] += 1
-            halves[index][node >= parameters.nodes // 2] += 1
-    spines = [wiring.switch(f"spine{index}", "spine", None, index) for index in range(shape.spines)]
-    for leaf in leaves:
-        for spine in spines:
-            for _ in range(shape.uplinks // shape.spines):
-                wiring.climb(leaf, spine, "leaf-spine")
-    oversubscription = max(below) / shape.uplinks if shape.uplinks else 1.0
-    return wiring.topology(name, _bisection(parameters, halves, shape.uplinks), oversubscription)
+    """Build a folded Clos; devices are numbered node by node, links in the order in which they are wired."""
+    wiring, shape = Wiring(), clos_shape(parameters)
+    leaves = add_leaves(wiring, shape)
+    halves = _add_nodes(wiring, parameters, shape, leaves, range(parameters.nodes), parameters.nodes // 2)
+    add_spines(wiring, shape, leaves, parameters.trunk, parameters.switch.latency)
+    cut = bisection(shape, halves, parameters.nic_bytes_per_s, parameters.trunk.bandwidth)
+    return wiring.topology(name, parameters.device, wiring.planes(), cut, _oversubscription(parameters, shape, halves))
+
+
+def build_two_zone(name: str, parameters: TwoZoneParameters) -> Topology:
+    """Build two Clos zones and the cables across; paths between zones cross once, between spines of one number."""
+    wiring, shape, half = Wiring(), clos_shape(parameters), parameters.nodes // 2
+    zones, halves = [], []
+    for zone in range(2):
+        leaves = add_leaves(wiring, shape, f"zone{zone}/")
+        nodes = range(zone * half, (zone + 1) * half)
+        halves += _add_nodes(wiring, parameters, shape, leaves, nodes, half)
+        add_spines(wiring, shape, leaves, parameters.trunk, parameters.switch.latency, f"zone{zone}/")
+        zones.append([f"zone{zone}/spine{index}" for index in range(shape.spines)])
+    peers: dict[tuple[str, str], list[Path]] = {}
+    delay = parameters.switch.latency
+    for left, right in zip(*zones, strict=True):
+        for _ in range(parameters.zone_links):
+            there, back = wiring.cable(left, right, parameters.trunk, "zone-zone", delay, delay)
+            peers.setdefault((left, right), []).append((there,))
+            peers.setdefault((right, left), []).append((back,))
+    nvlink = Plane("nvlink", tuple(wiring.local), same_switch)
+    fabric = Plane("fabric", tuple(wiring.outside), UpDown(wiring.climbs, peers))
+    across = shape.spines * parameters.zone_links * parameters.trunk.bandwidth
+    up = shape.leaves * shape.uplinks * parameters.trunk.bandwidth
+    cut = min(across, up, half * parameters.nics * parameters.nic_bytes_per_s)
+    oversubscription = _oversubscription(parameters, shape, halves)
+    return wiring.topology(name, parameters.device, (nvlink, fabric), cut, oversubscription)
+
+
+def _add_nodes(
+    wiring: Wiring, parameters: ClosParameters, shape: ClosShape, leaves: list[str], nodes: range, half: int
+) -> list[tuple[int, int]]:
+    """Add nodes below their leaves; return each leaf's NICs of nodes numbered below `half` and of the others."""
+    below = [[0, 0] for _ in leaves]
+    for node in nodes:
+        first = (node - nodes.start) // shape.nodes_per_group * shape.leaves_per_group
+        nic_leaves = [first + nic % shape.leaves_per_group for nic in range(parameters.nics)]
+        wiring.node(node, parameters, [(leaves[leaf], "") for leaf in nic_leaves], "nic-leaf")
+        for leaf in nic_leaves:
+            below[leaf][node >= half] += 1
+    return [(first, second) for first, second in below]
+
+
+def _oversubscription(parameters: ClosParameters, shape: ClosShape, halves: list[tuple[int, int]]) -> float:
+    fullest = max(first + second for first, second in halves)
+    return fullest / (shape.uplinks * parameters.split) if shape.uplinks else 1.0
 
 
 def build_fat_tree(name: str, parameters: FatTreeParameters) -> Topology:
     """Build a whole k-ary fat-tree; NIC i hangs below edge switch i // (k/2), nodes take NICs in order."""
     half = parameters.switch.radix // 2
-    wiring = _Wiring(parameters)
+    wiring, delay = Wiring(), parameters.switch.latency
     pods = range(2 * half)
-    edges = [wiring.switch(f"edge{pod}.{i}", "edge", pod, i) for pod in pods for i in range(half)]
+    edges = [wiring.vertex(f"edge{pod}.{i}", "switch", "edge", slot=i, group=pod) for pod in pods for i in range(half)]
     for node in range(parameters.nodes):
         first = node * parameters.devices_per_node
-        below = [edges[nic // half] for nic in range(first, first + parameters.devices_per_node)]
-        wiring.node(node, below, "nic-edge")
+        below = [(edges[nic // half], "") for nic in range(first, first + parameters.devices_per_node)]
+        wiring.node(node, parameters, below, "nic-edge")
     aggregations = [
-        [wiring.switch(f"aggregation{pod}.{i}", "aggregation", pod, i) for i in range(half)] for pod in pods
+        [wiring.vertex(f"aggregation{pod}.{i}", "switch", "aggregation", slot=i, group=pod) for i in range(half)]
+        for pod in pods
     ]
     cores = [
-        [wiring.switch(f"core{row}.{i}", "core", None, row * half + i) for i in range(half)] for row in range(half)
+        [wiring.vertex(f"core{row}.{i}", "switch", "core", slot=row * half + i) for i in range(half)]
+        for row in range(half)
     ]
     for pod in pods:
         for edge in edges[pod * half : (pod + 1) * half]:
             for aggregation in aggregations[pod]:
-                wiring.climb(edge, aggregation, "edge-aggregation")
+                wiring.climb(edge, aggregation, parameters.link, delay, "edge-aggregation")
         for aggregation, row in zip(aggregations[pod], cores, strict=True):
             for core in row:
-                wiring.climb(aggregation, core, "aggregation-core")
+                wiring.climb(aggregation, core, parameters.link, delay, "aggregation-core")
     # non-blocking: the NICs of the smaller half are the narrowest cut
     nics = parameters.nodes // 2 * parameters.devices_per_node
-    return wiring.topology(name, nics * _nic_bytes_per_s(parameters), 1.0)
-
-
-def _nic_bytes_per_s(parameters: NodeParameters) -> int:
-    return min(parameters.link.bandwidth, parameters.pcie.bandwidth)
-
-
-def _bisection(parameters: ClosParameters, halves: list[list[int]], uplinks: int) -> int:
-    """Return the least cut between the first half of the nodes and the rest.
-
-    A leaf on the sending side cuts its links down to the other half, one on the receiving side the links up to it;
-    with `a` of L leaves on the sending side, each spine goes to the cheaper side, which cuts min(a, L - a) uplinks.
-    """
-    nic, link = _nic_bytes_per_s(parameters), parameters.link.bandwidth
-    cost = sum(first for first, _ in halves) * nic
-    moves = sorted((second - first) * nic for first, second in halves)
-    least = cost
-    for sending, move in enumerate(moves, start=1):
-        cost += move
-        least = min(least, cost + min(sending, len(halves) - sending) * uplinks * link)
-    return least
-
-
-@dataclass(slots=True)
-class _Wiring:
-    parameters: NodeParameters
-    vertices: list[Vertex] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
-    local: list[Climb] = field(default_factory=list)
-    access: list[Access] = field(default_factory=list)
-    climbs: dict[str, list[Climb]] = field(default_factory=dict)
-
-    def switch(self, name: str, tier: str, group: int | None, slot: int) -> str:
-        self.vertices.append(Vertex(name, "switch", tier, slot=slot, group=group))
-        return name
-
-    def cable(self, lower: str, upper: str, wire: Wire, entry_ns: int, tier: str) -> tuple[int, int]:
-        """Wire one cable; `entry_ns` is what entering a switch adds: always at `upper`, at `lower` if it is one."""
-        up = len(self.links)
-        into_lower_ns = entry_ns if lower in self.climbs else 0
-        self.links.append(Link(up, lower, upper, wire.bandwidth, wire.latency + entry_ns, tier))
-        self.links.append(Link(up + 1, upper, lower, wire.bandwidth, wire.latency + into_lower_ns, tier))
-        return up, up + 1
-
-    def climb(self, lower: str, upper: str, tier: str) -> None:
-        above = self.climbs.setdefault(lower, [])
-        up, down = self.cable(lower, upper, self.parameters.link, self.parameters.switch.latency, tier)
-        above.append(Climb(up, upper, down))
-
-    def node(self, node: int, leaves: list[str], tier: str) -> None:
-        """Add one node whose NIC in slot s hangs below `leaves[s]`."""
-        parameters = self.parameters
-        domain = f"node{node}/nvlink"
-        if len(leaves) > 1:
-            self.vertices.append(Vertex(domain, "nvswitch", "nvlink", node=node))
-        for slot, leaf in enumerate(leaves):
-            device, nic = f"node{node}/device{slot}", f"node{node}/nic{slot}"
-            self.vertices.append(Vertex(device, "device", "device", node, slot))
-            self.vertices.append(Vertex(nic, "nic", "nic", node, slot))
-            self.sites.append(Site(len(self.sites), device, node, slot))
-            if len(leaves) > 1:
-                up, down = self.cable(device, domain, parameters.nvlink, 0, "nvlink")
-                self.local.append(Climb(up, domain, down))
-            out, back = self.cable(device, nic, parameters.pcie, 0, "pcie")
-            up, down = self.cable(nic, leaf, parameters.link, parameters.switch.latency, tier)
-            self.access.append(Access(leaf, (out, up), (down, back)))
-
-    def topology(self, name: str, bisection_bytes_per_s: int, oversubscription: float) -> Topology:
-        return Topology(
-            name=name,
-            device=self.parameters.device,
-            vertices=tuple(self.vertices),
-            links=tuple(self.links),
-            sites=tuple(self.sites),
-            local=tuple(self.local),
-            access=tuple(self.access),
-            climbs={switch: tuple(above) for switch, above in self.climbs.items()},
-            bisection_bytes_per_s=bisection_bytes_per_s,
-            oversubscription=oversubscription,
-        )
+    return wiring.topology(name, parameters.device, wiring.planes(), nics * parameters.nic_bytes_per_s)

@@ -1,26 +1,25 @@
-"""A cluster's fabric: an immutable directed multigraph of devices, NICs and switches, routed up and down.
+"""A cluster's fabric: an immutable directed multigraph of devices, NICs and switches, and the planes that route it.
 
 Model: every cable is two directed links of its own (parallel cables stay apart, so that hash collisions are real);
-traffic climbs to the lowest common switch and comes down. Source: Leiserson 1985; Al-Fares et al., SIGCOMM 2008.
+each plane (a scale-up domain, a fabric of leaves and spines) offers its own paths, and the first that joins two devices
+carries them.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal
+
+from simulator.errors import InputError, unknown
+from simulator.topology.paths import HERE, Path
+from simulator.topology.plane import Plane
 
 if TYPE_CHECKING:
     import networkx
 
-Path = tuple[int, ...]
-"""A route as the indices of its directed links, in order of travel."""
+__all__ = ["Kind", "Link", "Operation", "Path", "Plane", "Site", "Topology", "Vertex"]
 
-Ascent = dict[str, tuple[list[Path], list[Path]]]
-"""The switches of one height above some switch: by name, every way up from it and every way down to it."""
-
-CACHED_SWITCH_PAIRS = 16_384
+Kind = Literal["device", "cpu", "nic", "nvswitch", "switch", "host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The place of one accelerator: its dense index, its vertex name, its node and its slot in the node."""
+    """The place of one endpoint: its dense index, its vertex name, its node and its slot in the node."""
 
     index: int
     name: str
@@ -47,95 +46,39 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Vertex:
-    """A device, NIC, NVLink domain or switch; `group` is its leaf group or pod, `slot` its number within it."""
+    """A device, CPU, NIC, scale-up switch, switch, or part of a host (root port, root complex).
+
+    `group` is a switch's leaf group or pod, `slot` its number within it; `plane` the isolated network that it is part
+    of, where a fabric has several.
+    """
 
     name: str
-    kind: Literal["device", "nic", "nvswitch", "switch"]
+    kind: Kind
     tier: str
     node: int | None = None
     slot: int | None = None
     group: int | None = None
+    plane: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Climb:
-    """One cable from a vertex up to a switch: the link up, the switch, and the link back down."""
+class Operation:
+    """How one sort of transfer (a read, a write) falls short of its links: the rate that it reaches, what it adds."""
 
-    up: int
-    switch: str
-    down: int
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How one device reaches its first switch: the links from it to the switch and from the switch back to it."""
-
-    switch: str
-    outward: Path
-    inward: Path
-
-
-class Meetings(Sequence[Path]):
-    """The paths between two switches: for each switch where they meet, every way up joined to every way down.
-
-    A path is put together when it is asked for, so that choosing one of very many is cheap.
-    """
-
-    __slots__ = ("_ends", "_ways")
-
-    def __init__(self, ways: Sequence[tuple[Sequence[Path], Sequence[Path]]]) -> None:
-        self._ways = ways
-        self._ends = list(accumulate(len(ups) * len(downs) for ups, downs in ways))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return tuple(self[at] for at in range(*index.indices(len(self))))
-        index = range(len(self))[index]  # negative ones count from the end, those outside are refused
-        meeting = bisect_right(self._ends, index)
-        ups, downs = self._ways[meeting]
-        up, down = divmod(index - (self._ends[meeting - 1] if meeting else 0), len(downs))
-        return ups[up] + downs[down]
-
-
-class EqualCostPaths(Sequence[Path]):
-    """Every shortest path between two devices, each put together only when it is asked for."""
-
-    __slots__ = ("_head", "_middles", "_tail")
-
-    def __init__(self, head: Path, middles: Sequence[Path], tail: Path) -> None:
-        self._head, self._middles, self._tail = head, middles, tail
-
-    def __len__(self) -> int:
-        return len(self._middles)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return EqualCostPaths(self._head, self._middles[index], self._tail)
-        return self._head + self._middles[index] + self._tail
-
-
-NOWHERE = EqualCostPaths((), ((),), ())
+    bytes_per_s: int
+    latency_ns: int
 
 
 @dataclass(frozen=True, eq=False)
 class Topology:
     """An immutable fabric; build one with `simulator.topology.build_topology`.
 
-    `device` names the accelerator's data sheet; `sites` is indexed by device index, `links` by link index; `local` is
-    each device's cable to its NVLink domain (empty when a node holds one device); `access` its way to the first switch;
-    `climbs` the cables up from each switch. `bisection_bytes_per_s` is what can flow one way from the first half of the
-    nodes to the others (of an odd number the smaller half sends); `oversubscription` is the down:up capacity of a leaf.
+    `device` names the accelerator's data sheet; `sites` are the accelerators by index, `hosts` further endpoints (CPUs)
+    whose indices go on where those of `sites` end; `links` is indexed by link index; `planes` are the networks in the
+    order in which they are tried. `operations` has what some operations reach (see `operation`).
+    `bisection_bytes_per_s` is what can flow one way from the first half of the nodes to the others (of an odd number
+    the smaller half sends); `oversubscription` is the down:up capacity of a leaf. `routing` is the policy (of
+    `simulator.network.routing`) without which the fabric would not do what it is built for.
     """
 
     name: str
@@ -143,43 +86,103 @@ class Topology:
     vertices: tuple[Vertex, ...]
     links: tuple[Link, ...]
     sites: tuple[Site, ...]
-    local: tuple[Climb, ...]
-    access: tuple[Access, ...]
-    climbs: Mapping[str, tuple[Climb, ...]]
+    planes: tuple[Plane, ...]
+    hosts: tuple[Site, ...]
+    operations: Mapping[tuple[str, ...], Operation]
     bisection_bytes_per_s: int
     oversubscription: float
-    _between: dict[tuple[str, str], Meetings] = field(default_factory=dict, init=False, repr=False)
-    _above: dict[str, list[Ascent]] = field(default_factory=dict, init=False, repr=False)
+    routing: str = "ecmp"
 
-    def paths(self, source: int, target: int) -> Sequence[Path]:
-        """Return every equal-cost shortest path between two devices as tuples of link indices.
+    def paths(self, source: int, target: int, plane: str | None = None) -> Sequence[Path]:
+        """Return every equal-cost shortest path between two endpoints as tuples of link indices.
 
-        The order is fixed by the structure. A device reaches itself by one empty path. Devices of one node meet in its
-        NVLink domain; others leave by their own NIC and meet at the lowest switch that both can climb to.
-        Raises IndexError for a device that does not exist.
+        The order is fixed by the structure. An endpoint reaches itself by one empty path. `plane` names a plane or one
+        lane of it (`rdma`, `ub3`); without it the first plane that joins the two carries them.
+        Raises IndexError for an endpoint that does not exist, InputError where nothing joins the two or the plane is
+        unknown.
         """
         if source == target:
-            return NOWHERE
-        if self.sites[source].node == self.sites[target].node:
-            return EqualCostPaths((self.local[source].up,), ((),), (self.local[target].down,))
-        start, end = self.access[source], self.access[target]
-        ends = (start.switch, end.switch)
-        middles = self._between.get(ends)
-        if middles is None:
-            if len(self._between) >= CACHED_SWITCH_PAIRS:
-                self._between.clear()
-            middles = self._between[ends] = self._meetings(*ends)
-        return EqualCostPaths(start.outward, middles, end.inward)
+            return HERE
+        if plane is None:
+            for candidate in self.planes:
+                found = candidate.paths(source, target)
+                if found is not None:
+                    return found
+        else:
+            chosen, lane = self.plane(plane)
+            found = chosen.paths(source, target, lane)
+            if found is not None:
+                return found
+        raise self._apart(source, target, plane)
 
-    def _meetings(self, source: str, target: str) -> Meetings:
-        for switch in (source, target):
-            if switch not in self._above:
-                self._above[switch] = list(ascents(self.climbs, switch))
-        for rising, falling in zip(self._above[source], self._above[target], strict=False):
-            ways = [(ups, falling[switch][1]) for switch, (ups, _) in rising.items() if switch in falling]
-            if ways:
-                return Meetings(ways)
-        raise LookupError(f"no switch stands above both {source} and {target}")
+    def plane(self, name: str) -> tuple[Plane, str | None]:
+        """Return the plane called `name`, or that with a lane of this name and the lane; raises InputError."""
+        if name not in self._plane_names:
+            raise InputError(unknown(f"plane of {self.name}", name, self._plane_names))
+        return self._plane_names[name]
+
+    def operation(self, name: str, source: int, target: int, plane: str | None = None) -> Operation | None:
+        """Return what the operation `name` (`read`, `write`) reaches between two endpoints, and adds to their path.
+
+        None where nothing is known of it, so that the links alone count. Raises InputError for an unknown operation.
+        """
+        known = sorted({key[0] for key in self.operations})
+        if name not in known:
+            raise InputError(unknown(f"operation of {self.name}", name, known))
+        carrier = self.plane(plane)[0] if plane else next(p for p in self.planes if p.paths(source, target) is not None)
+        tiers = (self._tier_of[self.endpoints[index].name] for index in (source, target))
+        inside = self.endpoints[source].node == self.endpoints[target].node
+        return self.operations.get((name, *tiers, carrier.name, "inside" if inside else "across"))
+
+    @cached_property
+    def _tier_of(self) -> dict[str, str]:
+        return {vertex.name: vertex.tier for vertex in self.vertices}
+
+    @cached_property
+    def endpoints(self) -> tuple[Site, ...]:
+        """All that sends and receives, by index: the accelerators, then the hosts."""
+        return self.sites + self.hosts
+
+    def route_bytes_per_s(self, path: Path) -> int:
+        """Return the capacity of the narrowest link of a path."""
+        return min(self.links[index].capacity_bytes_per_s for index in path)
+
+    @cached_property
+    def device_at(self) -> Mapping[tuple[int, int], int]:
+        """The accelerator at each (node, slot), by index."""
+        return {(site.node, site.slot): site.index for site in self.sites}
+
+    @cached_property
+    def first_links(self) -> Mapping[tuple[str, str], int]:
+        """The first of the links from one vertex to another, by their names."""
+        found: dict[tuple[str, str], int] = {}
+        for link in self.links:
+            found.setdefault((link.source, link.target), link.index)
+        return found
+
+    @cached_property
+    def _plane_names(self) -> dict[str, tuple[Plane, str | None]]:
+        names: dict[str, tuple[Plane, str | None]] = {}
+        for plane in self.planes:
+            names.setdefault(plane.name, (plane, None))
+            for lane in plane.lanes:
+                names.setdefault(lane, (plane, lane))
+        return names
+
+    def _apart(self, source: int, target: int, plane: str | None) -> InputError:
+        """Say why nothing joins two endpoints."""
+        places = []
+        for index in (source, target):
+            ways = [
+                (each.name, sorted({way.lane for way in each.access[index] if way.lane}))
+                for each in self.planes
+                if each.access[index]
+            ]
+            text = ", ".join(f"{name} ({', '.join(lanes)})" if lanes else name for name, lanes in ways)
+            places.append(f"{self.endpoints[index].name} takes part in {text or 'no network'}")
+        within = f" in {plane}" if plane else ""
+        ends = f"{self.endpoints[source].name} and {self.endpoints[target].name}"
+        return InputError(f"no path joins {ends}{within}, and no relay is allowed: {'; '.join(places)}")
 
     @cached_property
     def graph(self) -> "networkx.MultiDiGraph[str]":
@@ -189,7 +192,7 @@ class Topology:
         graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph(name=self.name)
         for vertex in self.vertices:
             attributes = {"kind": vertex.kind, "tier": vertex.tier}
-            places = {"node": vertex.node, "slot": vertex.slot, "group": vertex.group}
+            places = {"node": vertex.node, "slot": vertex.slot, "group": vertex.group, "plane": vertex.plane}
             graph.add_node(vertex.name, **attributes, **{key: at for key, at in places.items() if at is not None})
         for link in self.links:
             graph.add_edge(
@@ -206,29 +209,3 @@ class Topology:
     def path_latency_ns(self, path: Path) -> int:
         """Return the sum of the latencies of a path's links, in nanoseconds."""
         return sum(self.links[index].latency_ns for index in path)
-
-
-def ascents(climbs: Mapping[str, tuple[Climb, ...]], switch: str) -> Iterator[Ascent]:
-    """Yield, for 0, 1, 2 ... cables above `switch`, the switches there with every way up to each and down from it."""
-    level: Ascent = {switch: ([()], [()])}
-    while level:
-        yield level
-        higher: Ascent = {}
-        for below, (ups, downs) in level.items():
-            for climb in climbs.get(below, ()):
-                higher_ups, higher_downs = higher.setdefault(climb.switch, ([], []))
-                higher_ups += [(*path, climb.up) for path in ups]
-                higher_downs += [(climb.down, *path) for path in downs]
-        level = higher
-
-
-def climb_height(climbs: Mapping[str, tuple[Climb, ...]], source: str, target: str) -> int:
-    """Return how many cables up the lowest switch above both switches stands, without listing the paths."""
-    height, left, right = 0, {source}, {target}
-    while not left & right:
-        if not left or not right:
-            raise LookupError(f"no switch stands above both {source} and {target}")
-        left = {climb.switch for switch in left for climb in climbs.get(switch, ())}
-        right = {climb.switch for switch in right for climb in climbs.get(switch, ())}
-        height += 1
-    return height

@@ -8,25 +8,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from simulator import catalog
 from simulator.documents import Document, PathKey, Position, read_document
 from simulator.errors import InputError, nearest
 from simulator.strict import Strict, validate
-from simulator.topology.clos import ClosParameters, FatTreeParameters, NodeParameters, build_clos, build_fat_tree
+from simulator.topology.clos import (
+    ClosParameters,
+    FatTreeParameters,
+    TwoZoneParameters,
+    build_clos,
+    build_fat_tree,
+    build_two_zone,
+)
+from simulator.topology.direct import (
+    DragonflyParameters,
+    SlimFlyParameters,
+    TorusParameters,
+    build_dragonfly,
+    build_slim_fly,
+    build_torus,
+)
 from simulator.topology.graph import Topology
+from simulator.topology.lanes import MultiPlaneParameters, RailOnlyParameters, build_multi_plane, build_rail_only
+from simulator.topology.node import (
+    MeshParameters,
+    NvswitchParameters,
+    PcieParameters,
+    build_mesh,
+    build_nvswitch,
+    build_pcie,
+)
+from simulator.topology.supernode import SupernodeParameters, build_supernode
+from simulator.topology.wiring import FamilyParameters
 
 
 @dataclass(frozen=True, slots=True)
 class Builder:
     """One family of topologies: the model of its parameters and the function that builds it from a name and them."""
 
-    parameters: type[NodeParameters]
+    parameters: type[FamilyParameters]
     build: Callable[[str, Any], Topology]
 
 
 BUILDERS: Mapping[str, Builder] = {
     "clos": Builder(ClosParameters, build_clos),
     "fat_tree": Builder(FatTreeParameters, build_fat_tree),
+    "rail_only": Builder(RailOnlyParameters, build_rail_only),
+    "multi_plane": Builder(MultiPlaneParameters, build_multi_plane),
+    "ub_supernode": Builder(SupernodeParameters, build_supernode),
+    "two_zone": Builder(TwoZoneParameters, build_two_zone),
+    "slim_fly": Builder(SlimFlyParameters, build_slim_fly),
+    "dragonfly": Builder(DragonflyParameters, build_dragonfly),
+    "torus": Builder(TorusParameters, build_torus),
+    "nvswitch": Builder(NvswitchParameters, build_nvswitch),
+    "mesh": Builder(MeshParameters, build_mesh),
+    "pcie": Builder(PcieParameters, build_pcie),
 }
 
 
@@ -37,6 +75,9 @@ class Preset(Strict):
     builder: str
     parameters: dict[str, Any]
     sources: dict[str, str]
+    prices: dict[str, Any] = Field(default_factory=dict)
+    power: dict[str, Any] = Field(default_factory=dict)
+    valid_for: dict[str, Any] = Field(default_factory=dict)
 
 
 Overrides = Document | Mapping[str, Any] | None
@@ -56,7 +97,7 @@ def load_preset(name: str, beside: Path | None = None) -> tuple[Preset, Document
     return preset, document
 
 
-def resolve_preset(name: str, overrides: Overrides = None, beside: Path | None = None) -> NodeParameters:
+def resolve_preset(name: str, overrides: Overrides = None, beside: Path | None = None) -> FamilyParameters:
     """Return the validated parameters of a preset after `overrides`, without building anything.
 
     Overrides replace parameters key by key, within nested mappings too. Raises InputError with every problem, placed in
@@ -72,7 +113,7 @@ def build_topology(name: str, overrides: Overrides = None, beside: Path | None =
     return builder.build(Path(name).stem, parameters)
 
 
-def _resolve(name: str, overrides: Overrides, beside: Path | None) -> tuple[Builder, NodeParameters]:
+def _resolve(name: str, overrides: Overrides, beside: Path | None) -> tuple[Builder, FamilyParameters]:
     preset, source = load_preset(name, beside)
     if not isinstance(overrides, Document):
         overrides = Document("overrides", dict(overrides or {}))

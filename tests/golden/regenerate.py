@@ -18,7 +18,7 @@ def observe(name: str, folder: Path) -> dict[str, object]:
     return {
         "digest": run.manifest["digest"],
         "events": run.manifest["events"],
-        "requests": summary["requests"],
+        "requests": {name: summary["requests"][name] for name in ("total", "finished", "rejected")},
         "ttft_p99_s": summary["ttft"]["p99"],
         "tpot_mean_s": summary["tpot"]["mean"],
         "simulated_s": summary["simulated_s"],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator import catalog
 from simulator.documents import core_scalar, parse_document
-from simulator.results.metrics import UNITS
+from simulator.results.metrics import FLOW_METRICS, UNITS
 from simulator.scenario.load import load, resolved, scenario_digest
 from simulator.scenario.schema import Scenario
 from simulator.scenario.write import _scalar
@@ -97,6 +97,7 @@ expectations = st.fixed_dictionaries(
     optional={
         metric: st.builds("{} {}".format, st.sampled_from(["<", "<=", ">", ">=", "=="]), bounds[unit])
         for metric, unit in UNITS.items()
+        if metric.partition(".")[0] not in FLOW_METRICS
         if not metric.startswith("utilisation.")
     },
 )

@@ -132,7 +132,10 @@ def test_paths_are_every_shortest_path_without_relay(parameters):
             if source != target:
                 expected = {tuple(e[2] for e in p) for p in shortest_edge_paths(graph, source.name, target.name)}
                 assert set(paths) == expected
-            leaves = topology.access[source.index].switch, topology.access[target.index].switch
+            leaves = (
+                topology.planes[-1].access[source.index][0].switch,
+                topology.planes[-1].access[target.index][0].switch,
+            )
             if source.node != target.node and leaves[0] != leaves[1]:
                 assert len(paths) == shape.uplinks * (shape.uplinks // shape.spines)
     assert bill_of_materials(topology).diameter_hops == longest
@@ -165,7 +168,7 @@ def test_rail_attachment_keeps_a_rail_below_one_leaf_of_its_group():
 def test_node_attachment_keeps_a_node_below_one_leaf():
     topology = build_clos("x", clos(16, nodes=8, devices_per_node=4, attachment="node"))
     for site in topology.sites:
-        assert topology.access[site.index].switch == f"leaf{site.node // 2}"
+        assert topology.planes[-1].access[site.index][0].switch == f"leaf{site.node // 2}"
 
 
 @pytest.mark.parametrize(("nodes", "switches", "cables"), [(256, 96, 2048), (32, 12, 256)])
@@ -215,7 +218,7 @@ def test_fat_tree_identities(k):
     half = k // 2
     for target, count in [(half - 1, 1), (half * half - 1, half), (half * half, half * half)]:
         if target:
-            edges = {topology.access[0].switch, topology.access[target].switch}
+            edges = {topology.planes[-1].access[0][0].switch, topology.planes[-1].access[target][0].switch}
             assert len(topology.paths(0, target)) == (1 if len(edges) == 1 else count)
 
 

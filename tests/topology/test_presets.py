@@ -8,6 +8,7 @@ from simulator import catalog
 from simulator.documents import parse_document
 from simulator.errors import InputError, InvariantError
 from simulator.topology import bill_of_materials, build_topology, check, resolve_preset
+from simulator.topology.plane import Plane
 from simulator.topology.presets import BUILDERS, load_preset
 from simulator.topology_cli import topology as commands
 
@@ -139,13 +140,15 @@ def test_graph_is_frozen_and_keeps_parallel_cables_apart():
 def test_check_sees_damage():
     topology = build_topology("clos-h100", {"nodes": 2})
     last = topology.links[-1]
+    ways = topology.planes[1].access
+    swapped = Plane("fabric", (ways[1], *ways[1:]), topology.planes[1].between)
     for damage in (
         {"links": topology.links[:-1]},
         {"links": (*topology.links[:-1], replace(last, capacity_bytes_per_s=0))},
         {"links": (*topology.links[:-1], replace(last, index=0))},
         {"links": (*topology.links[:-1], replace(last, target="nowhere"))},
         {"sites": topology.sites[::-1]},
-        {"access": (topology.access[1], *topology.access[1:])},
+        {"planes": (topology.planes[0], swapped)},
     ):
         with pytest.raises(InvariantError):
             check(replace(topology, **damage))

@@ -1,0 +1,251 @@
+"""Flows shared out in plain Python: exact, at once ready, and fast while few flows are under way.
+
+Model: only flows that share links, transitively, with one that changed are solved anew: max-min rates decompose over
+such components, so that is exact. The compiled solver has the same calls and takes over where flows are many.
+"""
+
+import heapq
+from collections.abc import Sequence
+from math import ceil
+from typing import NamedTuple
+
+from simulator.network.maxmin import maxmin_rates
+from simulator.topology.graph import Path
+from simulator.units import NS_PER_S
+
+FORGIVEN_NS = 1e-3  # of float error, when a drain time is rounded up
+NEVER_NS = 1 << 62
+
+
+class Start(NamedTuple):
+    """A flow to begin: `left` of its `size` bytes are still to be moved, at `weight` times the share of its links.
+
+    A number of equal `flows`, of one path and one start, may go as one with their sizes and weights summed.
+    """
+
+    name: int
+    path: Path
+    size: int
+    left: float
+    weight: float = 1
+    flows: int = 1
+
+
+class Carried(NamedTuple):
+    """What a link has carried: bytes, also of flows under way; ns with a flow; peak bytes/s; flows."""
+
+    moved_bytes: int
+    busy_ns: int
+    peak_bytes_per_s: float
+    flows: int
+
+
+class _Flow:
+    __slots__ = ("finish_ns", "rate", "remaining", "seen", "since_ns", "start")
+
+    def __init__(self, start: Start, now_ns: int) -> None:
+        self.start = start
+        self.remaining = start.left  # at `since_ns`
+        self.rate: float = 0
+        self.since_ns = now_ns
+        self.finish_ns = NEVER_NS
+        self.seen = 0
+
+    def left_bytes(self, now_ns: int) -> float:
+        return max(0.0, self.remaining - self.rate * (now_ns - self.since_ns) / NS_PER_S)
+
+
+class ComponentShares:
+    """Flows that drain at max-min fair rates; times are in nanoseconds, and only move forward.
+
+    A name is any number of the caller's, given to one flow at a time. Capacities are bytes/s by link.
+    Rounding: a flow ends at the first whole nanosecond at which it is drained. A flow that had its links for itself all
+    along is computed in integers; any other may end up to 1 ps early for the float error that is forgiven.
+    """
+
+    def __init__(self, capacities: Sequence[float]) -> None:
+        self.capacities = list(capacities)
+        self.byte_hops = 0
+        self._flows: dict[int, _Flow] = {}
+        self._stamp = 0
+        self._entries = 0  # orders equal times
+        self._ending: list[tuple[int, int, _Flow]] = []
+        count = len(self.capacities)
+        self._flows_on: list[dict[_Flow, None]] = [{} for _ in range(count)]
+        self._bytes = [0] * count
+        self._busy_ns = [0] * count
+        self._busy_since_ns = [0] * count
+        self._peak: list[float] = [0] * count
+        self._flow_count = [0] * count
+
+    @property
+    def active(self) -> int:
+        """Flows under way."""
+        return len(self._flows)
+
+    def advance(self, starts: Sequence[Start], now_ns: int) -> tuple[list[int], int]:
+        """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
+        touched: list[int] = []
+        ended = []
+        while self._ending and self._ending[0][0] <= now_ns:
+            finish_ns, _, flow = heapq.heappop(self._ending)
+            if flow.finish_ns == finish_ns:
+                ended.append(flow.start.name)
+                self._end(flow, now_ns, touched)
+        for start in starts:
+            self._start(start, now_ns)
+            touched.append(start.path[0])
+        self._share(now_ns, touched)
+        return ended, self._next_ns()
+
+    def set_capacity(self, links: Sequence[int], capacities: Sequence[float], now_ns: int) -> int:
+        """Change capacities and share anew now; flows due by now must have ended. Return the next finish."""
+        for link, capacity in zip(links, capacities, strict=True):
+            self.capacities[link] = capacity
+        self._share(now_ns, links)
+        return self._next_ns()
+
+    def add_link(self, capacity: float) -> int:
+        """Return a new link that no path has yet."""
+        self.capacities.append(capacity)
+        self._flows_on.append({})
+        for column in (self._bytes, self._busy_ns, self._busy_since_ns, self._flow_count):
+            column.append(0)
+        self._peak.append(0)
+        return len(self.capacities) - 1
+
+    def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
+        """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
+        left = []
+        for name in names:
+            flow = self._flows[name]
+            left.append(flow.left_bytes(now_ns))
+            self._leave(flow, now_ns, flow.start.size - ceil(left[-1]), [])
+        return left
+
+    def on(self, link: int) -> list[int]:
+        """Return the names of the flows on a link, in the order of the names."""
+        return sorted(flow.start.name for flow in self._flows_on[link])
+
+    def rates(self) -> dict[int, float]:
+        """Return the rate of each flow under way, in bytes/s, by name."""
+        return {name: flow.rate for name, flow in self._flows.items()}
+
+    def under_way(self, now_ns: int) -> list[Start]:
+        """Return the flows that have begun and not ended, as they are now."""
+        return [flow.start._replace(left=flow.left_bytes(now_ns)) for flow in self._flows.values()]
+
+    def carried(self, now_ns: int) -> list[Carried]:
+        """Return what each link has carried, with the whole bytes that flows under way have moved."""
+        rows = []
+        for link, flows in enumerate(self._flows_on):
+            moved = sum(flow.start.size - ceil(flow.left_bytes(now_ns)) for flow in flows)
+            busy_ns = self._busy_ns[link] + (now_ns - self._busy_since_ns[link] if flows else 0)
+            rows.append(Carried(self._bytes[link] + moved, busy_ns, float(self._peak[link]), self._flow_count[link]))
+        return rows
+
+    def past(self, now_ns: int) -> list[Carried]:
+        """Return what each link has carried, without the bytes of flows under way."""
+        return [row._replace(moved_bytes=ended) for row, ended in zip(self.carried(now_ns), self._bytes, strict=True)]
+
+    def ended_bytes(self) -> list[int]:
+        """Return the bytes of ended and stopped flows by link."""
+        return list(self._bytes)
+
+    def _next_ns(self) -> int:
+        ending = self._ending
+        while ending and ending[0][2].finish_ns != ending[0][0]:  # superseded by a later rate
+            heapq.heappop(ending)
+        return ending[0][0] if ending else NEVER_NS
+
+    def _start(self, start: Start, now_ns: int) -> None:
+        flow = self._flows[start.name] = _Flow(start, now_ns)
+        for link in start.path:
+            flows = self._flows_on[link]
+            if not flows:
+                self._busy_since_ns[link] = now_ns
+            flows[flow] = None
+            self._flow_count[link] += start.flows
+
+    def _end(self, flow: _Flow, now_ns: int, touched: list[int]) -> None:
+        self._leave(flow, now_ns, flow.start.size, touched)
+
+    def _leave(self, flow: _Flow, now_ns: int, moved: int, touched: list[int]) -> None:
+        flow.finish_ns = NEVER_NS
+        del self._flows[flow.start.name]
+        for link in flow.start.path:
+            flows = self._flows_on[link]
+            del flows[flow]
+            self._bytes[link] += moved
+            if flows:
+                touched.append(link)
+            else:
+                self._busy_ns[link] += now_ns - self._busy_since_ns[link]
+        self.byte_hops += moved * len(flow.start.path)
+
+    def _share(self, now_ns: int, links: Sequence[int]) -> None:
+        """Solve every component that holds one of `links`, each once."""
+        self._stamp += 1
+        for link in links:
+            for flow in self._flows_on[link]:
+                if flow.seen != self._stamp:
+                    self._solve(self._component(flow), now_ns)
+                break  # all flows of a link are of one component
+        if len(self._ending) > 64 + 4 * len(self._flows):  # mostly superseded entries
+            self._ending = [entry for entry in self._ending if entry[2].finish_ns == entry[0]]
+            heapq.heapify(self._ending)
+
+    def _component(self, first: _Flow) -> list[_Flow]:
+        stamp, flows_on = self._stamp, self._flows_on
+        first.seen = stamp
+        component = [first]
+        links_seen: set[int] = set()
+        for flow in component:  # grows while it is walked
+            for link in flow.start.path:
+                if len(flows_on[link]) > 1 and link not in links_seen:
+                    links_seen.add(link)
+                    for other in flows_on[link]:
+                        if other.seen != stamp:
+                            other.seen = stamp
+                            component.append(other)
+        return component
+
+    def _solve(self, component: list[_Flow], now_ns: int) -> None:
+        peak, capacities = self._peak, self.capacities
+        if len(component) == 1:
+            flow = component[0]
+            rate = min([capacities[link] for link in flow.start.path])
+            for link in flow.start.path:
+                if rate > peak[link]:
+                    peak[link] = rate
+            self._set_rate(flow, rate, now_ns)
+            return
+        weights = [flow.start.weight for flow in component]
+        equal = min(weights) == max(weights)
+        rates = maxmin_rates([flow.start.path for flow in component], capacities, None if equal else weights)
+        loads: dict[int, float] = {}
+        for flow, share in zip(component, rates, strict=True):
+            for link in flow.start.path:
+                loads[link] = loads.get(link, 0) + share
+            self._set_rate(flow, share, now_ns)
+        for link, load in loads.items():
+            if load > peak[link]:
+                peak[link] = max(peak[link], min(load, capacities[link]))
+
+    def _set_rate(self, flow: _Flow, rate: float, now_ns: int) -> None:
+        if rate == flow.rate:
+            return
+        if flow.rate:
+            flow.remaining = flow.left_bytes(now_ns)
+        flow.rate, flow.since_ns = rate, now_ns
+        if not rate:
+            flow.finish_ns = NEVER_NS
+            return
+        left = flow.remaining
+        if isinstance(left, int) and isinstance(rate, int):
+            drain_ns = -(-left * NS_PER_S // rate)
+        else:
+            drain_ns = max(0, ceil(left * NS_PER_S / rate - FORGIVEN_NS))
+        flow.finish_ns = now_ns + drain_ns
+        self._entries += 1
+        heapq.heappush(self._ending, (flow.finish_ns, self._entries, flow))

@@ -1,0 +1,234 @@
+"""Flows on the compiled solver: names in, names and times of those that ended out; and a replay without any actor.
+
+Model: as `simulator.network.kernels`; this module grows its arrays. Import it only when many flows are to be shared:
+it loads the compiler's runtime, and compiles on the first use on a machine.
+"""
+
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from simulator.network import kernels
+from simulator.network.component import Carried, ComponentShares, Start
+from simulator.network.flow_arrays import (
+    ACTIVE,
+    BYTE_HOPS,
+    NEVER_NS,
+    SHIFT,
+    Starts,
+    empty_state,
+    grown,
+    longer,
+    widened,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PATIENCE_S = 2.0  # loading what was compiled before takes far less
+
+
+class Ended(NamedTuple):
+    """Names of flows that ended and when, in order of time."""
+
+    names: "NDArray[np.int64]"
+    times_ns: "NDArray[np.int64]"
+
+
+class IncrementalShares:
+    """Flows that drain at max-min fair rates; times are in nanoseconds, and only move forward.
+
+    A name is any number of the caller's, given to one flow at a time. Capacities are bytes/s by link.
+    """
+
+    def __init__(self, capacities: Sequence[float]) -> None:
+        _announce()
+        self.state = empty_state(capacities)
+        self._starts = _room_for(16, 8 * 16)
+        self._ended = np.empty((2, 64), np.int64)
+
+    @property
+    def active(self) -> int:
+        """Flows under way."""
+        return int(self.state.numbers[ACTIVE])
+
+    @property
+    def byte_hops(self) -> int:
+        """Bytes of the flows that ended, each times the links of its path."""
+        return int(self.state.numbers[BYTE_HOPS])
+
+    def advance(self, starts: Sequence[Start], now_ns: int) -> tuple[list[int], int]:
+        """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
+        hops = 0
+        for start in starts:
+            hops += len(start.path)
+        if len(starts) > len(self._starts.size) or hops > len(self._starts.route):
+            self._starts = _room_for(2 * len(starts), 2 * hops)
+        longest = _write(self._starts, starts, now_ns) if starts else 0
+        names, _, next_ns = self._run(self._starts, len(starts), longest, now_ns)
+        return names.tolist(), next_ns
+
+    def run(self, starts: Starts, until_ns: int) -> tuple["NDArray[np.int64]", "NDArray[np.int64]", int]:
+        """Begin `starts`, sorted by time, and let flows end up to and with `until_ns`.
+
+        Return the names of those that ended, their times, and the next finish after.
+        """
+        names, times, next_ns = self._run(
+            starts, len(starts.ready_ns), int(np.diff(starts.offset).max(initial=1)), until_ns
+        )
+        return names.copy(), times.copy(), next_ns
+
+    def _run(
+        self, starts: Starts, count: int, hops: int, until_ns: int
+    ) -> tuple["NDArray[np.int64]", "NDArray[np.int64]", int]:
+        """Do as `run` does with the first `count` starts; what it returns holds until the next call."""
+        if hops > 1 << int(self.state.numbers[SHIFT]):
+            self.state = widened(self.state, hops)
+        if len(self.state.flows) + count > self._ended.shape[1]:
+            self._ended = np.empty((2, 2 * (len(self.state.flows) + count)), np.int64)
+        names, times = self._ended
+        cursor = ended = 0
+        while True:
+            cursor, more, next_ns = kernels.advance(
+                self.state, starts, cursor, count, until_ns, names[ended:], times[ended:]
+            )
+            ended += more
+            if cursor == count or starts.ready_ns[cursor] > until_ns:
+                return names[:ended], times[:ended], next_ns
+            flows = len(self.state.flows)
+            self.state = grown(self.state, 2 * flows if self.active == flows else flows)
+
+    def set_capacity(self, links: Sequence[int], capacities: Sequence[float], now_ns: int) -> int:
+        """Change capacities and share anew now; flows due by now must have ended. Return the next finish."""
+        for link, capacity in zip(links, capacities, strict=True):
+            self.state.links["capacity"][link] = capacity
+            kernels.enqueue(self.state, link)
+        kernels.share(self.state, now_ns)
+        return int(self.state.flows[self.state.heap[0]]["finish_ns"]) if self.active else NEVER_NS
+
+    def add_link(self, capacity: float) -> int:
+        """Return a new link that no path has yet."""
+        self.state = longer(self.state, capacity)
+        return len(self.state.links) - 1
+
+    def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
+        """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
+        active = self.state.heap[: self.active].tolist()
+        where = dict(zip(self._active()["name"].tolist(), active, strict=True))
+        return [float(kernels.stop(self.state, where[name], now_ns)) for name in names]
+
+    def on(self, link: int) -> list[int]:
+        """Return the names of the flows on a link, in the order of the names."""
+        row = self.state.links[link]
+        slots = self.state.members[row["start"] : row["start"] + row["flows"]]
+        return sorted(self.state.flows["name"][slots >> self.state.numbers[SHIFT]].tolist())
+
+    def rates(self) -> dict[int, float]:
+        """Return the rate of each flow under way, in bytes/s, by name."""
+        active = self._active()
+        return dict(zip(active["name"].tolist(), active["rate"].tolist(), strict=True))
+
+    def carried(self, now_ns: int) -> list[Carried]:
+        """Return what each link has carried, with the whole bytes that flows under way have moved."""
+        state, links, active = self.state, self.state.links, self._active()
+        left = np.maximum(0, active["left"] - active["rate"] * (now_ns - active["since_ns"]) / 1e9)
+        moved = active["size"] - np.ceil(left).astype(np.int64)
+        first = state.heap[: self.active].astype(np.int64) << state.numbers[SHIFT]
+        on_links = np.zeros(len(links), np.int64)
+        for hop in range(int(active["hops"].max(initial=0))):
+            has = active["hops"] > hop
+            np.add.at(on_links, state.path[first[has] + hop], moved[has])
+        busy = links["busy_ns"] + np.where(links["flows"] > 0, now_ns - links["busy_since_ns"], 0)
+        columns = (links["bytes"] + on_links, busy, links["peak"], links["flow_count"])
+        return [Carried(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def ended_bytes(self) -> list[int]:
+        """Return the bytes of ended and stopped flows by link."""
+        total: list[int] = self.state.links["bytes"].tolist()
+        return total
+
+    def _active(self) -> "NDArray[Any]":
+        flows: NDArray[Any] = self.state.flows[self.state.heap[: self.active]]
+        return flows
+
+
+def promoted(shares: ComponentShares, now_ns: int) -> tuple[IncrementalShares, list[int], int]:
+    """Return the same flows and past on the compiled solver, the names of those that end now, and the next finish."""
+    other = IncrementalShares(shares.capacities)
+    links = other.state.links
+    past = shares.past(now_ns)
+    links["bytes"], links["busy_ns"], links["peak"], links["flow_count"] = zip(*past, strict=True)
+    other.state.numbers[BYTE_HOPS] = shares.byte_hops
+    ended, next_ns = other.advance([start._replace(flows=0) for start in shares.under_way(now_ns)], now_ns)
+    return other, ended, next_ns
+
+
+def packed(starts: Sequence[Start], now_ns: int) -> Starts:
+    """Return flows that all begin now as arrays."""
+    arrays = _room_for(len(starts), sum(len(start.path) for start in starts))
+    _write(arrays, starts, now_ns)
+    return arrays
+
+
+def _room_for(flows: int, hops: int) -> Starts:
+    whole = np.zeros((4, flows), np.int64)
+    real = np.zeros((2, flows), np.float64)
+    offset, route = np.zeros(flows + 1, np.int64), np.zeros(hops, np.int32)
+    return Starts(whole[0], whole[1], real[0], real[1], whole[2], whole[3], offset, route)
+
+
+def _write(arrays: Starts, starts: Sequence[Start], now_ns: int) -> int:
+    """Write flows into arrays with room for them; return the links of the longest path."""
+    ready_ns, size, left, weight, flows, name, offset, route = arrays
+    at = longest = 0
+    for i, start in enumerate(starts):
+        hops = len(start.path)
+        ready_ns[i] = now_ns
+        size[i] = start.size
+        left[i] = start.left
+        weight[i] = start.weight
+        flows[i] = start.flows
+        name[i] = start.name
+        route[at : at + hops] = start.path
+        at += hops
+        offset[i + 1] = at
+        longest = max(longest, hops)
+    return longest
+
+
+def replay_flows(capacities: Sequence[float], chunks: Iterable[Starts]) -> Iterator[Ended]:
+    """Yield what ends while each chunk of flows begins, and at last the rest; chunks follow each other in time.
+
+    `ready_ns` is when a flow begins to share: its start and the latency of its path. Memory follows the chunks and the
+    flows under way. A flow over a dead link never ends, and is not yielded.
+    """
+    shares = IncrementalShares(capacities)
+    waiting: Starts | None = None
+    for chunk in chunks:
+        if waiting is not None and len(chunk.ready_ns):
+            names, times, _ = shares.run(waiting, int(chunk.ready_ns[0]) - 1)
+            yield Ended(names, times)
+        waiting = chunk if len(chunk.ready_ns) else waiting
+    if waiting is not None:
+        names, times, _ = shares.run(waiting, NEVER_NS - 1)
+        yield Ended(names, times)
+
+
+_announced = threading.Event()
+
+
+def _announce() -> None:
+    """Compile or load the loops once; say so when it takes long."""
+    if _announced.is_set():
+        return
+    _announced.set()
+    said = "compiling the flow solver (once per machine) ...\n"
+    timer = threading.Timer(PATIENCE_S, lambda: sys.stderr.write(said))
+    timer.daemon = True
+    timer.start()
+    state, none = empty_state([1.0]), np.empty(0, np.int64)
+    kernels.advance(state, packed((), 0), 0, 0, 0, none, none)
+    timer.cancel()

@@ -1,0 +1,315 @@
+"""Direct networks, where devices hang from every router: Slim Fly, Dragonfly and the torus, as references.
+
+Sources: Slim Fly, Besta and Hoefler, SC 2014 (graphs of McKay, Miller and Siran 1998); Dragonfly, Kim et al., ISCA
+2008, with cables between groups laid out as a circulant; torus, Dally 1990.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.strict import Count
+from simulator.topology.graph import Topology
+from simulator.topology.paths import HERE, Joined, Path, same_switch, shortest
+from simulator.topology.plane import Plane
+from simulator.topology.search import FewestHops
+from simulator.topology.wiring import NodeParameters, Wiring
+
+
+class SlimFlyParameters(NodeParameters):
+    """A Slim Fly: 2q² routers, each joined to (3q - delta) / 2 others, any two of them at most two cables apart."""
+
+    q: Annotated[int, Field(ge=3, le=200)]
+    """An odd prime of the form 4w + delta, delta 1 or -1."""
+    concentration: Count | None = None
+    """Devices below a router; default: half its cables to others, rounded up."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if any(self.q % divisor == 0 for divisor in range(2, int(self.q**0.5) + 1)):
+            raise ValueError(f"q must be an odd prime, found {self.q}")
+        if self.degree + self.below > self.switch.radix:
+            raise ValueError(f"a router needs {self.degree + self.below} ports, a switch has {self.switch.radix}")
+        _whole_nodes(2 * self.q**2 * self.below, self.devices_per_node)
+        return self
+
+    @property
+    def degree(self) -> int:
+        """Cables of a router to others."""
+        return slim_fly_degree(self.q)
+
+    @property
+    def below(self) -> int:
+        """Devices below a router."""
+        return self.concentration or -(-self.degree // 2)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the whole network."""
+        return 2 * self.q**2 * self.below // self.devices_per_node
+
+
+class DragonflyParameters(NodeParameters):
+    """A Dragonfly: groups of fully joined routers, each with devices below it and cables to other groups."""
+
+    below: Count
+    """Devices below a router (p)."""
+    routers: Annotated[int, Field(ge=2)]
+    """Routers of a group (a); balanced: 2p."""
+    across: Count
+    """Cables of a router to other groups (h); balanced: p."""
+    groups: Annotated[int, Field(ge=2)]
+    """Groups; at most a x h + 1."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.groups > self.routers * self.across + 1:
+            raise ValueError(f"{self.groups} groups; the largest that fits is {self.routers * self.across + 1}")
+        ports = self.below + self.routers - 1 + self.across
+        if ports > self.switch.radix:
+            raise ValueError(f"a router needs {ports} ports, a switch has {self.switch.radix}")
+        _whole_nodes(self.below * self.routers * self.groups, self.devices_per_node)
+        return self
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the whole network."""
+        return self.below * self.routers * self.groups // self.devices_per_node
+
+
+class TorusParameters(NodeParameters):
+    """A torus of any number of dimensions with one router per node; a dimension of two has one cable."""
+
+    dimensions: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)]
+    """Routers along each dimension, the first of which varies slowest."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        ports = self.devices_per_node + sum(2 if size > 2 else 1 for size in self.dimensions)
+        if ports > self.switch.radix:
+            raise ValueError(f"a router needs {ports} ports, a switch has {self.switch.radix}")
+        return self
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the whole network."""
+        return prod(self.dimensions)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a direct network consists of."""
+
+    devices: int
+    routers: int
+    cables: int
+
+
+def slim_fly_degree(q: int) -> int:
+    """Return the cables of a Slim Fly router to others, (3q - delta) / 2 with q = 4w + delta."""
+    delta = {0: 0, 1: 1, 3: -1}[q % 4]
+    return (3 * q - delta) // 2
+
+
+def slim_fly_counts(q: int) -> Counts:
+    """Return the counts of a Slim Fly with as many devices below a router as half its cables, rounded up."""
+    routers, degree = 2 * q * q, slim_fly_degree(q)
+    return Counts(routers * -(-degree // 2), routers, routers * degree // 2)
+
+
+def dragonfly_counts(below: int, routers: int, across: int, groups: int) -> Counts:
+    """Return the counts of a Dragonfly whose routers use all the cables across that come in pairs."""
+    inside = groups * routers * (routers - 1) // 2
+    return Counts(
+        below * routers * groups, routers * groups, inside + sum(1 for _ in _offsets(routers * across, groups))
+    )
+
+
+def build_slim_fly(name: str, parameters: SlimFlyParameters) -> Topology:
+    """Build a Slim Fly over the integers modulo the prime q; router (s, x, y) is number s q² + x q + y."""
+    wiring, q = Wiring(), parameters.q
+    routers = [
+        wiring.vertex(f"router{s}.{x}.{y}", "switch", "router", slot=y, group=s * q + x)
+        for s, x, y in product(range(2), range(q), range(q))
+    ]
+    _add_nodes(wiring, parameters, routers, parameters.below)
+    pairs = [
+        ((side * q + x) * q + y, (side * q + x) * q + other)
+        for side, steps in enumerate(_generators(q))
+        for x, y, other in product(range(q), range(q), range(q))
+        if y < other and (other - y) % q in steps
+    ]
+    # (0, x, y) and (1, m, c) are joined where y = m x + c
+    pairs += [(x * q + y, q * q + m * q + (y - m * x) % q) for x, y, m in product(range(q), repeat=3)]
+    # between the two halves every router has q cables, and each of the first serves its own devices over them
+    bound = min(parameters.below * parameters.nic_bytes_per_s, q * parameters.link.bandwidth) * q * q
+    return _finish(name, parameters, wiring, _join(wiring, parameters, routers, pairs, "router-router"), bound)
+
+
+def _generators(q: int) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the two sets of differences that join routers of one column: X and X' of the MMS construction."""
+    delta = 1 if q % 4 == 1 else -1
+    w = (q - delta) // 4
+    primitive = next(g for g in range(2, q + 1) if len({pow(g, power, q) for power in range(q - 1)}) == q - 1)
+    power = [pow(primitive, exponent, q) for exponent in range(q - 1)]
+    if delta == 1:
+        return frozenset(power[0::2]), frozenset(power[1::2])
+    even = [power[i] for i in range(0, 2 * w - 1, 2)] + [power[i % (q - 1)] for i in range(2 * w - 1, 4 * w - 2, 2)]
+    odd = [power[i] for i in range(1, 2 * w, 2)] + [power[i % (q - 1)] for i in range(2 * w, 4 * w - 1, 2)]
+    return frozenset(even), frozenset(odd)
+
+
+def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
+    """Build a Dragonfly; paths are minimal in its own sense: at most one cable across, and one inside each group."""
+    wiring, a, groups = Wiring(), parameters.routers, parameters.groups
+    routers = [
+        wiring.vertex(f"router{group}.{i}", "switch", "router", slot=i, group=group)
+        for group in range(groups)
+        for i in range(a)
+    ]
+    _add_nodes(wiring, parameters, routers, parameters.below)
+    inside = [(g * a + i, g * a + j) for g in range(groups) for i in range(a) for j in range(i + 1, a)]
+    local = _join(wiring, parameters, routers, inside, "router-router")
+    used = [0] * groups
+    pairs = []
+    for left, right in _offsets(a * parameters.across, groups):
+        ends = (left * a + used[left] // parameters.across, right * a + used[right] // parameters.across)
+        pairs.append(ends)
+        used[left] += 1
+        used[right] += 1
+    across = _join(wiring, parameters, routers, pairs, "group-group")
+    group_of = {name: index // a for index, name in enumerate(routers)}
+    between = _Minimal(group_of, local, across)
+    planes = wiring.planes()
+    fabric = Plane("fabric", planes[1].access, between)
+    cut = _dragonfly_cut(parameters, pairs)
+    return wiring.topology(name, parameters.device, (planes[0], fabric), cut)
+
+
+def _offsets(ports: int, groups: int) -> list[tuple[int, int]]:
+    """Return the pairs of groups that the cables across join: each group to those 1, 2 ... further on, over again.
+
+    Every group has `ports` of them; the offset of half of an even number of groups takes one port of each group, any
+    other two. One port of each group stays free when only one is left for an offset that needs two.
+    """
+    pairs: list[tuple[int, int]] = []
+    offset = 0
+    while ports > 0:
+        offset = offset % (groups // 2) + 1
+        half = 2 * offset == groups
+        if not half and ports < 2:
+            break
+        pairs += [(group, (group + offset) % groups) for group in range(groups // 2 if half else groups)]
+        ports -= 1 if half else 2
+    return pairs
+
+
+class _Minimal:
+    """Joins two routers by every shortest path that leaves a group at most once."""
+
+    def __init__(
+        self,
+        group_of: dict[str, int],
+        local: dict[tuple[str, str], list[Path]],
+        across: dict[tuple[str, str], list[Path]],
+    ) -> None:
+        self._group_of, self._local = group_of, local
+        self._across: dict[tuple[int, int], list[tuple[str, str, list[Path]]]] = {}
+        for (source, target), cables in across.items():
+            groups = (group_of[source], group_of[target])
+            self._across.setdefault(groups, []).append((source, target, cables))
+
+    def __call__(self, source: str, target: str) -> Sequence[Path] | None:
+        groups = (self._group_of[source], self._group_of[target])
+        if groups[0] == groups[1]:
+            return self._within(source, target)
+        ways = [
+            Joined(self._within(source, out), cables, self._within(back, target))
+            for out, back, cables in self._across.get(groups, ())
+        ]
+        return shortest(ways)
+
+    def _within(self, source: str, target: str) -> Sequence[Path]:
+        return HERE if source == target else self._local[source, target]
+
+
+def _dragonfly_cut(parameters: DragonflyParameters, pairs: list[tuple[int, int]]) -> int:
+    """Return the least of the cuts that leave groups whole, all devices of the first half of the nodes on one side.
+
+    A group of both halves goes to either side, with the devices of the other cut off. Exact for balanced Dragonflies
+    of p > 1 (a test says so); otherwise cables inside groups may be narrower still, and this is an upper bound.
+    """
+    per_group = parameters.below * parameters.routers
+    half = parameters.nodes // 2 * parameters.devices_per_node
+    middle, inside = divmod(half, per_group)
+    nic, cable = parameters.nic_bytes_per_s, parameters.link.bandwidth
+    cuts = [half * nic]
+    for last, severed in ((middle, inside), (middle + 1, per_group - inside)):
+        crossing = sum(
+            (left // parameters.routers < last) != (right // parameters.routers < last) for left, right in pairs
+        )
+        cuts.append(crossing * cable + severed * nic)
+    return min(cuts)
+
+
+def build_torus(name: str, parameters: TorusParameters) -> Topology:
+    """Build a torus; node i hangs from router i, the last dimension varies fastest."""
+    wiring, sizes = Wiring(), parameters.dimensions
+    places = list(product(*map(range, sizes)))
+    routers = [
+        wiring.vertex("router" + ".".join(map(str, place)), "switch", "router", slot=index)
+        for index, place in enumerate(places)
+    ]
+    _add_nodes(wiring, parameters, routers, parameters.devices_per_node)
+    number = {place: index for index, place in enumerate(places)}
+    pairs = []
+    for place in places:
+        for axis, size in enumerate(sizes):
+            if size > 2 or place[axis] == 0:
+                after = (*place[:axis], (place[axis] + 1) % size, *place[axis + 1 :])
+                pairs.append((number[place], number[after]))
+    half = parameters.nodes // 2
+    crossing = sum((left < half) != (right < half) for left, right in pairs) * parameters.link.bandwidth
+    bound = min(crossing, half * parameters.devices_per_node * parameters.nic_bytes_per_s)
+    return _finish(name, parameters, wiring, _join(wiring, parameters, routers, pairs, "router-router"), bound)
+
+
+def _whole_nodes(devices: int, per_node: int) -> None:
+    if devices % per_node:
+        raise ValueError(f"{per_node} devices per node do not divide the {devices} devices of the network")
+
+
+def _add_nodes(wiring: Wiring, parameters: NodeParameters, routers: list[str], below: int) -> None:
+    """Add nodes whose NICs hang from the routers in order, `below` from each."""
+    per_node = parameters.devices_per_node
+    for node in range(len(routers) * below // per_node):
+        nics = range(node * per_node, (node + 1) * per_node)
+        wiring.node(node, parameters, [(routers[nic // below], "") for nic in nics], "nic-router")
+
+
+def _join(
+    wiring: Wiring, parameters: NodeParameters, routers: list[str], pairs: list[tuple[int, int]], tier: str
+) -> dict[tuple[str, str], list[Path]]:
+    """Wire a cable between each two routers; return the links from one to the other as paths."""
+    links: dict[tuple[str, str], list[Path]] = {}
+    delay = parameters.switch.latency
+    for left, right in pairs:
+        ends = routers[left], routers[right]
+        there, back = wiring.cable(*ends, parameters.link, tier, delay, delay)
+        links.setdefault(ends, []).append((there,))
+        links.setdefault((ends[1], ends[0]), []).append((back,))
+    return links
+
+
+def _finish(
+    name: str, parameters: NodeParameters, wiring: Wiring, links: dict[tuple[str, str], list[Path]], bisection: int
+) -> Topology:
+    """Return the fabric with paths of the fewest hops between routers."""
+    edges = [(source, target, path[0]) for (source, target), paths in links.items() for path in paths]
+    nvlink = Plane("nvlink", tuple(wiring.local), same_switch)
+    fabric = Plane("fabric", tuple(wiring.outside), FewestHops(edges))
+    return wiring.topology(name, parameters.device, (nvlink, fabric), bisection)

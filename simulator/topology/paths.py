@@ -1,0 +1,187 @@
+"""Equal-cost paths as sequences that put a path together only when it is asked for, so that one of very many is cheap.
+
+Model: a path goes up to where source and target meet and comes down. Source: Leiserson 1985; Al-Fares et al. 2008.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import overload
+
+Path = tuple[int, ...]
+"""A route as the indices of its directed links, in order of travel."""
+
+Between = Callable[[str, str], Sequence[Path] | None]
+"""Two switches to every equal-cost path between them; None when there is none."""
+
+CACHED_SWITCH_PAIRS = 16_384
+
+HERE: Sequence[Path] = ((),)
+"""The one path from a place to itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """One cable from a vertex up to a switch: the link up, the switch, and the link back down."""
+
+    up: int
+    switch: str
+    down: int
+
+
+class PathSequence(Sequence[Path]):
+    """What all sequences here share: `at` puts one path together, for an index from 0 to one less than the length."""
+
+    __slots__ = ()
+
+    def at(self, index: int) -> Path:
+        """Return the path of a non-negative index within the sequence."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return tuple(self.at(at) for at in range(*index.indices(len(self))))
+        return self.at(range(len(self))[index])  # negative ones count from the end, those outside are refused
+
+
+class Joined(PathSequence):
+    """Every path of the first part, followed by every path of the second, and so on; the last part varies fastest."""
+
+    __slots__ = ("_count", "_parts")
+
+    def __init__(self, *parts: Sequence[Path]) -> None:
+        self._parts = parts
+        self._count = 1
+        for part in parts:
+            self._count *= len(part)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def at(self, index: int) -> Path:
+        """Return the path of a non-negative index."""
+        path: Path = ()
+        for part in reversed(self._parts):
+            index, within = divmod(index, len(part))
+            path = part[within] + path
+        return path
+
+
+class Alternatives(PathSequence):
+    """The paths of one sequence after those of another."""
+
+    __slots__ = ("_ends", "_ways")
+
+    def __init__(self, ways: Sequence[Sequence[Path]]) -> None:
+        self._ways = ways
+        self._ends = list(accumulate(len(way) for way in ways))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def at(self, index: int) -> Path:
+        """Return the path of a non-negative index."""
+        way = bisect_right(self._ends, index)
+        return self._ways[way][index - (self._ends[way - 1] if way else 0)]
+
+
+class EqualCostPaths(Sequence[Path]):
+    """Every path between two devices: the way out, a path between the switches at its end, and the way in."""
+
+    __slots__ = ("_head", "_middles", "_tail")
+
+    def __init__(self, head: Path, middles: Sequence[Path], tail: Path) -> None:
+        self._head, self._middles, self._tail = head, middles, tail
+
+    def __len__(self) -> int:
+        return len(self._middles)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return EqualCostPaths(self._head, self._middles[index], self._tail)
+        return self._head + self._middles[index] + self._tail
+
+
+def shortest(ways: Sequence[Sequence[Path]]) -> Sequence[Path] | None:
+    """Return the paths of those sequences (each of equally long paths, none empty) whose paths are shortest."""
+    if len(ways) < 2:
+        return ways[0] if ways else None
+    least = min(len(way[0]) for way in ways)
+    kept = [way for way in ways if len(way[0]) == least]
+    return kept[0] if len(kept) == 1 else Alternatives(kept)
+
+
+def same_switch(source: str, target: str) -> Sequence[Path] | None:
+    """Join only what hangs on one switch."""
+    return HERE if source == target else None
+
+
+class UpDown:
+    """Paths between switches that climb equally high on both sides and meet in one switch, or cross between two peers.
+
+    `climbs` are the cables up from each switch, `peers` the links straight across by (switch, switch). The lowest
+    meeting wins. What lies above two groups of switches is found once and shared by all pairs below them.
+    """
+
+    def __init__(
+        self,
+        climbs: Mapping[str, Sequence[Climb]],
+        peers: Mapping[tuple[str, str], Sequence[Path]] | None = None,
+    ) -> None:
+        self._climbs = climbs
+        self._peers = peers or {}
+        self._groups: dict[str, dict[str, tuple[list[Path], list[Path]]]] = {}
+        self._between: dict[tuple[str, str], Sequence[Path] | None] = {}
+        self._columns: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, str, Sequence[Path]]]] = {}
+
+    def __call__(self, source: str, target: str) -> Sequence[Path] | None:
+        """Return the equal-cost paths between two switches, or None."""
+        if source == target:
+            return HERE
+        ends = (source, target)
+        found = self._between.get(ends)
+        if found is None and ends not in self._between:
+            if len(self._between) >= CACHED_SWITCH_PAIRS:
+                self._between.clear()
+            found = self._between[ends] = self._peers.get(ends) or self._meet(source, target)
+        return found
+
+    def _meet(self, source: str, target: str) -> Sequence[Path] | None:
+        rising, falling = self._above(source), self._above(target)
+        key = (tuple(rising), tuple(falling))
+        if key not in self._columns:
+            if len(self._columns) >= CACHED_SWITCH_PAIRS:
+                self._columns.clear()
+            self._columns[key] = self._pairs(*key)
+        ways = [Joined(rising[left][0], middles, falling[right][1]) for left, right, middles in self._columns[key]]
+        return (ways[0] if len(ways) == 1 else Alternatives(ways)) if ways else None
+
+    def _pairs(self, lefts: tuple[str, ...], rights: tuple[str, ...]) -> list[tuple[str, str, Sequence[Path]]]:
+        """Return the pairs of switches, one of each side, with the paths between them, where these are shortest."""
+        common = set(lefts) & set(rights)
+        if common:
+            return [(switch, switch, HERE) for switch in lefts if switch in common]
+        found = [
+            (left, right, middles) for left in lefts for right in rights if (middles := self(left, right)) is not None
+        ]
+        least = min((len(middles[0]) for *_, middles in found), default=0)
+        return [pair for pair in found if len(pair[2][0]) == least]
+
+    def _above(self, switch: str) -> dict[str, tuple[list[Path], list[Path]]]:
+        groups = self._groups.get(switch)
+        if groups is None:
+            groups = self._groups[switch] = {}
+            for climb in self._climbs.get(switch, ()):
+                ups, downs = groups.setdefault(climb.switch, ([], []))
+                ups.append((climb.up,))
+                downs.append((climb.down,))
+        return groups

@@ -1,0 +1,124 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.errors import InputError
+from simulator.network.routing import ROUTINGS, OnPlane, Spraying, ecmp, routing, split_bytes, without_loops
+from simulator.topology import build_topology
+
+CLOS = build_topology("clos-h100", {"nodes": 4, "devices_per_node": 2, "switch": {"radix": 8}, "taper": 1})
+PLANES = build_topology("multi-plane-h800", {"nodes": 4, "devices_per_node": 4})
+TORUS = build_topology("torus-8x8x8", {"dimensions": [4, 4]})
+DRAGONFLY = build_topology("dragonfly-h4", {"below": 2, "routers": 4, "across": 2, "groups": 9})
+FABRICS = {"clos": CLOS, "planes": PLANES, "torus": TORUS, "dragonfly": DRAGONFLY}
+
+
+def ends(topology, path):
+    links = [topology.links[index] for index in path]
+    visited = [links[0].source, *(link.target for link in links)]
+    assert [link.source for link in links] == visited[:-1]
+    assert len(set(visited)) == len(visited)
+    return visited[0], visited[-1]
+
+
+@given(st.sampled_from(sorted(FABRICS)), st.sampled_from(sorted(ROUTINGS)), st.data())
+@settings(max_examples=300, deadline=None)
+def test_every_routing_gives_whole_simple_paths_and_shares_that_sum_to_one(fabric, name, data):
+    topology = FABRICS[fabric]
+    device = st.integers(0, len(topology.sites) - 1)
+    source, target, seed, sequence = data.draw(device), data.draw(device), data.draw(st.integers(0, 9)), 5
+    shares = routing(name)(topology, seed, source, target, sequence)
+    assert shares == routing(name)(topology, seed, source, target, sequence)
+    if source == target:
+        assert shares == ()
+        return
+    assert sum(share for _, share in shares) == pytest.approx(1, abs=1e-12)
+    for path, share in shares:
+        assert share > 0
+        assert ends(topology, path) == (topology.sites[source].name, topology.sites[target].name)
+
+
+@given(st.integers(0, 10**15), st.lists(st.integers(1, 1000), min_size=1, max_size=40))
+def test_bytes_are_split_whole(size, weights):
+    total = sum(weights)
+    shares = tuple(((i,), weight / total) for i, weight in enumerate(weights))
+    parts = split_bytes(size, shares)
+    assert sum(parts) == size
+    for part, (_, share) in zip(parts, shares, strict=True):
+        assert part >= 0
+        assert abs(part - size * share) <= 1 + size * 1e-12
+
+
+def test_shares_that_do_not_sum_to_one_are_refused():
+    with pytest.raises(ValueError, match="sum to"):
+        split_bytes(10, (((1,), 0.25),))
+
+
+def test_spraying_takes_every_path_once():
+    paths = list(CLOS.paths(0, 5))
+    assert len(paths) > 2
+    shares = routing("spray")(CLOS, 0, 0, 5, 1)
+    assert sorted(path for path, _ in shares) == sorted(paths)
+    assert {share for _, share in shares} == {1 / len(paths)}
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_spraying_over_k_paths_takes_k_different_ones(most):
+    count = len(CLOS.paths(0, 5))
+    for sequence in range(20):
+        shares = routing("spray", Spraying(paths=most))(CLOS, 0, 0, 5, sequence)
+        assert len({path for path, _ in shares}) == len(shares) == min(most, count)
+
+
+def test_as_many_paths_as_lanes_are_one_in_each():
+    topology = build_topology("cloudmatrix384", {"nodes_per_supernode": 4})
+    lane = {vertex.name: vertex.plane for vertex in topology.vertices}
+    for sequence in range(8):
+        shares = routing("spray", Spraying(paths=7))(topology, 3, 0, 17, sequence)
+        assert sorted(lane[topology.links[path[0]].target] for path, _ in shares) == [f"ub{i}" for i in range(7)]
+
+
+def test_ecmp_with_shares_is_ecmp():
+    for sequence in range(30):
+        assert routing("ecmp")(CLOS, 4, 0, 5, sequence) == ((ecmp(CLOS, 4, 0, 5, sequence), 1.0),)
+
+
+def test_a_plane_can_be_fixed():
+    path = routing("ecmp", OnPlane(plane="plane2"))(PLANES, 0, 0, 4, 0)[0][0]
+    assert {PLANES.links[i].target.partition("/")[0] for i in path if "leaf" in PLANES.links[i].target} == {"plane2"}
+
+
+def test_rail_aligned_traffic_stays_below_the_leaf_of_its_rail():
+    for source, target in ((0, 3), (1, 2), (0, 2)):
+        ((path, _),) = routing("rail_aligned")(CLOS, 0, source, target, 0)
+        switches = [CLOS.links[i].target for i in path if CLOS.links[i].target.startswith(("leaf", "spine"))]
+        assert switches == [f"leaf0.{target % 2}"]
+
+
+@pytest.mark.parametrize("fabric", ["torus", "dragonfly"])
+def test_valiant_spreads_neighbours_over_the_network(fabric):
+    topology = FABRICS[fabric]
+    target = 1 if fabric == "torus" else 8
+    used, end = Counter(), topology.sites[target].name
+    for sequence in range(300):
+        ((path, _),) = routing("valiant")(topology, 1, 0, target, sequence)
+        used.update(topology.links[i].target for i in path)
+    assert not any(used[device] for device in (site.name for site in topology.sites[1:]) if device != end)
+    places = {vertex.name: vertex.group or vertex.name for vertex in topology.vertices if vertex.kind == "switch"}
+    assert {places[name] for name in used if name in places} == set(places.values())
+
+
+def test_loops_are_cut_out():
+    there, back = TORUS.paths(0, 5)[0], TORUS.paths(5, 1)[0]
+    simple = without_loops(TORUS, there + back)
+    assert ends(TORUS, simple) == (TORUS.sites[0].name, TORUS.sites[1].name)
+    assert without_loops(TORUS, there + TORUS.paths(5, 0)[0]) == ()
+    assert without_loops(TORUS, there) == there
+    assert without_loops(TORUS, ()) == ()
+
+
+def test_an_unknown_routing_is_refused():
+    with pytest.raises(InputError, match="did you mean 'spray'"):
+        routing("spary")
