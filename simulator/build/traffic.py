@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path as File
 from typing import Any
 
@@ -11,7 +12,7 @@ from simpy import Event
 from simulator.clock import Clock
 from simulator.errors import InputError, InvariantError, Problem, nearest
 from simulator.network.fabric import Fabric
-from simulator.network.routing import spread_of
+from simulator.network.routing import Shares, spread_of
 from simulator.randomness import stream
 from simulator.results.flow_summary import summarise_flows
 from simulator.results.folder import RunFolder
@@ -51,23 +52,22 @@ def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
 def _listed(file: File, topology: Topology) -> list[tuple[Flow, int, int, Path | None]]:
     ends = {site.name: site.index for site in topology.sites}
     problems: list[Problem] = []
-    found = []
+    found: list[tuple[Flow, int, int, Path | None]] = []
     for flow in read_flows(file):
-        for name in (str(flow.source), str(flow.target)):
-            if name not in ends:
-                what = f"no node {name!r} in the topology"
-                problems.append(Problem(what, str(file), flow.line, nearest=nearest(name, ends)))
-        if problems:
-            continue
-        source, target = ends[str(flow.source)], ends[str(flow.target)]
         try:
-            path = path_by_names(topology, flow.path) if flow.path else None
-            if path is None:
-                topology.paths(source, target)
+            if flow.path:  # then the ends are but labels
+                found.append((flow, -1, -1, path_by_names(topology, flow.path)))
+                continue
+            missing = [name for name in (str(flow.source), str(flow.target)) if name not in ends]
+            if missing:
+                what, near = f"no node {missing[0]!r} in the topology, and no path", nearest(missing[0], ends)
+                problems.append(Problem(what, str(file), flow.line, nearest=near))
+                continue
+            source, target = ends[str(flow.source)], ends[str(flow.target)]
+            topology.paths(source, target)
+            found.append((flow, source, target, None))
         except InputError as error:
             problems += [Problem(problem.what, str(file), flow.line) for problem in error.problems]
-            continue
-        found.append((flow, source, target, path))
     if problems:
         raise InputError(problems)
     return found
@@ -97,8 +97,9 @@ def _drawn(scenario: Scenario, traffic: Traffic, topology: Topology) -> Iterable
     rng = stream(scenario.seed, "flows")
     flows: Iterable[Flow]
     if traffic.pattern.name == "poisson":
-        first = topology.paths(0, devices - 1)[0]
-        port, sizes = topology.route_bytes_per_s(first), chosen.sizes.parameters.law()
+        size = 10**15  # so large that latency is nothing
+        port = round(size * NS_PER_S / alone_ns(topology, 0, devices - 1, size))
+        sizes = chosen.sizes.parameters.law()
         flows = poisson(rng, devices, chosen.flows, chosen.load, port, sizes)
     elif traffic.pattern.name == "permutation":
         flows = permutation(rng, devices, chosen.bytes)
@@ -110,6 +111,24 @@ def _drawn(scenario: Scenario, traffic: Traffic, topology: Topology) -> Iterable
         flows = all_to_all(devices, chosen.bytes)
     for flow in flows:
         yield flow, int(flow.source), int(flow.target), None
+
+
+def alone_ns(topology: Topology, source: int, target: int, size_bytes: int, path: Path | None = None) -> int:
+    """Return the time of a flow alone: the longest latency of its paths, then its bytes over the most loaded link."""
+    if path is not None:
+        shares: Shares = ((path, 1.0),)
+    elif source == target:
+        return 0
+    elif (spread := spread_of(topology)) is not None:
+        shares = spread(topology, 0, source, target, 0)
+    else:
+        shares = ((topology.paths(source, target)[0], 1.0),)
+    loads: dict[int, float] = {}
+    for way, share in shares:
+        for link in way:
+            loads[link] = loads.get(link, 0.0) + share
+    most = max((share / topology.links[link].capacity_bytes_per_s for link, share in loads.items()), default=0.0)
+    return max(topology.path_latency_ns(way) for way, _ in shares) + ceil(size_bytes * most * NS_PER_S)
 
 
 class System:
@@ -148,13 +167,7 @@ class System:
             self.event("capacity", f"{link.source}>{link.target}", f"{capacity} bytes/s on {len(links)} links")
 
     def _ideal_ns(self, flow: Flow, source: int, target: int, path: Path | None) -> int:
-        if path is None:
-            if source == target:
-                return 0
-            path = self.topology.paths(source, target)[0]
-        capacity = min(self.topology.links[link].capacity_bytes_per_s for link in path)
-        drain_ns = -(-flow.size_bytes * NS_PER_S // capacity) if capacity else 0
-        return self.topology.path_latency_ns(path) + drain_ns
+        return alone_ns(self.topology, source, target, flow.size_bytes, path)
 
     def _end(self, flow: Flow, event: Event) -> None:
         completed = bool(event.ok)

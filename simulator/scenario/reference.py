@@ -88,6 +88,8 @@ class References:
         """Find every reference of the document, and fill in the parameters of the topology."""
         for path, kind in REFERENCES.items():
             name = value_at(self.document, path)
+            if path == ("topology", "device") and value_at(self.document, ("traffic",)) is not None:
+                continue  # the network alone computes nothing, so a device needs no data sheet
             if not isinstance(name, str) or not self._is_readable(path, kind, name):
                 continue
             if path == ("topology", "preset"):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def scenario_digest(scenario: Scenario) -> str:
     Every trace, model, device and preset that it names counts by its content, shipped ones as well; name and
     description do not count.
     """
-    value = _with_references(scenario, lambda kind, name: _content(catalog.locate(kind, name)))
+    value = _with_references(scenario, partial(_content_of, alone=scenario.traffic is not None))
     meaning = _without_nulls({key: part for key, part in value.items() if key not in ("name", "description")})
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake2b(text.encode(), digest_size=32).hexdigest()
@@ -86,6 +87,11 @@ def _relative(kind: str, name: str, beside: Path | None) -> str:
         return name
     relative = os.path.relpath(name, beside)
     return relative if catalog.is_path(kind, relative) else f"./{relative}"
+
+
+def _content_of(kind: str, name: str, alone: bool) -> str:
+    """Return the digest of what a name stands for; of the network alone the devices are but names."""
+    return name if alone and kind == "topologies/devices" else _content(catalog.locate(kind, name))
 
 
 def _content(path: Path) -> str:
