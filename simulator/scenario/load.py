@@ -35,6 +35,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     scenario = attempt(lambda: validate(Scenario, document), document, problems)
     if scenario:
         check_fit(scenario, found, document, problems)
+    elif (
+        isinstance(document.value, dict) and "traffic" not in document.value
+    ):  # the model says so only when all else fits
+        absent = [name for name in ("workload", "serving") if name not in document.value]
+        problems.extend(document.problem((name,), f"missing key {name!r}") for name in absent)
     if scenario is None or problems:
         raise InputError(sorted(dict.fromkeys(problems), key=_place))
     return scenario

@@ -16,6 +16,7 @@ from simulator.scenario.write import _scalar
 
 number = st.floats(0.001, 1e6)
 durations = st.builds("{} {}".format, st.integers(1, 10**6), st.sampled_from(["us", "ms", "s", "min", "h"]))
+windows = st.builds("{} {}".format, st.integers(1, 10**6), st.sampled_from(["ms", "s", "min", "h"]))
 rates = st.builds("{!r} / {}".format, number, st.sampled_from(["s", "min", "h", "d"]))
 counts = st.integers(1, 10**6)
 
@@ -116,7 +117,7 @@ scenarios = st.fixed_dictionaries(
         "seed": st.integers(0, 2**63 - 1),
         "description": st.text(max_size=40),
         "until": durations,
-        "results": fields(interval=durations),
+        "results": fields(interval=windows),
         "expect": expectations,
     },
 )
