@@ -87,7 +87,7 @@ def started(folder: Path) -> bool:
     return (folder / "requests.parquet").exists()
 
 
-def interrupt(scenario, tmp_path, number, after_s=0.5):
+def interrupt(scenario, tmp_path, number, after_s=1.5):
     folder = tmp_path / "run"
     process = simulate(scenario, "--out", folder, "--set", "workload.requests=2000000")
     for _ in range(600):
