@@ -12,12 +12,11 @@ from simpy import Event
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.errors import InvariantError
+from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.request import Request
-
-IDLE, PREFILL, DECODE = 0, 1, 2
 
 
 class EngineCost(Protocol):

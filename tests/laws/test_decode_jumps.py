@@ -177,8 +177,7 @@ all_costs = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(
+cases = (
     workloads,
     all_costs,
     st.integers(1, 8),
@@ -187,6 +186,10 @@ all_costs = st.builds(
     st.sampled_from([1, 4, 16]),
     st.integers(0, 3),
 )
+
+
+@settings(max_examples=300, deadline=None)
+@given(*cases)
 def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare_tokens, block_tokens, watermark):
     longest = max(ceil((prompt + output) / block_tokens) for _, prompt, output in workload)
     blocks = longest + spare_tokens // block_tokens  # tight: preemptions and blocked queues are common
@@ -240,15 +243,7 @@ def test_elapsed_by_hand():
 
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None)
-@given(
-    workloads,
-    all_costs,
-    st.integers(1, 8),
-    st.integers(1, 200),
-    st.integers(0, 30),
-    st.sampled_from([1, 4, 16]),
-    st.integers(0, 3),
-)
+@given(*cases)
 def test_equal_to_token_by_token_at_length(
     workload, costs, max_running, max_tokens, spare_tokens, block_tokens, watermark
 ):

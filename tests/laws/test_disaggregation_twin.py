@@ -228,8 +228,7 @@ all_costs = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(
+cases = (
     workloads,
     all_costs,
     st.integers(1, 6),
@@ -237,6 +236,10 @@ all_costs = st.builds(
     st.tuples(st.integers(0, 12), st.integers(0, 12)),
     st.integers(1, 50_000),
 )
+
+
+@settings(max_examples=300, deadline=None)
+@given(*cases)
 def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare, delay_ns):
     prompts = max(ceil(prompt / BLOCK) for _, prompt, _ in workload)
     whole = max(ceil((prompt + output) / BLOCK) for _, prompt, output in workload)
@@ -249,13 +252,6 @@ def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare
 
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None)
-@given(
-    workloads,
-    all_costs,
-    st.integers(1, 6),
-    st.integers(1, 120),
-    st.tuples(st.integers(0, 12), st.integers(0, 12)),
-    st.integers(1, 50_000),
-)
+@given(*cases)
 def test_equal_to_token_by_token_at_length(workload, costs, max_running, max_tokens, spare, delay_ns):
     test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, max_running, max_tokens, spare, delay_ns)
