@@ -6,13 +6,14 @@ Sources: Slim Fly, Besta and Hoefler, SC 2014 (graphs of McKay, Miller and Siran
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from math import prod
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from simulator.strict import Count
+from simulator.topology.galois import FiniteField, is_prime_power
 from simulator.topology.graph import Topology
 from simulator.topology.paths import HERE, Joined, Path, same_switch, shortest
 from simulator.topology.plane import Plane
@@ -24,14 +25,15 @@ class SlimFlyParameters(NodeParameters):
     """A Slim Fly: 2q² routers, each joined to (3q - delta) / 2 others, any two of them at most two cables apart."""
 
     q: Annotated[int, Field(ge=3, le=200)]
-    """An odd prime of the form 4w + delta, delta 1 or -1."""
+    """A power of a prime other than 2 itself: 4w + delta, with delta -1, 0 or 1."""
     concentration: Count | None = None
     """Devices below a router; default: half its cables to others, rounded up."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if any(self.q % divisor == 0 for divisor in range(2, int(self.q**0.5) + 1)):
-            raise ValueError(f"q must be an odd prime, found {self.q}")
+        if not is_prime_power(self.q):
+            below, above = _fields_near(self.q)
+            raise ValueError(f"q must be a power of a prime, found {self.q}; the nearest are {below} and {above}")
         if self.degree + self.below > self.switch.radix:
             raise ValueError(f"a router needs {self.degree + self.below} ports, a switch has {self.switch.radix}")
         _whole_nodes(2 * self.q**2 * self.below, self.devices_per_node)
@@ -111,8 +113,16 @@ class Counts:
 
 def slim_fly_degree(q: int) -> int:
     """Return the cables of a Slim Fly router to others, (3q - delta) / 2 with q = 4w + delta."""
-    delta = {0: 0, 1: 1, 3: -1}[q % 4]
-    return (3 * q - delta) // 2
+    return (3 * q - _delta(q)) // 2
+
+
+def _delta(q: int) -> int:
+    return {0: 0, 1: 1, 3: -1}[q % 4]
+
+
+def _fields_near(q: int) -> list[int]:
+    """Return the nearest prime powers below and above `q`."""
+    return [next(near for near in count(q, step) if is_prime_power(near)) for step in (-1, 1)]
 
 
 def slim_fly_counts(q: int) -> Counts:
@@ -125,42 +135,56 @@ def dragonfly_counts(below: int, routers: int, across: int, groups: int) -> Coun
     """Return the counts of a Dragonfly whose routers use all the cables across that come in pairs."""
     inside = groups * routers * (routers - 1) // 2
     return Counts(
-        below * routers * groups, routers * groups, inside + sum(1 for _ in _offsets(routers * across, groups))
+        below * routers * groups, routers * groups, inside + sum(1 for _ in group_pairs(routers * across, groups))
     )
 
 
 def build_slim_fly(name: str, parameters: SlimFlyParameters) -> Topology:
-    """Build a Slim Fly over the integers modulo the prime q; router (s, x, y) is number s q² + x q + y."""
+    """Build a Slim Fly over the field of q elements; router (s, x, y) is number s q² + x q + y."""
     wiring, q = Wiring(), parameters.q
     routers = [
         wiring.vertex(f"router{s}.{x}.{y}", "switch", "router", slot=y, group=s * q + x)
         for s, x, y in product(range(2), range(q), range(q))
     ]
     _add_nodes(wiring, parameters, routers, parameters.below)
-    pairs = [
-        ((side * q + x) * q + y, (side * q + x) * q + other)
-        for side, steps in enumerate(_generators(q))
-        for x, y, other in product(range(q), range(q), range(q))
-        if y < other and (other - y) % q in steps
-    ]
-    # (0, x, y) and (1, m, c) are joined where y = m x + c
-    pairs += [(x * q + y, q * q + m * q + (y - m * x) % q) for x, y, m in product(range(q), repeat=3)]
+    pairs = slim_fly_pairs(q)
     # between the two halves every router has q cables, and each of the first serves its own devices over them
     bound = min(parameters.below * parameters.nic_bytes_per_s, q * parameters.link.bandwidth) * q * q
     return _finish(name, parameters, wiring, _join(wiring, parameters, routers, pairs, "router-router"), bound)
 
 
-def _generators(q: int) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the two sets of differences that join routers of one column: X and X' of the MMS construction."""
-    delta = 1 if q % 4 == 1 else -1
+def slim_fly_pairs(q: int) -> list[tuple[int, int]]:
+    """Return the cables of the graph of McKay, Miller and Siran over the field of q elements, as pairs of routers.
+
+    Raises ValueError where there is no such field.
+    """
+    field = FiniteField(q)
+    pairs = []
+    for side, steps in enumerate(_generators(field)):
+        joined = [(y, z) for y in range(q) for step in steps if y < (z := field.add(y, step))]
+        pairs += [((side * q + x) * q + y, (side * q + x) * q + z) for x in range(q) for y, z in sorted(joined)]
+    for x, m in product(range(q), repeat=2):  # (0, x, y) and (1, m, c) are joined where y = m x + c
+        slope = field.multiply(m, x)
+        pairs += [(x * q + y, q * q + m * q + field.subtract(y, slope)) for y in range(q)]
+    return pairs
+
+
+def _generators(field: FiniteField) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the two sets of differences that join routers of one column: X and X' of the MMS construction.
+
+    Each holds the negative of each of its elements, so that cables go both ways: the even and the odd powers of a
+    primitive element do for delta 1 and, as minus is plus, for 0, where both sets hold 1. For delta -1 minus one is an
+    odd power, so that each set takes the even powers (or odd) up to half way and the others from there.
+    """
+    q, power, delta = field.q, field.powers, _delta(field.q)
     w = (q - delta) // 4
-    primitive = next(g for g in range(2, q + 1) if len({pow(g, power, q) for power in range(q - 1)}) == q - 1)
-    power = [pow(primitive, exponent, q) for exponent in range(q - 1)]
     if delta == 1:
         return frozenset(power[0::2]), frozenset(power[1::2])
-    even = [power[i] for i in range(0, 2 * w - 1, 2)] + [power[i % (q - 1)] for i in range(2 * w - 1, 4 * w - 2, 2)]
-    odd = [power[i] for i in range(1, 2 * w, 2)] + [power[i % (q - 1)] for i in range(2 * w, 4 * w - 1, 2)]
-    return frozenset(even), frozenset(odd)
+    if delta == 0:
+        return frozenset(power[0::2]), frozenset((*power[1::2], power[0]))
+    first = [*range(0, 2 * w - 1, 2), *range(2 * w - 1, 4 * w - 2, 2)]
+    second = [*range(1, 2 * w, 2), *range(2 * w, 4 * w - 1, 2)]
+    return frozenset(power[i % (q - 1)] for i in first), frozenset(power[i % (q - 1)] for i in second)
 
 
 def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
@@ -176,7 +200,7 @@ def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
     local = _join(wiring, parameters, routers, inside, "router-router")
     used = [0] * groups
     pairs = []
-    for left, right in _offsets(a * parameters.across, groups):
+    for left, right in group_pairs(a * parameters.across, groups):
         ends = (left * a + used[left] // parameters.across, right * a + used[right] // parameters.across)
         pairs.append(ends)
         used[left] += 1
@@ -190,7 +214,7 @@ def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
     return wiring.topology(name, parameters.device, (planes[0], fabric), cut)
 
 
-def _offsets(ports: int, groups: int) -> list[tuple[int, int]]:
+def group_pairs(ports: int, groups: int) -> list[tuple[int, int]]:
     """Return the pairs of groups that the cables across join: each group to those 1, 2 ... further on, over again.
 
     Every group has `ports` of them; the offset of half of an even number of groups takes one port of each group, any
