@@ -21,6 +21,7 @@ class Start(NamedTuple):
     """A flow to begin: `left` of its `size` bytes are still to be moved, at `weight` times the share of its links.
 
     A number of equal `flows`, of one path and one start, may go as one with their sizes and weights summed.
+    A solver of one lane pays no heed to `lane`.
     """
 
     name: int
@@ -29,6 +30,7 @@ class Start(NamedTuple):
     left: float
     weight: float = 1
     flows: int = 1
+    lane: int = 0
 
 
 class Carried(NamedTuple):
@@ -77,6 +79,7 @@ class ComponentShares:
         self._busy_since_ns = [0] * count
         self._peak: list[float] = [0] * count
         self._flow_count = [0] * count
+        self._moved: dict[int, None] | None = None
 
     @property
     def active(self) -> int:
@@ -113,6 +116,16 @@ class ComponentShares:
             column.append(0)
         self._peak.append(0)
         return len(self.capacities) - 1
+
+    def watch(self) -> None:
+        """Keep account of what `moved` returns from now on."""
+        if self._moved is None:
+            self._moved = {link: None for link, flows in enumerate(self._flows_on) if flows}
+
+    def moved(self) -> list[tuple[int, float, bool]]:
+        """Return (link, load in bytes/s, whether it has a flow) of the links where that may be new since last asked."""
+        moved, self._moved = self._moved or {}, {}
+        return [(link, sum([flow.rate for flow in self._flows_on[link]]), bool(self._flows_on[link])) for link in moved]
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
@@ -166,6 +179,8 @@ class ComponentShares:
                 self._busy_since_ns[link] = now_ns
             flows[flow] = None
             self._flow_count[link] += start.flows
+        if self._moved is not None:
+            self._moved.update(dict.fromkeys(start.path))
 
     def _end(self, flow: _Flow, now_ns: int, touched: list[int]) -> None:
         self._leave(flow, now_ns, flow.start.size, touched)
@@ -182,6 +197,8 @@ class ComponentShares:
             else:
                 self._busy_ns[link] += now_ns - self._busy_since_ns[link]
         self.byte_hops += moved * len(flow.start.path)
+        if self._moved is not None:
+            self._moved.update(dict.fromkeys(flow.start.path))
 
     def _share(self, now_ns: int, links: Sequence[int]) -> None:
         """Solve every component that holds one of `links`, each once."""
@@ -238,6 +255,8 @@ class ComponentShares:
         if flow.rate:
             flow.remaining = flow.left_bytes(now_ns)
         flow.rate, flow.since_ns = rate, now_ns
+        if self._moved is not None:
+            self._moved.update(dict.fromkeys(flow.start.path))
         if not rate:
             flow.finish_ns = NEVER_NS
             return

@@ -1,27 +1,29 @@
 """The live network as a fluid: flows drain at max-min fair rates, shared anew when a flow or a link changes.
 
 Model: a flow waits for the latency of its path and then shares its links until it is drained (the flow-level model of
-SimGrid; Velho et al. 2013). All changes of one nanosecond are shared out at once, after all else in it.
+SimGrid; Velho et al. 2013). All changes of one nanosecond are shared out at once, after all else in it. Lanes have
+strict priority.
 """
 
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
+from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
-from simulator.network.routing import Routing, Spread, ecmp, split_bytes
+from simulator.network.lanes import PriorityShares, advance
+from simulator.network.routing import Routing, Shares, Spread, ecmp, split_bytes
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 
 if TYPE_CHECKING:
     from simulator.network.incremental import IncrementalShares
 
-TOLERANCE = 1e-9
 COMPILED_FROM = 100  # flows under way; with fewer, loading the compiled solver costs more than it saves
 
 LinkRow = tuple[int, str, str, str, int, int, int, float, float, int]
@@ -38,17 +40,39 @@ class Transfer(Event):
     outstanding = 0
 
 
-class _Flow:
-    __slots__ = ("ends", "name", "path", "private", "transfer", "weight", "wire_bytes")
+class Send(NamedTuple):
+    """One flow to launch: bytes over a path (link indices, not empty), at `weight` times the share of its links.
 
-    def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, weight: float) -> None:
+    `ends` are the endpoints (indices) of a flow that may be routed anew where its path dies; without them it keeps its
+    path. `cap_bytes_per_s` bounds its rate; `through` are engines (see `Fabric.add_engine`) that it shares with others.
+    """
+
+    path: Path
+    size_bytes: int
+    ends: tuple[int, int] | None = None
+    weight: float = 1
+    cap_bytes_per_s: float | None = None
+    through: tuple[int, ...] = ()
+
+
+class _Flow:
+    __slots__ = ("ends", "lane", "name", "path", "private", "through", "transfer", "weight", "wire_bytes")
+
+    def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, lane: int) -> None:
         self.transfer = transfer
         self.name = name  # its number in the order of sending
         self.path = path
         self.wire_bytes = wire_bytes
-        self.weight = weight
+        self.lane = lane
+        self.weight: float = 1
         self.ends: tuple[int, int] | None = None  # devices, of a flow that may be routed again
         self.private: int | None = None  # the link that stands for its cap
+        self.through: tuple[int, ...] = ()  # engines, and the private link
+
+    @property
+    def links(self) -> Path:
+        """All that it shares or is held by."""
+        return self.path + self.through if self.through else self.path
 
 
 class Fabric:
@@ -89,18 +113,24 @@ class Fabric:
         self._stalled: dict[int, _Flow] = {}
         self._dead: dict[int, None] = {}
         self._taken: dict[int, dict[str, float]] = {}
-        self._private: list[int] = []  # links for caps that no flow uses
-        self._shares: ComponentShares | IncrementalShares = ComponentShares(self.capacities)
+        self._limits: dict[int, float] = {}  # capacities of links that are not the topology's: caps and engines
+        self._engines: dict[int, int] = {}  # flows that go through each, or will
+        self._unused: list[int] = []  # links for caps and engines that no flow uses
+        self._lane: int | None = (
+            None  # the first that was used; while it is the only one, its solver has all links for itself
+        )
+        self._shares: ComponentShares | IncrementalShares | PriorityShares = ComponentShares(self.capacities)
         self._next_ns = NEVER_NS
         self._alarm = Alarm(env, NETWORK)
         self._alarm.callbacks.append(self._wake)
 
-    def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False) -> Transfer:
+    def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
         """Send shards of (source device, target device, bytes) at once; the event fires when the last has arrived.
 
         A shard within one device arrives at once; one of zero bytes takes the latency of its path and no bandwidth.
-        The event fails with DeadLinkError when a shard is lost; `defused` lets that pass where nobody waits for it.
-        Raises ValueError for a negative size and IndexError for a device that does not exist.
+        Lane 0 has the highest priority. The event fails with DeadLinkError when a shard is lost; `defused` lets that
+        pass where nobody waits for it. Raises ValueError for a negative size or lane and IndexError for a device that
+        does not exist.
         """
         transfer = Transfer(self.env)
         if defused:
@@ -110,23 +140,59 @@ class Fabric:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
             self._names += 1
             if self._spread is not None:
-                self._scatter(transfer, source, target, size_bytes)
+                self._scatter(transfer, source, target, size_bytes, lane)
             elif path := self._route(self.topology, self.seed, source, target, self._names):
-                self._launch(transfer, path, size_bytes, 1).ends = source, target
-        if transfer.outstanding:
-            self._set_alarm()
-        else:
-            transfer.succeed()
-        return transfer
+                self._launch(transfer, path, size_bytes, lane).ends = source, target
+        return self._under_way(transfer)
 
-    def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int) -> None:
+    def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int, lane: int) -> None:
         assert self._spread is not None
         shares = self._spread(self.topology, self.seed, source, target, self._names)
         parts = split_bytes(size_bytes, shares) if shares else []
         for (path, _), part in zip(shares, parts, strict=True):
             if part or path is shares[0][0]:
-                self._launch(transfer, path, part, 1).ends = source, target
+                self._launch(transfer, path, part, lane).ends = source, target
                 self._names += 1
+
+    def route(self, source: int, target: int) -> Shares:
+        """Return the paths that the routing has for the next transfer between two endpoints, each with its share.
+
+        Of source and target in one there is none. Raises IndexError for an endpoint that does not exist.
+        """
+        self._names += 1
+        if self._spread is not None:
+            return self._spread(self.topology, self.seed, source, target, self._names)
+        path = self._route(self.topology, self.seed, source, target, self._names)
+        return ((path, 1.0),) if path else ()
+
+    def launch(
+        self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False
+    ) -> Transfer:
+        """Send over paths that the caller chose, all at once; the event fires when the last has arrived.
+
+        `latency_ns` takes the place of the latency of every path and of all that the transport adds to it. Where the
+        path of a flow without `ends` dies, it fails or stalls. Raises ValueError, before anything is sent, for an empty
+        path, a negative size, cap, latency or lane, a weight that is not positive, or a link that is no engine.
+        """
+        for send in sends:
+            self._refuse_wrong(send)
+        if lane < 0 or (latency_ns or 0) < 0:
+            raise ValueError(f"flows in lane {lane} with a latency of {latency_ns} ns")
+        transfer = Transfer(self.env)
+        if defused:
+            transfer.defused = True
+        for send in sends:
+            self._names += 1
+            flow = self._launch(transfer, send.path, send.size_bytes, lane, latency_ns)
+            flow.weight = send.weight
+            flow.ends = send.ends
+            flow.through = send.through
+            for engine in send.through:
+                self._engines[engine] += 1
+            if send.cap_bytes_per_s is not None and send.size_bytes:
+                flow.private = self._limit(send.cap_bytes_per_s)
+                flow.through = (*send.through, flow.private)
+        return self._under_way(transfer)
 
     def send(
         self,
@@ -135,23 +201,35 @@ class Fabric:
         weight: float = 1,
         cap_bytes_per_s: float | None = None,
         defused: bool = False,
+        lane: int = 0,
     ) -> Transfer:
-        """Send bytes over a path that the caller chose, at `weight` times the share of its links and at most the cap.
+        """Send bytes over a path that the caller chose; see `launch`."""
+        return self.launch((Send(path, size_bytes, None, weight, cap_bytes_per_s),), lane, defused=defused)
 
-        It is never routed anew: where its path dies it fails or stalls. Raises ValueError for an empty path, a negative
-        size or cap, or a weight that is not positive.
+    def _refuse_wrong(self, send: Send) -> None:
+        path, size_bytes, _, weight, cap, through = send
+        if not path or size_bytes < 0 or weight <= 0 or (cap or 0) < 0:
+            raise ValueError(f"a flow of {size_bytes} bytes over {path}, weight {weight}, cap {cap}")
+        if any(engine not in self._engines for engine in through):
+            raise ValueError(f"a flow through {through}: not all of these are engines")
+
+    def add_engine(self, bytes_per_s: float) -> int:
+        """Return a limit that flows share and that is no link of the topology, such as a device's copy kernel.
+
+        Flows name it in `Send.through`; it has no row in `link_rows`. Raises ValueError for a negative rate.
         """
-        if not path or size_bytes < 0 or weight <= 0 or (cap_bytes_per_s or 0) < 0:
-            raise ValueError(f"a flow of {size_bytes} bytes over {path}, weight {weight}, cap {cap_bytes_per_s}")
-        transfer = Transfer(self.env)
-        if defused:
-            transfer.defused = True
-        self._names += 1
-        flow = self._launch(transfer, path, size_bytes, weight)
-        if cap_bytes_per_s is not None and size_bytes:
-            flow.private = self._private_link(cap_bytes_per_s)
-        self._set_alarm()
-        return transfer
+        if bytes_per_s < 0:
+            raise ValueError(f"an engine of {bytes_per_s} bytes/s")
+        engine = self._limit(bytes_per_s)
+        self._engines[engine] = 0
+        return engine
+
+    def release_engine(self, engine: int) -> None:
+        """Give an engine back; raises ValueError when it is none, or a flow goes through it."""
+        if self._engines.get(engine) != 0:
+            raise ValueError(f"{engine} is no engine, or a flow goes through it")
+        del self._engines[engine]
+        self._unused.append(engine)
 
     def set_capacity(self, links: Sequence[int], bytes_per_s: int) -> None:
         """Give links another capacity from now on; zero is a dead link, and more than zero repairs it.
@@ -194,20 +272,52 @@ class Fabric:
         self._reshare(links)
         self._set_alarm()
 
-    def _launch(self, transfer: Transfer, path: Path, size_bytes: int, weight: float) -> _Flow:
+    def _launch(
+        self, transfer: Transfer, path: Path, size_bytes: int, lane: int, latency_ns: int | None = None
+    ) -> _Flow:
         transport = self._transport
-        wire_bytes = transport.wire_bytes(size_bytes) if transport is not PLAIN else size_bytes
-        flow = _Flow(transfer, self._names, path, wire_bytes, weight)
-        ready_ns = self.env.now + sum([self._latency_ns[link] for link in path]) + (transport.message_latency or 0)
+        wire_bytes = size_bytes
+        if lane != self._lane:
+            self._open(lane)
+        if transport is not PLAIN:
+            wire_bytes = transport.wire_bytes(size_bytes)
+        if latency_ns is None:
+            latency_ns = sum([self._latency_ns[link] for link in path])
+            if transport is not PLAIN:
+                latency_ns += (transport.message_latency or 0) + self._forwarding_ns(path, size_bytes)
+        flow = _Flow(transfer, self._names, path, wire_bytes, lane)
         transfer.outstanding += 1
-        heapq.heappush(self._starting, (ready_ns, flow.name, flow))
+        heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
         return flow
 
-    def _private_link(self, capacity: float) -> int:
-        if not self._private:
-            return self._shares.add_link(capacity)
-        link = self._private.pop()
-        self._shares.set_capacity([link], [capacity], self.env.now)
+    def _forwarding_ns(self, path: Path, size_bytes: int) -> int:
+        links = self.topology.links
+        return self._transport.forwarding_ns(size_bytes, [links[link].capacity_bytes_per_s for link in path])
+
+    def _under_way(self, transfer: Transfer) -> Transfer:
+        if transfer.outstanding:
+            self._set_alarm()
+        else:
+            transfer.succeed()
+        return transfer
+
+    def _open(self, lane: int) -> None:
+        """Make room for a lane that is not the first that was used."""
+        if lane < 0:
+            raise ValueError(f"lane {lane}")
+        if self._lane is None:
+            self._lane = lane
+        elif not isinstance(self._shares, PriorityShares):
+            self._shares = PriorityShares(self._shares, self._lane, self._next_ns, self.env.now, self._compiled_from)
+
+    def _limit(self, capacity: float) -> int:
+        """Return a link of its own for a cap or an engine."""
+        if self._unused:
+            link = self._unused.pop()
+            self._shares.set_capacity([link], [capacity], self.env.now)
+        else:
+            link = self._shares.add_link(capacity)
+        self._limits[link] = capacity
         return link
 
     def _capacity(self, link: int) -> float:
@@ -246,8 +356,7 @@ class Fabric:
         self._flows[flow.name] = flow
         if self._dead and self._crosses_dead(flow):
             self._stalled[flow.name] = flow
-        path = flow.path if flow.private is None else (*flow.path, flow.private)
-        return Start(flow.name, path, size, left, flow.weight)
+        return Start(flow.name, flow.links, size, left, flow.weight, 1, flow.lane)
 
     def _end_due(self) -> None:
         if self._next_ns <= self.env.now:
@@ -256,24 +365,29 @@ class Fabric:
     def _advance(self, starts: Sequence[Start]) -> None:
         now = self.env.now
         shares = self._shares
-        ended, self._next_ns = shares.advance(starts, now)
-        if isinstance(shares, ComponentShares) and shares.active > self._compiled_from:
-            from simulator.network.incremental import promoted
-
-            self._shares, more, self._next_ns = promoted(shares, now)
-            ended += more
+        if isinstance(shares, PriorityShares):
+            ended, self._next_ns = shares.advance(starts, now)
+        else:
+            self._shares, ended, self._next_ns = advance(shares, starts, now, self._compiled_from)
         for name in sorted(ended):
             flow = self._flows.pop(name)
             self.completed_flows += 1
-            if flow.private is not None:
-                self._private.append(flow.private)
             self._arrive(flow)
 
     def _reshare(self, links: Sequence[int]) -> None:
         capacities = [self._capacity(link) for link in links]
         self._next_ns = self._shares.set_capacity(links, capacities, self.env.now)
 
+    def _give_back(self, flow: _Flow) -> None:
+        for link in flow.through:
+            if link == flow.private:
+                self._unused.append(link)
+            else:
+                self._engines[link] -= 1
+
     def _arrive(self, flow: _Flow) -> None:
+        if flow.through:
+            self._give_back(flow)
         transfer = flow.transfer
         transfer.outstanding -= 1
         if not transfer.outstanding and not transfer.triggered:
@@ -291,8 +405,7 @@ class Fabric:
         """Fail a flow that has a dead path, or return it on another path, or to stall where there is none."""
         self._stalled.pop(flow.name, None)
         if self._on_dead_link == "fail":
-            if flow.private is not None:
-                self._private.append(flow.private)
+            self._give_back(flow)
             links = self.topology.links
             dead = next(links[link] for link in flow.path if link in self._dead)
             if not flow.transfer.triggered:
@@ -321,26 +434,15 @@ class Fabric:
                 )
 
     def check(self) -> None:
-        """Verify capacities, each flow's max-min certificate and conservation of bytes; raises InvariantError."""
+        """Verify capacities, max-min certificates lane by lane and conservation of bytes; raises InvariantError."""
         rates = self._shares.rates()
         if rates.keys() != self._flows.keys():
             raise InvariantError(f"{len(rates)} flows have rates, {len(self._flows)} are under way")
-        count = len(self.capacities)
-        loads, tops = [0.0] * count, [0.0] * count
-        for name, rate in rates.items():
-            flow = self._flows[name]
-            for link in flow.path:
-                loads[link] += rate
-                tops[link] = max(tops[link], rate / flow.weight)
-        room = [self._capacity(link) for link in range(count)]
-        for link, load in enumerate(loads):
-            if load > room[link] * (1 + TOLERANCE):
-                raise InvariantError(f"link {link} carries {load} of {room[link]} bytes/s")
-        full = [load >= capacity * (1 - TOLERANCE) for load, capacity in zip(loads, room, strict=True)]
-        for name, rate in rates.items():
-            flow = self._flows[name]
-            level = rate / flow.weight * (1 + TOLERANCE)
-            if flow.private is None and not any(full[link] and tops[link] <= level for link in flow.path):
-                raise InvariantError(f"a flow over {flow.path} at {rate} bytes/s has no bottleneck")
+        room = [self._capacity(link) for link in range(len(self.capacities))]
+        room += [self._limits[link] for link in range(len(room), len(room) + len(self._limits))]
+        flows = self._flows
+        verify_shares(
+            [Rated(flows[name].lane, flows[name].links, rate, flows[name].weight) for name, rate in rates.items()], room
+        )
         if sum(self._shares.ended_bytes()) != self._shares.byte_hops:
             raise InvariantError(f"{sum(self._shares.ended_bytes())} link bytes, {self._shares.byte_hops} byte hops")

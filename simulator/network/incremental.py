@@ -49,11 +49,18 @@ class IncrementalShares:
         self.state = empty_state(capacities)
         self._starts = _room_for(16, 8 * 16)
         self._ended = np.empty((2, 64), np.int64)
+        self._seen: NDArray[np.float64] | None = None
 
     @property
     def active(self) -> int:
         """Flows under way."""
         return int(self.state.numbers[ACTIVE])
+
+    @property
+    def capacities(self) -> list[float]:
+        """Bytes/s by link."""
+        capacities: list[float] = self.state.links["capacity"].tolist()
+        return capacities
 
     @property
     def byte_hops(self) -> int:
@@ -113,6 +120,21 @@ class IncrementalShares:
         """Return a new link that no path has yet."""
         self.state = longer(self.state, capacity)
         return len(self.state.links) - 1
+
+    def watch(self) -> None:
+        """Keep account of what `moved` returns from now on."""
+        if self._seen is None:
+            self._seen = np.zeros((2, len(self.state.links)))
+
+    def moved(self) -> list[tuple[int, float, bool]]:
+        """Return (link, load in bytes/s, whether it has a flow) of the links where that is new since last asked."""
+        assert self._seen is not None
+        now = np.stack([self.state.links["load"], self.state.links["flows"] > 0])
+        added = now.shape[1] - self._seen.shape[1]
+        seen = np.pad(self._seen, ((0, 0), (0, added))) if added else self._seen
+        links = np.flatnonzero((now != seen).any(axis=0))
+        self._seen = now
+        return list(zip(links.tolist(), now[0, links].tolist(), (now[1, links] > 0).tolist(), strict=True))
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""

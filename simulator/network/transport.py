@@ -1,13 +1,18 @@
-"""What a message costs beside its bytes: headers, a start-up time, and the bandwidth that small messages do not reach.
+"""What a message costs beside its bytes: headers, a start-up time, packets, the bandwidth that small ones do not reach.
 
-Model: the linear cost of a message, with the message size of half the bandwidth (Hockney, Parallel Computing 20, 1994).
+Model: the linear cost of a message, with the message size of half the bandwidth (Hockney, Parallel Computing 20, 1994);
+packets that are stored and forwarded at each hop (Kurose and Ross, Computer Networking, section 1.3.1).
 """
 
+from collections.abc import Iterable
+from math import ceil
 from typing import Annotated
 
 from pydantic import Field
 
+from simulator.network.component import FORGIVEN_NS
 from simulator.strict import Duration, Size, Strict
+from simulator.units import NS_PER_S
 
 
 class Transport(Strict):
@@ -22,12 +27,29 @@ class Transport(Strict):
     message_latency: Duration | None = None
     """Time that each message takes beside the latency of its path."""
 
+    store_and_forward: bool = False
+    """Each hop takes a packet in whole before it sends it on: the first packet pays for every hop but the slowest,
+    where the message drains."""
+
     def wire_bytes(self, size_bytes: int) -> int:
         """Return the bytes that load the links for a message of `size_bytes`; none for an empty one."""
         if not size_bytes:
             return 0
         headers = -(-size_bytes // self.payload_bytes) * self.header_bytes
         return size_bytes + headers + (self.half_bandwidth_bytes or 0)
+
+    def forwarding_ns(self, size_bytes: int, capacities: Iterable[int]) -> int:
+        """Return what storing and forwarding adds to the latency of a message over links of `capacities` bytes/s.
+
+        The first packet is serialised once on every link; on the slowest the rest of the message follows it, and there
+        it counts as part of the drain. So a message alone on h equal links of c bytes/s takes, beside latencies, its
+        bytes / c and h - 1 packets / c. An empty message adds nothing.
+        """
+        if not size_bytes or not self.store_and_forward:
+            return 0
+        packet = min(size_bytes, self.payload_bytes) + self.header_bytes
+        each_ns = [packet * NS_PER_S / capacity for capacity in capacities if capacity]
+        return max(0, ceil(sum(each_ns) - max(each_ns, default=0) - FORGIVEN_NS))
 
 
 PLAIN = Transport()
