@@ -4,22 +4,30 @@ Source: Clos 1953; Al-Fares, Loukissas, Vahdat, SIGCOMM 2008 (k-ary fat-tree); r
 leaf ports as in MegaScale (NSDI 2024); two zones as in Fire-Flyer (SC 2024).
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, ClassVar, Literal, Self
+from functools import partial
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from simulator.strict import Count
 from simulator.topology.folded import ClosShape, Demand, add_leaves, add_spines, bisection, clos_of
 from simulator.topology.graph import Topology
-from simulator.topology.paths import Path, UpDown, same_switch
-from simulator.topology.plane import Plane
-from simulator.topology.wiring import NodeParameters, Wire, Wiring
+from simulator.topology.paths import Path, UpDown
+from simulator.topology.wiring import FabricParameters, NodeParameters, Wire, Wiring
 
 Taper = Annotated[float, Field(ge=1)]
 
 
-class ClosParameters(NodeParameters):
+class AddNode(Protocol):
+    """Adds the node of a number, whose NIC i hangs below the switch and in the lane of `leaves[i]`."""
+
+    def __call__(self, node: int, *, leaves: Sequence[tuple[str, str]]) -> None:
+        """Add it."""
+
+
+class ClosLayout(FabricParameters):
     """A folded Clos of at most `tiers` tiers; the fewest that hold the nodes are built.
 
     A leaf with d NICs below it has ceil(d / split / taper) cables up, spread evenly over all spines of its pod, of
@@ -57,9 +65,18 @@ class ClosParameters(NodeParameters):
         return self.nics_per_node or self.devices_per_node
 
     @property
+    def across(self) -> int:
+        """Ports of each topmost switch that lead to another zone."""
+        return 0
+
+    @property
     def trunk(self) -> Wire:
         """One cable between two switches."""
         return Wire.model_construct(bandwidth=self.link.bandwidth * self.split, latency=self.link.latency)
+
+
+class ClosParameters(ClosLayout, NodeParameters):
+    """A folded Clos of at most `tiers` tiers above NVLink nodes; the fewest that hold the nodes are built."""
 
     @property
     def nic_bytes_per_s(self) -> int:
@@ -67,12 +84,20 @@ class ClosParameters(NodeParameters):
         return min(self.link.bandwidth, self.pcie.bandwidth * max(1, self.devices_per_node // self.nics))
 
 
-class TwoZoneParameters(ClosParameters):
-    """Two equal two-tier Clos zones whose i-th spines are joined by a few cables: `nodes` counts those of both."""
+class ZoneLayout(ClosLayout):
+    """Two equal two-tier Clos zones whose i-th spines are joined by a few cables: `nodes` counts those of both.
+
+    Zones of one leaf, which need no spine, are joined leaf to leaf.
+    """
 
     zones: ClassVar[int] = 2
     zone_links: Count
     """Cables between the i-th spine of one zone and the i-th of the other."""
+
+    @property
+    def across(self) -> int:
+        """Ports of each topmost switch that lead to the other zone."""
+        return self.zone_links
 
     @model_validator(mode="after")
     def _has_two_zones(self) -> Self:
@@ -80,13 +105,11 @@ class TwoZoneParameters(ClosParameters):
             raise ValueError(f"two zones need an even number of nodes, found {self.nodes}")
         if self.tiers != 2:
             raise ValueError("each zone has two tiers; found tiers other than 2")
-        shape = clos_shape(self)
-        used = -(-shape.leaves * shape.uplinks // shape.spines) if shape.spines else 0
-        if not shape.spines or used + self.zone_links > self.switch.radix:
-            raise ValueError(
-                f"a spine has {used} of {self.switch.radix} ports below, too many for {self.zone_links} across"
-            )
         return self
+
+
+class TwoZoneParameters(ZoneLayout, ClosParameters):
+    """Two equal two-tier Clos zones of NVLink nodes, their i-th spines joined by a few cables."""
 
 
 class FatTreeParameters(NodeParameters):
@@ -107,7 +130,7 @@ class FatTreeParameters(NodeParameters):
         return int(self.switch.radix**3 // 4 // self.devices_per_node)
 
 
-def clos_shape(parameters: ClosParameters) -> ClosShape:
+def clos_shape(parameters: ClosLayout) -> ClosShape:
     """Return the Clos of the nodes (of one zone): fewest tiers and groups, evenly filled, then fewest spines.
 
     Raises ValueError that names the largest number of nodes that fits.
@@ -122,6 +145,8 @@ def clos_shape(parameters: ClosParameters) -> ClosShape:
         split=parameters.split,
         taper=Fraction(str(parameters.taper)),
         spine_taper=Fraction(str(parameters.spine_taper)),
+        across=parameters.across,
+        zones=parameters.zones,
     )
     try:
         return clos_of(demand)
@@ -133,7 +158,8 @@ def build_clos(name: str, parameters: ClosParameters) -> Topology:
     """Build a folded Clos; devices are numbered node by node, links in the order in which they are wired."""
     wiring, shape = Wiring(), clos_shape(parameters)
     leaves = add_leaves(wiring, shape)
-    halves = _add_nodes(wiring, parameters, shape, leaves, range(parameters.nodes), parameters.nodes // 2)
+    node = partial(wiring.node, parameters=parameters, tier="nic-leaf")
+    halves = _add_nodes(node, parameters, shape, leaves, range(parameters.nodes), parameters.nodes // 2)
     add_spines(wiring, shape, leaves, parameters.trunk, parameters.switch.latency)
     cut = bisection(shape, halves, parameters.nic_bytes_per_s, parameters.trunk.bandwidth)
     return wiring.topology(name, parameters.device, wiring.planes(), cut, _oversubscription(parameters, shape, halves))
@@ -141,14 +167,20 @@ def build_clos(name: str, parameters: ClosParameters) -> Topology:
 
 def build_two_zone(name: str, parameters: TwoZoneParameters) -> Topology:
     """Build two Clos zones and the cables across; paths between zones cross once, between spines of one number."""
-    wiring, shape, half = Wiring(), clos_shape(parameters), parameters.nodes // 2
+    wiring = Wiring()
+    return zones_of(name, parameters, wiring, partial(wiring.node, parameters=parameters, tier="nic-leaf"))
+
+
+def zones_of(name: str, parameters: ZoneLayout, wiring: Wiring, add_node: AddNode, local: str = "nvlink") -> Topology:
+    """Build two Clos zones of nodes that `add_node` adds, with the scale-up plane `local`."""
+    shape, half = clos_shape(parameters), parameters.nodes // 2
     zones, halves = [], []
     for zone in range(2):
         leaves = add_leaves(wiring, shape, f"zone{zone}/")
         nodes = range(zone * half, (zone + 1) * half)
-        halves += _add_nodes(wiring, parameters, shape, leaves, nodes, half)
+        halves += _add_nodes(add_node, parameters, shape, leaves, nodes, half)
         add_spines(wiring, shape, leaves, parameters.trunk, parameters.switch.latency, f"zone{zone}/")
-        zones.append([f"zone{zone}/spine{index}" for index in range(shape.spines)])
+        zones.append([f"zone{zone}/spine{index}" for index in range(shape.spines)] or leaves)
     peers: dict[tuple[str, str], list[Path]] = {}
     delay = parameters.switch.latency
     for left, right in zip(*zones, strict=True):
@@ -156,30 +188,30 @@ def build_two_zone(name: str, parameters: TwoZoneParameters) -> Topology:
             there, back = wiring.cable(left, right, parameters.trunk, "zone-zone", delay, delay)
             peers.setdefault((left, right), []).append((there,))
             peers.setdefault((right, left), []).append((back,))
-    nvlink = Plane("nvlink", tuple(wiring.local), same_switch)
-    fabric = Plane("fabric", tuple(wiring.outside), UpDown(wiring.climbs, peers))
-    across = shape.spines * parameters.zone_links * parameters.trunk.bandwidth
-    up = shape.leaves * shape.uplinks * parameters.trunk.bandwidth
-    cut = min(across, up, half * parameters.nics * parameters.nic_bytes_per_s)
-    oversubscription = _oversubscription(parameters, shape, halves)
-    return wiring.topology(name, parameters.device, (nvlink, fabric), cut, oversubscription)
+    cut = min(
+        len(zones[0]) * parameters.zone_links * parameters.trunk.bandwidth,
+        shape.leaves * (shape.uplinks or parameters.zone_links) * parameters.trunk.bandwidth,
+        half * parameters.nics * parameters.nic_bytes_per_s,
+    )
+    planes = wiring.planes(local=local, between=UpDown(wiring.climbs, peers))
+    return wiring.topology(name, parameters.device, planes, cut, _oversubscription(parameters, shape, halves))
 
 
 def _add_nodes(
-    wiring: Wiring, parameters: ClosParameters, shape: ClosShape, leaves: list[str], nodes: range, half: int
+    add_node: AddNode, parameters: ClosLayout, shape: ClosShape, leaves: list[str], nodes: range, half: int
 ) -> list[tuple[int, int]]:
     """Add nodes below their leaves; return each leaf's NICs of nodes numbered below `half` and of the others."""
     below = [[0, 0] for _ in leaves]
     for node in nodes:
         first = (node - nodes.start) // shape.nodes_per_group * shape.leaves_per_group
         nic_leaves = [first + nic % shape.leaves_per_group for nic in range(parameters.nics)]
-        wiring.node(node, parameters, [(leaves[leaf], "") for leaf in nic_leaves], "nic-leaf")
+        add_node(node, leaves=[(leaves[leaf], "") for leaf in nic_leaves])
         for leaf in nic_leaves:
             below[leaf][node >= half] += 1
     return [(first, second) for first, second in below]
 
 
-def _oversubscription(parameters: ClosParameters, shape: ClosShape, halves: list[tuple[int, int]]) -> float:
+def _oversubscription(parameters: ClosLayout, shape: ClosShape, halves: list[tuple[int, int]]) -> float:
     fullest = max(first + second for first, second in halves)
     return fullest / (shape.uplinks * parameters.split) if shape.uplinks else 1.0
 

@@ -15,8 +15,7 @@ from pydantic import Field, model_validator
 from simulator.strict import Count
 from simulator.topology.galois import FiniteField, is_prime_power
 from simulator.topology.graph import Topology
-from simulator.topology.paths import HERE, Joined, Path, same_switch, shortest
-from simulator.topology.plane import Plane
+from simulator.topology.paths import HERE, Joined, Path, shortest
 from simulator.topology.search import FewestHops
 from simulator.topology.wiring import NodeParameters, Wiring
 
@@ -207,11 +206,8 @@ def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
         used[right] += 1
     across = _join(wiring, parameters, routers, pairs, "group-group")
     group_of = {name: index // a for index, name in enumerate(routers)}
-    between = _Minimal(group_of, local, across)
-    planes = wiring.planes()
-    fabric = Plane("fabric", planes[1].access, between)
-    cut = _dragonfly_cut(parameters, pairs)
-    return wiring.topology(name, parameters.device, (planes[0], fabric), cut)
+    planes = wiring.planes(between=_Minimal(group_of, local, across))
+    return wiring.topology(name, parameters.device, planes, _dragonfly_cut(parameters, pairs))
 
 
 def group_pairs(ports: int, groups: int) -> list[tuple[int, int]]:
@@ -334,6 +330,4 @@ def _finish(
 ) -> Topology:
     """Return the fabric with paths of the fewest hops between routers."""
     edges = [(source, target, path[0]) for (source, target), paths in links.items() for path in paths]
-    nvlink = Plane("nvlink", tuple(wiring.local), same_switch)
-    fabric = Plane("fabric", tuple(wiring.outside), FewestHops(edges))
-    return wiring.topology(name, parameters.device, (nvlink, fabric), bisection)
+    return wiring.topology(name, parameters.device, wiring.planes(between=FewestHops(edges)), bisection)

@@ -67,17 +67,18 @@ class Structure:
 
     @cached_property
     def heights(self) -> dict[str, int]:
-        """Links up from the nearest device, scale-up domains left out."""
+        """Links up from the nearest device, or host where no device reaches, scale-up domains left out."""
         heights = {name: 0 for name, kind in self.kinds.items() if kind in ENDS}
-        front = list(heights)
-        while front:
-            above = []
-            for name in front:
-                for near in self.capacity[name]:
-                    if near not in heights and near not in self.enclosed:
-                        heights[near] = heights[name] + 1
-                        above.append(near)
-            front = above
+        for kind in ENDS:  # devices first: a host's memory stands beside the way out of the devices, not below it
+            front = [name for name in heights if self.kinds[name] == kind]
+            while front:
+                above = []
+                for name in front:
+                    for near in self.capacity[name]:
+                        if near not in heights and near not in self.enclosed:
+                            heights[near] = heights[name] + 1
+                            above.append(near)
+                front = above
         return heights
 
     @cached_property

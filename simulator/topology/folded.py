@@ -15,7 +15,8 @@ class Demand:
     """What a Clos must hold and of what: `split` NIC cables share one leaf port, as fast as a cable between switches.
 
     A group of nodes hangs below `leaves_per_group` leaves, with `nics_per_leaf` NICs of each node on each of them.
-    `taper` bounds the down:up capacity of a leaf, `spine_taper` that of a spine below cores.
+    `taper` bounds the down:up capacity of a leaf, `spine_taper` that of a spine below cores. `across` ports of each
+    topmost switch, of two tiers at most, are kept free; the Clos is one of `zones`, each of so many `nodes`.
     """
 
     nodes: int
@@ -26,6 +27,8 @@ class Demand:
     split: int = 1
     taper: Fraction = Fraction(1)
     spine_taper: Fraction = Fraction(1)
+    across: int = 0
+    zones: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,10 @@ def largest(demand: Demand) -> int:
     """Return the largest number of nodes that a Clos of this kind holds."""
     held = 0
     if demand.leaves_per_group == 1:
-        held = demand.radix * demand.split // demand.nics_per_leaf
+        held = max(0, demand.radix - demand.across) * demand.split // demand.nics_per_leaf
     nodes_per_group = most_down(demand.radix, demand.taper) * demand.split // demand.nics_per_leaf
     if demand.tiers >= 2:
-        held = max(held, nodes_per_group * (demand.radix // demand.leaves_per_group))
+        held = max(held, nodes_per_group * (max(0, demand.radix - demand.across) // demand.leaves_per_group))
     if demand.tiers >= 3:
         groups_per_pod = most_down(demand.radix, demand.spine_taper) // demand.leaves_per_group
         held = max(held, nodes_per_group * groups_per_pod * demand.radix)
@@ -96,9 +99,11 @@ def clos_of(demand: Demand) -> ClosShape:
     most = largest(demand)
     if nodes > most:
         tiers = {1: "one tier", 2: "two tiers", 3: "three tiers"}[demand.tiers]
-        what = f"{nodes} nodes do not fit {tiers} of {radix}-port switches at taper {float(demand.taper):g}"
-        raise ValueError(f"{what} with {{}} attachment; the largest that fits is {most} nodes")
-    if demand.leaves_per_group == 1 and nodes * nics <= radix * demand.split:
+        whole = f"{nodes * demand.zones} nodes do not fit {'two zones of ' * (demand.zones > 1)}{tiers}"
+        what = f"{whole} of {radix}-port switches at taper {float(demand.taper):g}"
+        kept = f", {demand.across} ports of each topmost switch kept to cross" if demand.across else ""
+        raise ValueError(f"{what} with {{}} attachment{kept}; the largest that fits is {most * demand.zones} nodes")
+    if demand.leaves_per_group == 1 and nodes * nics <= (radix - demand.across) * demand.split:
         return ClosShape(nodes, 1, 1, nodes * nics, 0, 0, 1)
     nodes_per_group = most_down(radix, demand.taper) * demand.split // nics
     groups = -(-nodes // nodes_per_group)
@@ -111,7 +116,9 @@ def clos_of(demand: Demand) -> ClosShape:
         groups_per_pod = most_down(radix, demand.spine_taper) // demand.leaves_per_group
         pods = -(-groups // groups_per_pod)
         groups_per_pod, spine_taper = -(-groups // pods), demand.spine_taper
-    spines, spine_uplinks = _spines(groups_per_pod * demand.leaves_per_group, uplinks, radix, spine_taper)
+    spines, spine_uplinks = _spines(
+        groups_per_pod * demand.leaves_per_group, uplinks, radix - demand.across, spine_taper
+    )
     cores = _fewest(spine_uplinks, pods, radix) if spine_uplinks else 0
     return ClosShape(
         nodes_per_group, demand.leaves_per_group, groups, down, uplinks, spines, groups_per_pod, spine_uplinks, cores

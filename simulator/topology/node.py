@@ -1,20 +1,18 @@
-"""Single nodes and scale-up domains by themselves: NVSwitch domains, point-to-point meshes, PCIe trees.
+"""Single nodes and scale-up domains by themselves: NVSwitch domains and point-to-point meshes.
 
-Sources: NVIDIA DGX H100 and GB200 NVL72 data sheets; AMD Instinct MI300X platform (each GPU joined to every other);
-Fire-Flyer, arXiv 2408.14158 (PCIe root ports shared by GPUs). The bisection is that of the devices' halves.
+Sources: NVIDIA DGX H100 and GB200 NVL72 data sheets; AMD Instinct MI300X platform (each GPU joined to every other).
+The bisection is that of the devices' halves.
 """
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from simulator.strict import Count
-from simulator.topology.graph import Site, Topology
+from simulator.topology.graph import Topology
 from simulator.topology.paths import Path, UpDown, same_switch
 from simulator.topology.plane import Access, Plane
 from simulator.topology.wiring import FamilyParameters, Wire, Wiring
-
-Slot = Annotated[int, Field(ge=0)]
 
 
 class DomainParameters(FamilyParameters):
@@ -45,26 +43,6 @@ class MeshParameters(DomainParameters):
     """Between two devices."""
 
 
-class PcieParameters(DomainParameters):
-    """Devices below root ports of one host; a port may be shared, and so is the way to memory."""
-
-    shared_ports: Annotated[tuple[Annotated[tuple[Slot, ...], Field(strict=False)], ...], Field(strict=False)] = ()
-    """Slots of the devices that share a root port; every other device has its own."""
-    slot: Wire
-    """A device to its root port."""
-    port: Wire
-    """A root port to the host."""
-    memory: Wire
-    """The host to its memory, which is an endpoint of its own."""
-
-    @model_validator(mode="after")
-    def _slots_are_sound(self) -> Self:
-        slots = [slot for group in self.shared_ports for slot in group]
-        if len(set(slots)) < len(slots) or max(slots, default=0) >= self.devices_per_node:
-            raise ValueError(f"shared_ports must name each of the slots 0 to {self.devices_per_node - 1} once at most")
-        return self
-
-
 def build_nvswitch(name: str, parameters: NvswitchParameters) -> Topology:
     """Build an NVSwitch domain; only spraying over all chips gives a device its whole bandwidth."""
     wiring, count = Wiring(), parameters.devices_per_node
@@ -92,40 +70,3 @@ def build_mesh(name: str, parameters: MeshParameters) -> Topology:
     access = tuple((Access(device, (), ()),) for device in devices)
     cut = count // 2 * (count - count // 2) * parameters.link.bandwidth
     return wiring.topology(name, parameters.device, (Plane("mesh", access, UpDown({}, peers)),), cut)
-
-
-def build_pcie(name: str, parameters: PcieParameters) -> Topology:
-    """Build a PCIe node; endpoint `devices_per_node` is the host's memory."""
-    wiring, count = Wiring(), parameters.devices_per_node
-    host = wiring.vertex("host", "host", "host", node=0)
-    shared = {slot: group[0] for group in parameters.shared_ports if group for slot in group}
-    ports: dict[int, tuple[str, int, int]] = {}
-    ways = []
-    halves: dict[int, list[int]] = {}
-    for slot in range(count):
-        device, owner = wiring.device(0, slot), shared.get(slot, slot)
-        if owner not in ports:
-            port = wiring.vertex(f"port{owner}", "host", "root-port", 0, owner)
-            ports[owner] = (port, *wiring.cable(port, host, parameters.port, "port-host"))
-        port, up, down = ports[owner]
-        out, back = wiring.cable(device, port, parameters.slot, "device-port")
-        near, far = Access(port, (out,), (back,)), Access(host, (out, up), (down, back))
-        ways.append((near, far) if slot in shared else (far,))
-        halves.setdefault(owner, [0, 0])[slot >= count // 2] += 1
-    memory = wiring.vertex("memory", "cpu", "memory", 0, 0)
-    wiring.hosts.append(Site(count, memory, 0, 0))
-    there, home = wiring.cable(memory, host, parameters.memory, "memory")
-    ways.append((Access(host, (there,), (home,)),))
-    planes = (Plane("pcie", tuple(ways), same_switch),)
-    return wiring.topology(name, parameters.device, planes, _pcie_cut(parameters, list(halves.values())))
-
-
-def _pcie_cut(parameters: PcieParameters, halves: list[list[int]]) -> int:
-    """Return the least cut between the halves of the devices, of which `halves` are below each root port.
-
-    The host, and then each port, stands on the cheaper side.
-    """
-    slot, port = parameters.slot.bandwidth, parameters.port.bandwidth
-    sending = sum(min(second * slot, first * slot + port) for first, second in halves)
-    receiving = sum(min(first * slot, second * slot + port) for first, second in halves)
-    return min(sending, receiving)

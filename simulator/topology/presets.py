@@ -35,11 +35,10 @@ from simulator.topology.lanes import MultiPlaneParameters, RailOnlyParameters, b
 from simulator.topology.node import (
     MeshParameters,
     NvswitchParameters,
-    PcieParameters,
     build_mesh,
     build_nvswitch,
-    build_pcie,
 )
+from simulator.topology.pcie import PcieParameters, PcieZonesParameters, build_pcie, build_pcie_two_zone
 from simulator.topology.supernode import SupernodeParameters, build_supernode
 from simulator.topology.wiring import FamilyParameters
 
@@ -59,6 +58,7 @@ BUILDERS: Mapping[str, Builder] = {
     "multi_plane": Builder(MultiPlaneParameters, build_multi_plane),
     "ub_supernode": Builder(SupernodeParameters, build_supernode),
     "two_zone": Builder(TwoZoneParameters, build_two_zone),
+    "pcie_two_zone": Builder(PcieZonesParameters, build_pcie_two_zone),
     "slim_fly": Builder(SlimFlyParameters, build_slim_fly),
     "dragonfly": Builder(DragonflyParameters, build_dragonfly),
     "torus": Builder(TorusParameters, build_torus),

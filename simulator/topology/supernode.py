@@ -129,7 +129,6 @@ def build_supernode(name: str, parameters: SupernodeParameters) -> Topology:
     for column, shape, label in zip(leaves, shapes, ("rdma", "vpc"), strict=True):
         plane: Ethernet = getattr(parameters, label)
         add_spines(wiring, shape, column, plane.link, plane.switch.latency, f"{label}/", label)
-    wiring.hosts = [Site(len(wiring.sites) + i, host.name, host.node, host.slot) for i, host in enumerate(wiring.hosts)]
     endpoints = [site.name for site in wiring.sites + wiring.hosts]
     package, ub, rdma, vpc = (tuple(tuple(way.get(end, ())) for end in endpoints) for way in ways)
     joined = UpDown(wiring.climbs)
@@ -173,8 +172,7 @@ def _node(
         rdma[name] = [Access(rdma_leaf, out, back)]
     cpus = []
     for slot in range(parameters.cpus_per_node):
-        name = wiring.vertex(f"node{node}/cpu{slot}", "cpu", "cpu", node, slot)
-        wiring.hosts.append(Site(0, name, node, slot))
+        name = wiring.host(f"node{node}/cpu{slot}", "cpu", node, slot)
         cpus.append(name)
         ub[name] = _onto_chips(wiring, name, chips, parameters.cpu_link, "cpu-l1")
     out, back = _nic(wiring, cpus[0], f"node{node}/dpu", node, 0, vpc_leaf, parameters.vpc, "vpc")

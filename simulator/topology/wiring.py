@@ -4,14 +4,14 @@ Model: vertices and links are numbered in the order in which they are wired; eac
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import Field
 
 from simulator.strict import Bandwidth, Count, Duration, Strict
 from simulator.topology.graph import Kind, Link, Operation, Site, Topology, Vertex
-from simulator.topology.paths import Climb, UpDown, same_switch
+from simulator.topology.paths import Between, Climb, UpDown, same_switch
 from simulator.topology.plane import Access, Plane
 
 
@@ -40,19 +40,29 @@ class FamilyParameters(Strict):
     """Name of the accelerator's data sheet."""
 
 
-class NodeParameters(FamilyParameters):
-    """What most families share: nodes of accelerators, each with its NIC, and the cables and switches between."""
+class FabricParameters(FamilyParameters):
+    """What all clusters share: nodes of accelerators with NICs, and the cables and switches between them."""
 
     devices_per_node: Count = 8
-    """Accelerators in a node; all of a node share one NVLink domain."""
-    nvlink: Wire
-    """Device to NVLink domain: the bandwidth of one device, and half the way from device to device."""
-    pcie: Wire
-    """Device to its NIC."""
+    """Accelerators in a node."""
     link: Wire
     """One cable of the fabric: NIC to leaf, and switch to switch."""
     switch: Switch
     """Every switch of the fabric."""
+
+    @property
+    def nic_bytes_per_s(self) -> int:
+        """What one NIC can carry: the lesser of its cable and of its ways from the devices."""
+        return self.link.bandwidth
+
+
+class NodeParameters(FabricParameters):
+    """Nodes whose accelerators share one NVLink domain, each with its NIC."""
+
+    nvlink: Wire
+    """Device to NVLink domain: the bandwidth of one device, and half the way from device to device."""
+    pcie: Wire
+    """Device to its NIC."""
 
     @property
     def nic_bytes_per_s(self) -> int:
@@ -62,7 +72,10 @@ class NodeParameters(FamilyParameters):
 
 @dataclass(slots=True)
 class Wiring:
-    """A fabric under construction; `local` and `outside` are each device's ways into its scale-up domain and out."""
+    """A fabric under construction; `local` and `outside` are each device's ways into its scale-up domain and out.
+
+    `host_local` and `host_outside` are those of the hosts, which are numbered after all devices in the end.
+    """
 
     vertices: list[Vertex] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
@@ -70,6 +83,8 @@ class Wiring:
     hosts: list[Site] = field(default_factory=list)
     local: list[tuple[Access, ...]] = field(default_factory=list)
     outside: list[tuple[Access, ...]] = field(default_factory=list)
+    host_local: list[tuple[Access, ...]] = field(default_factory=list)
+    host_outside: list[tuple[Access, ...]] = field(default_factory=list)
     climbs: dict[str, list[Climb]] = field(default_factory=dict)
 
     def vertex(
@@ -141,11 +156,20 @@ class Wiring:
                 accesses.append(Access(leaf, (out, up), (down, back), lane))
             self.outside.append(tuple(accesses))
 
-    def planes(self, relay: bool = False) -> tuple[Plane, ...]:
-        """Return the scale-up plane `nvlink` and the plane `fabric`, where relaying joins them if `relay`."""
-        nvlink = Plane("nvlink", tuple(self.local), same_switch)
+    def host(self, name: str, tier: str, node: int, slot: int) -> str:
+        """Add an endpoint that is no accelerator and return its name."""
+        self.hosts.append(Site(len(self.hosts), self.vertex(name, "cpu", tier, node, slot), node, slot))
+        return name
+
+    def planes(self, relay: bool = False, local: str = "nvlink", between: Between | None = None) -> tuple[Plane, ...]:
+        """Return the scale-up plane `local` and the plane `fabric`, where relaying joins them if `relay`.
+
+        Switches of the fabric are joined by `between`, up and down if left out.
+        """
+        near = Plane(local, (*self.local, *self.host_local), same_switch)
         nodes = tuple(site.node for site in self.sites) if relay else ()
-        return nvlink, Plane("fabric", tuple(self.outside), UpDown(self.climbs), nvlink if relay else None, nodes)
+        ways = (*self.outside, *self.host_outside)
+        return near, Plane("fabric", ways, between or UpDown(self.climbs), near if relay else None, nodes)
 
     def topology(
         self,
@@ -165,7 +189,7 @@ class Wiring:
             links=tuple(self.links),
             sites=tuple(self.sites),
             planes=planes,
-            hosts=tuple(self.hosts),
+            hosts=tuple(replace(host, index=len(self.sites) + at) for at, host in enumerate(self.hosts)),
             operations=operations or {},
             bisection_bytes_per_s=bisection_bytes_per_s,
             oversubscription=oversubscription,
