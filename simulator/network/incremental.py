@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from simulator.network import kernels
+from simulator.network import entry, kernels
 from simulator.network.component import Carried, ComponentShares, Start
 from simulator.network.flow_arrays import (
     ACTIVE,
@@ -19,6 +19,7 @@ from simulator.network.flow_arrays import (
     NEVER_NS,
     SHIFT,
     Starts,
+    State,
     empty_state,
     grown,
     longer,
@@ -46,10 +47,30 @@ class IncrementalShares:
 
     def __init__(self, capacities: Sequence[float]) -> None:
         _announce()
-        self.state = empty_state(capacities)
-        self._starts = _room_for(16, 8 * 16)
-        self._ended = np.empty((2, 64), np.int64)
         self._seen: NDArray[np.float64] | None = None
+        self._starts = _room_for(16, 8 * 16)
+        self.state = empty_state(capacities)
+
+    @property
+    def state(self) -> State:
+        """The arrays of the solver; to give it others is to bind the compiled loops to them."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._bind()
+
+    def _bind(self) -> None:
+        starts = self._starts
+        self._ended = np.empty((2, len(self._state.flows) + len(starts.size)), np.int64)
+        self._names = self._ended[0].data
+        self._block = entry.block_of(self._state, starts, self._ended)
+        self._returned = self._block.data
+        self._address = self._block.ctypes.data
+        self._fields = tuple(array.data for array in starts)
+        self._room = len(starts.size)
+        self._hops = min(len(starts.route) // self._room, 1 << int(self._state.numbers[SHIFT]))
 
     @property
     def active(self) -> int:
@@ -69,35 +90,48 @@ class IncrementalShares:
 
     def advance(self, starts: Sequence[Start], now_ns: int) -> tuple[list[int], int]:
         """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
-        hops = 0
-        for start in starts:
-            hops += len(start.path)
-        if len(starts) > len(self._starts.size) or hops > len(self._starts.route):
-            self._starts = _room_for(2 * len(starts), 2 * hops)
-        longest = _write(self._starts, starts, now_ns) if starts else 0
-        names, _, next_ns = self._run(self._starts, len(starts), longest, now_ns)
+        count = len(starts)
+        if count:
+            longest = max([len(start.path) for start in starts])
+            if count > self._room or longest > self._hops:
+                self._make_room(count, longest)
+            _write(self._fields, starts, now_ns)
+        next_ns = entry.enter(self._address, 0, count, now_ns)
+        returned = self._returned
+        ended = returned[entry.ENDED]
+        if returned[entry.CURSOR] == count:
+            return self._names[:ended].tolist() if ended else [], next_ns
+        names, _, next_ns = self._go_on(self._starts, count, now_ns, returned[entry.CURSOR], ended)
         return names.tolist(), next_ns
+
+    def _make_room(self, count: int, hops: int) -> None:
+        """Have room for `count` starts at once, each of `hops` links."""
+        count, hops = max(2 * count, self._room), max(hops, self._hops)
+        self._starts = _room_for(count, count * hops)
+        self.state = widened(self._state, hops)
 
     def run(self, starts: Starts, until_ns: int) -> tuple["NDArray[np.int64]", "NDArray[np.int64]", int]:
         """Begin `starts`, sorted by time, and let flows end up to and with `until_ns`.
 
         Return the names of those that ended, their times, and the next finish after.
         """
-        names, times, next_ns = self._run(
-            starts, len(starts.ready_ns), int(np.diff(starts.offset).max(initial=1)), until_ns
-        )
-        return names.copy(), times.copy(), next_ns
-
-    def _run(
-        self, starts: Starts, count: int, hops: int, until_ns: int
-    ) -> tuple["NDArray[np.int64]", "NDArray[np.int64]", int]:
-        """Do as `run` does with the first `count` starts; what it returns holds until the next call."""
+        count, hops = len(starts.ready_ns), int(np.diff(starts.offset).max(initial=1))
         if hops > 1 << int(self.state.numbers[SHIFT]):
             self.state = widened(self.state, hops)
-        if len(self.state.flows) + count > self._ended.shape[1]:
-            self._ended = np.empty((2, 2 * (len(self.state.flows) + count)), np.int64)
-        names, times = self._ended
-        cursor = ended = 0
+        names, times, next_ns = self._go_on(starts, count, until_ns, 0, 0)
+        return names.copy(), times.copy(), next_ns
+
+    def _go_on(
+        self, starts: Starts, count: int, until_ns: int, cursor: int, ended: int
+    ) -> tuple["NDArray[np.int64]", "NDArray[np.int64]", int]:
+        """Begin `starts` from `cursor` on, growing the arrays as need be; `ended` names stand already.
+
+        What is returned holds until the next call.
+        """
+        written = self._ended[:, :ended]
+        both = np.empty((2, max(64, len(self.state.flows) + count + ended)), np.int64)
+        both[:, :ended] = written
+        names, times = both
         while True:
             cursor, more, next_ns = kernels.advance(
                 self.state, starts, cursor, count, until_ns, names[ended:], times[ended:]
@@ -202,23 +236,17 @@ def _room_for(flows: int, hops: int) -> Starts:
     return Starts(whole[0], whole[1], real[0], real[1], whole[2], whole[3], offset, route)
 
 
-def _write(arrays: Starts, starts: Sequence[Start], now_ns: int) -> int:
-    """Write flows into arrays with room for them; return the links of the longest path."""
-    ready_ns, size, left, weight, flows, name, offset, route = arrays
-    at = longest = 0
+def _write(fields: "Sequence[Any]", starts: Sequence[Start], now_ns: int) -> None:
+    """Write flows into arrays, or views of arrays, with room for them."""
+    ready_ns, size, left, weight, flows, name, offset, route = fields
+    at = 0
     for i, start in enumerate(starts):
-        hops = len(start.path)
+        name[i], path, size[i], left[i], weight[i], flows[i], _ = start
         ready_ns[i] = now_ns
-        size[i] = start.size
-        left[i] = start.left
-        weight[i] = start.weight
-        flows[i] = start.flows
-        name[i] = start.name
-        route[at : at + hops] = start.path
-        at += hops
+        for link in path:
+            route[at] = link
+            at += 1
         offset[i + 1] = at
-        longest = max(longest, hops)
-    return longest
 
 
 def replay_flows(capacities: Sequence[float], chunks: Iterable[Starts]) -> Iterator[Ended]:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import overload
+from typing import NamedTuple, overload
 
 Path = tuple[int, ...]
 """A route as the indices of its directed links, in order of travel."""
@@ -111,6 +111,43 @@ class EqualCostPaths(Sequence[Path]):
         return self._head + self._middles[index] + self._tail
 
 
+@dataclass(frozen=True, slots=True)
+class Meetings:
+    """Where the ways up from two groups of switches meet: (left, right, paths between), and where each one's end."""
+
+    pairs: Sequence[tuple[str, str, Sequence[Path]]]
+    ends: Sequence[int]
+
+
+class MetPaths(PathSequence):
+    """Up from one switch, across where the ways meet, and down to the other: one meeting after the other."""
+
+    __slots__ = ("_falling", "_meetings", "_rising")
+
+    def __init__(self, rising: "_Above", meetings: Meetings, falling: "_Above") -> None:
+        self._rising, self._meetings, self._falling = rising, meetings, falling
+
+    def __len__(self) -> int:
+        return self._meetings.ends[-1]
+
+    def at(self, index: int) -> Path:
+        """Return the path of a non-negative index; the ways down vary fastest, the ways up slowest."""
+        ends = self._meetings.ends
+        place = bisect_right(ends, index)
+        left, right, middles = self._meetings.pairs[place]
+        downs = self._falling.ways[right][1]
+        index, down = divmod(index - ends[place - 1] if place else index, len(downs))
+        up, middle = divmod(index, len(middles))
+        return self._rising.ways[left][0][up] + middles[middle] + downs[down]
+
+
+class _Above(NamedTuple):
+    """What a switch has above it: links up and back down by switch; the shape is equal where names and counts are."""
+
+    ways: dict[str, tuple[list[Path], list[Path]]]
+    shape: int
+
+
 def shortest(ways: Sequence[Sequence[Path]]) -> Sequence[Path] | None:
     """Return the paths of those sequences (each of equally long paths, none empty) whose paths are shortest."""
     if len(ways) < 2:
@@ -139,9 +176,10 @@ class UpDown:
     ) -> None:
         self._climbs = climbs
         self._peers = peers or {}
-        self._groups: dict[str, dict[str, tuple[list[Path], list[Path]]]] = {}
+        self._groups: dict[str, _Above] = {}
+        self._shapes: dict[tuple[tuple[str, int], ...], int] = {}
         self._between: dict[tuple[str, str], Sequence[Path] | None] = {}
-        self._columns: dict[tuple[tuple[str, ...], tuple[str, ...]], list[tuple[str, str, Sequence[Path]]]] = {}
+        self._meetings: dict[tuple[int, int], Meetings] = {}
 
     def __call__(self, source: str, target: str) -> Sequence[Path] | None:
         """Return the equal-cost paths between two switches, or None."""
@@ -157,13 +195,15 @@ class UpDown:
 
     def _meet(self, source: str, target: str) -> Sequence[Path] | None:
         rising, falling = self._above(source), self._above(target)
-        key = (tuple(rising), tuple(falling))
-        if key not in self._columns:
-            if len(self._columns) >= CACHED_SWITCH_PAIRS:
-                self._columns.clear()
-            self._columns[key] = self._pairs(*key)
-        ways = [Joined(rising[left][0], middles, falling[right][1]) for left, right, middles in self._columns[key]]
-        return (ways[0] if len(ways) == 1 else Alternatives(ways)) if ways else None
+        key = (rising.shape, falling.shape)
+        meetings = self._meetings.get(key)
+        if meetings is None:
+            if len(self._meetings) >= CACHED_SWITCH_PAIRS:
+                self._meetings.clear()
+            pairs = self._pairs(tuple(rising.ways), tuple(falling.ways))
+            counts = [len(rising.ways[up][0]) * len(paths) * len(falling.ways[down][1]) for up, down, paths in pairs]
+            meetings = self._meetings[key] = Meetings(pairs, list(accumulate(counts)))
+        return MetPaths(rising, meetings, falling) if meetings.pairs else None
 
     def _pairs(self, lefts: tuple[str, ...], rights: tuple[str, ...]) -> list[tuple[str, str, Sequence[Path]]]:
         """Return the pairs of switches, one of each side, with the paths between them, where these are shortest."""
@@ -176,12 +216,14 @@ class UpDown:
         least = min((len(middles[0]) for *_, middles in found), default=0)
         return [pair for pair in found if len(pair[2][0]) == least]
 
-    def _above(self, switch: str) -> dict[str, tuple[list[Path], list[Path]]]:
-        groups = self._groups.get(switch)
-        if groups is None:
-            groups = self._groups[switch] = {}
+    def _above(self, switch: str) -> _Above:
+        above = self._groups.get(switch)
+        if above is None:
+            ways: dict[str, tuple[list[Path], list[Path]]] = {}
             for climb in self._climbs.get(switch, ()):
-                ups, downs = groups.setdefault(climb.switch, ([], []))
+                ups, downs = ways.setdefault(climb.switch, ([], []))
                 ups.append((climb.up,))
                 downs.append((climb.down,))
-        return groups
+            shape = tuple((name, len(ups)) for name, (ups, _) in ways.items())
+            above = self._groups[switch] = _Above(ways, self._shapes.setdefault(shape, len(self._shapes)))
+        return above
