@@ -14,34 +14,38 @@ if TYPE_CHECKING:
 NEVER_NS = 1 << 62
 NOWHERE = -1
 LEAST_ROOM = 4
+NEAR = 1e-9  # a link that limits nobody is looked at again when its load comes this near to its capacity
+FULL = 1e-13  # and counts as overloaded from here
 
 FLOW = np.dtype(
     [
-        ("level", "f8"),  # the least share of its links, as far as known
+        ("left", "f8"),  # bytes to move, when it was last without a bottleneck
         ("weight", "f8"),
-        ("bottleneck", "i4"),  # the link of that share; NOWHERE until one is found
-        ("hops", "i4"),
-        ("rate", "f8"),  # bytes/s since `since_ns`
-        ("left", "f8"),  # bytes at `since_ns`
-        ("since_ns", "i8"),
-        ("finish_ns", "i8"),
         ("size", "i8"),
         ("flows", "i8"),  # of equal flows that it stands for
         ("name", "i8"),  # the caller's number for it
-        ("place", "i4"),  # in the heap
-        ("changed", "i4"),
+        ("bottleneck", "i4"),  # the link of the least share of its path; NOWHERE until one is found
+        ("place", "i4"),  # among the flows that this link holds
+        ("rank", "i4"),  # in `active`
+        ("hops", "i4"),
     ],
     align=True,
 )
 LINK = np.dtype(
     [
-        ("capacity", "f8"),
-        ("share", "f8"),  # infinite while the link limits nobody
         ("load", "f8"),
+        ("capacity", "f8"),
         ("start", "i8"),  # of its block of `members`
         ("flows", "i4"),
+        ("queued", "i4"),
+        ("changed", "i4"),  # bits: its load, the flows that it holds
+        ("held", "i4"),  # flows whose bottleneck it is
+        ("key", "f8"),  # in a heap of links
+        ("progress", "f8"),  # bytes that it has given to each unit of weight of the flows it holds, at `since_ns`
+        ("since_ns", "i8"),
+        ("finish_ns", "i8"),  # of the first of the flows that it holds
+        ("place", "i4"),  # in the heap of finishes; NOWHERE if it is not there
         ("room", "i4"),
-        ("queued", "i8"),
         ("bytes", "i8"),  # of flows that ended
         ("busy_ns", "i8"),
         ("busy_since_ns", "i8"),
@@ -49,30 +53,38 @@ LINK = np.dtype(
         ("flow_count", "i8"),
         ("left", "f8"),  # during a full filling: capacity and weight not yet given to fixed flows
         ("pull", "f8"),
-        ("key", "f8"),  # in a heap of links
     ],
     align=True,
 )
 
 # places in `State.numbers`
-SHIFT, ACTIVE, FREE, MEMBERS, QUEUED, CHANGED, HOPS, BEGUN, EVALUATIONS, FILLINGS, BYTE_HOPS = range(11)
-NUMBERS = 11
+SHIFT, ACTIVE, FREE, MEMBERS, QUEUED, CHANGED, HOPS, BEGUN, EVALUATIONS, FILLINGS, BYTE_HOPS, WAITING = range(12)
+NUMBERS = 12
 
 
 class State(NamedTuple):
     """Everything that the loops read and write; the arrays are grown from outside, between calls.
 
-    Slot `(flow << shift) + hop` of `path` is a link of a flow, of `position` the flow's place among that link's
-    `members`, which are slots. `free` is a stack of unused flows, `queue` a heap of links,
-    `changed` flows with a new level.
+    Slot `(flow << shift) + hop` of `path` is a link of a flow (NOWHERE after the last), of `position` the flow's place
+    among that link's `members`, which are slots. Beside each member stand the bottleneck of its flow (`holders`) and
+    its weight, so that a link is looked at without its flows. In the same block a link has a heap of the flows that it
+    holds (`held`), by the progress at which each is drained (`due`). `shares` are infinite for links that limit nobody.
+    `free` is a stack of unused flows, `active` the others, `heap` has the links by finish, `queue` those to evaluate,
+    `changed` those to settle.
     """
 
     flows: "NDArray[Any]"
     links: "NDArray[Any]"
+    shares: "NDArray[np.float64]"
     path: "NDArray[np.int32]"
     position: "NDArray[np.int32]"
     members: "NDArray[np.int32]"
+    holders: "NDArray[np.int32]"
+    weights: "NDArray[np.float64]"
+    held: "NDArray[np.int32]"
+    due: "NDArray[np.float64]"
     free: "NDArray[np.int32]"
+    active: "NDArray[np.int32]"
     heap: "NDArray[np.int32]"
     queue: "NDArray[np.int32]"
     changed: "NDArray[np.int32]"
@@ -95,26 +107,39 @@ class Starts(NamedTuple):
 
 def empty_state(capacities: Sequence[float], flows: int = 64, hops: int = 8) -> State:
     """Return idle links and room for some flows; capacities are bytes/s by link."""
-    links = np.zeros(len(capacities), LINK)
-    links["capacity"] = capacities
-    links["share"] = np.inf
+    links = _idle(capacities)
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[SHIFT] = max(1, (hops - 1).bit_length())
     numbers[FREE] = flows
     slots = flows << int(numbers[SHIFT])
+    blocks = 4 * slots
     return State(
         flows=np.zeros(flows, FLOW),
         links=links,
-        path=np.zeros(slots, np.int32),
+        shares=np.full(len(links), np.inf),
+        path=np.full(slots, NOWHERE, np.int32),
         position=np.zeros(slots, np.int32),
-        members=np.zeros(4 * slots, np.int32),
+        members=np.zeros(blocks, np.int32),
+        holders=np.zeros(blocks, np.int32),
+        weights=np.zeros(blocks, np.float64),
+        held=np.zeros(blocks, np.int32),
+        due=np.zeros(blocks, np.float64),
         free=np.arange(flows, dtype=np.int32)[::-1].copy(),
-        heap=np.zeros(flows, np.int32),
+        active=np.zeros(flows, np.int32),
+        heap=np.zeros(max(1, len(links)), np.int32),
         queue=np.zeros(max(1, len(links)), np.int32),
-        changed=np.zeros(flows, np.int32),
+        changed=np.zeros(max(1, len(links)), np.int32),
         limits=np.zeros(3 * flows, np.float64),
         numbers=numbers,
     )
+
+
+def _idle(capacities: Sequence[float]) -> "NDArray[Any]":
+    links = np.zeros(len(capacities), LINK)
+    links["capacity"] = capacities
+    links["finish_ns"] = NEVER_NS
+    links["place"] = NOWHERE
+    return links
 
 
 def grown(state: State, flows: int) -> State:
@@ -133,8 +158,7 @@ def grown(state: State, flows: int) -> State:
             path=_longer(state.path, slots),
             position=_longer(state.position, slots),
             free=free,
-            heap=_longer(state.heap, more),
-            changed=_longer(state.changed, more),
+            active=_longer(state.active, more),
             limits=_longer(state.limits, 3 * more),
         )
     )
@@ -145,7 +169,7 @@ def widened(state: State, hops: int) -> State:
     old = int(state.numbers[SHIFT])
     new = max(old, (hops - 1).bit_length())
     count = len(state.flows)
-    path = np.zeros((count, 1 << new), np.int32)
+    path = np.full((count, 1 << new), NOWHERE, np.int32)
     position = np.zeros((count, 1 << new), np.int32)
     path[:, : 1 << old] = state.path.reshape(count, 1 << old)
     position[:, : 1 << old] = state.position.reshape(count, 1 << old)
@@ -156,9 +180,14 @@ def widened(state: State, hops: int) -> State:
 
 def longer(state: State, capacity: float) -> State:
     """Return the state with one more link."""
-    link = np.zeros(1, LINK)
-    link["capacity"], link["share"] = capacity, np.inf
-    return state._replace(links=np.concatenate([state.links, link]), queue=_longer(state.queue, 1))
+    more = len(state.links) + 1 - len(state.queue)
+    return state._replace(
+        links=np.concatenate([state.links, _idle([capacity])]),
+        shares=np.append(state.shares, np.inf),
+        heap=_longer(state.heap, more),
+        queue=_longer(state.queue, more),
+        changed=_longer(state.changed, more),
+    )
 
 
 def _longer(array: "NDArray[Any]", more: int) -> "NDArray[Any]":
@@ -173,9 +202,14 @@ def _relaid(state: State) -> State:
     room[count == 0] = 0
     start = np.cumsum(room) - room
     used = int(room.sum())
-    members = np.zeros(2 * used + 4 * len(state.path), np.int32)
+    size = 2 * used + 4 * len(state.path)
     within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-    members[np.repeat(start, count) + within] = state.members[np.repeat(links["start"], count) + within]
+    old, new = np.repeat(links["start"], count) + within, np.repeat(start, count) + within
+    moved = {}
+    for name in ("members", "holders", "weights", "held", "due"):
+        array = getattr(state, name)
+        moved[name] = np.zeros(size, array.dtype)
+        moved[name][new] = array[old]
     links["start"], links["room"] = start, room
     state.numbers[MEMBERS] = used
-    return state._replace(members=members)
+    return state._replace(**moved)

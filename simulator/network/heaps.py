@@ -1,4 +1,4 @@
-"""Two binary heaps in compiled code: of flows by finish, with their places kept, and of links by key."""
+"""Three binary heaps in compiled code: of links by finish and by key, and of the flows that a link holds."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numba import njit
 
-from simulator.network.flow_arrays import ACTIVE, State
+from simulator.network.flow_arrays import NOWHERE, WAITING, State
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,33 +24,71 @@ def compiled(function: Function) -> Function:
 
 
 @compiled
-def sift(s: State, place: int) -> None:
-    """Put the flow at `place` of the finish heap where it belongs, up or down."""
-    heap, flows = s.heap, s.flows
-    flow = heap[place]
-    finish_ns = flows[flow].finish_ns
+def sift_link(s: State, place: int) -> None:
+    """Put the link at `place` of the heap of finishes where it belongs, up or down."""
+    heap, links = s.heap, s.links
+    link = heap[place]
+    finish_ns = links[link].finish_ns
     while place > 0:
         above = (place - 1) >> 1
         other = heap[above]
-        if flows[other].finish_ns <= finish_ns:
+        if links[other].finish_ns <= finish_ns:
             break
         heap[place] = other
-        flows[other].place = place
+        links[other].place = place
         place = above
-    end = s.numbers[ACTIVE]
+    end = s.numbers[WAITING]
     while True:
         below = 2 * place + 1
         if below >= end:
             break
-        if below + 1 < end and flows[heap[below + 1]].finish_ns < flows[heap[below]].finish_ns:
+        if below + 1 < end and links[heap[below + 1]].finish_ns < links[heap[below]].finish_ns:
             below += 1
         other = heap[below]
-        if flows[other].finish_ns >= finish_ns:
+        if links[other].finish_ns >= finish_ns:
             break
         heap[place] = other
-        flows[other].place = place
+        links[other].place = place
         place = below
-    heap[place] = flow
+    heap[place] = link
+    links[link].place = place
+
+
+@compiled
+def leave_finishes(s: State, link: int) -> None:
+    """Take a link out of the heap of finishes."""
+    s.numbers[WAITING] -= 1
+    end, place = s.numbers[WAITING], s.links[link].place
+    s.links[link].place = NOWHERE
+    if place != end:
+        s.heap[place] = s.heap[end]
+        sift_link(s, place)
+
+
+@compiled
+def sift_held(s: State, start: int, end: int, place: int) -> None:
+    """Put the flow at `place` of the heap that begins at `start` where it belongs, up or down."""
+    held, due, flows = s.held[start : start + end], s.due[start : start + end], s.flows
+    flow, key = held[place], due[place]
+    while place > 0:
+        above = (place - 1) >> 1
+        if due[above] <= key:
+            break
+        held[place], due[place] = held[above], due[above]
+        flows[held[place]].place = place
+        place = above
+    while True:
+        below = 2 * place + 1
+        if below >= end:
+            break
+        if below + 1 < end and due[below + 1] < due[below]:
+            below += 1
+        if due[below] >= key:
+            break
+        held[place], due[place] = held[below], due[below]
+        flows[held[place]].place = place
+        place = below
+    held[place], due[place] = flow, key
     flows[flow].place = place
 
 

@@ -147,8 +147,7 @@ class IncrementalShares:
         for link, capacity in zip(links, capacities, strict=True):
             self.state.links["capacity"][link] = capacity
             kernels.enqueue(self.state, link)
-        kernels.share(self.state, now_ns)
-        return int(self.state.flows[self.state.heap[0]]["finish_ns"]) if self.active else NEVER_NS
+        return int(kernels.share(self.state, now_ns))
 
     def add_link(self, capacity: float) -> int:
         """Return a new link that no path has yet."""
@@ -172,8 +171,7 @@ class IncrementalShares:
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
-        active = self.state.heap[: self.active].tolist()
-        where = dict(zip(self._active()["name"].tolist(), active, strict=True))
+        where = dict(zip(self._active()["name"].tolist(), self.state.active[: self.active].tolist(), strict=True))
         return [float(kernels.stop(self.state, where[name], now_ns)) for name in names]
 
     def on(self, link: int) -> list[int]:
@@ -185,14 +183,17 @@ class IncrementalShares:
     def rates(self) -> dict[int, float]:
         """Return the rate of each flow under way, in bytes/s, by name."""
         active = self._active()
-        return dict(zip(active["name"].tolist(), active["rate"].tolist(), strict=True))
+        rates = active["weight"] * self.state.shares[active["bottleneck"]]
+        return dict(zip(active["name"].tolist(), rates.tolist(), strict=True))
 
     def carried(self, now_ns: int) -> list[Carried]:
         """Return what each link has carried, with the whole bytes that flows under way have moved."""
         state, links, active = self.state, self.state.links, self._active()
-        left = np.maximum(0, active["left"] - active["rate"] * (now_ns - active["since_ns"]) / 1e9)
+        holder = links[active["bottleneck"]]
+        progress = holder["progress"] + state.shares[active["bottleneck"]] * (now_ns - holder["since_ns"]) / 1e9
+        left = np.maximum(0, (state.due[holder["start"] + active["place"]] - progress) * active["weight"])
         moved = active["size"] - np.ceil(left).astype(np.int64)
-        first = state.heap[: self.active].astype(np.int64) << state.numbers[SHIFT]
+        first = state.active[: self.active].astype(np.int64) << state.numbers[SHIFT]
         on_links = np.zeros(len(links), np.int64)
         for hop in range(int(active["hops"].max(initial=0))):
             has = active["hops"] > hop
@@ -207,7 +208,7 @@ class IncrementalShares:
         return total
 
     def _active(self) -> "NDArray[Any]":
-        flows: NDArray[Any] = self.state.flows[self.state.heap[: self.active]]
+        flows: NDArray[Any] = self.state.flows[self.state.active[: self.active]]
         return flows
 
 
@@ -279,6 +280,8 @@ def _announce() -> None:
     timer = threading.Timer(PATIENCE_S, lambda: sys.stderr.write(said))
     timer.daemon = True
     timer.start()
-    state, none = empty_state([1.0]), np.empty(0, np.int64)
-    kernels.advance(state, packed((), 0), 0, 0, 0, none, none)
+    state, starts, ended = empty_state([1.0]), packed((), 0), np.empty((2, 0), np.int64)
+    kernels.advance(state, starts, 0, 0, 0, *ended)
+    block = entry.block_of(state, starts, ended)
+    entry.enter(block.ctypes.data, 0, 0, 0)
     timer.cancel()
