@@ -8,14 +8,14 @@ Demers, Keshav, Shenker 1989). A new share touches one link then, and none of it
 import numpy as np
 
 from simulator.network.flow_arrays import CHANGED, NEVER_NS, NOWHERE, SHIFT, WAITING, State
-from simulator.network.heaps import compiled, leave_finishes, sift_held, sift_link
+from simulator.network.heaps import inlined, leave_finishes, sift_held, sift_link
 
 NS_PER_S = 1e9
 FORGIVEN_NS = 1e-3  # of float error, when a drain time is rounded up
 LOADED, HOLDS = 1, 2  # bits of `changed`
 
 
-@compiled
+@inlined
 def note(s: State, link: int, what: int) -> None:
     """Have a link settled at the end of this instant."""
     if s.links[link].changed == 0:
@@ -24,7 +24,7 @@ def note(s: State, link: int, what: int) -> None:
     s.links[link].changed |= what
 
 
-@compiled
+@inlined
 def bring_up(s: State, link: int, now_ns: int) -> None:
     """Bring the progress of a link up to now; due before its share changes."""
     links = s.links
@@ -33,7 +33,7 @@ def bring_up(s: State, link: int, now_ns: int) -> None:
     links[link].since_ns = now_ns
 
 
-@compiled
+@inlined
 def hold(s: State, flow: int, link: int, now_ns: int) -> None:
     """Make a link the bottleneck of a flow that has none."""
     flows, links = s.flows, s.links
@@ -48,7 +48,7 @@ def hold(s: State, flow: int, link: int, now_ns: int) -> None:
     note(s, link, HOLDS)
 
 
-@compiled
+@inlined
 def let_go(s: State, flow: int, now_ns: int) -> None:
     """Take a flow from its bottleneck, and note what it has still to move."""
     flows, links = s.flows, s.links
@@ -67,20 +67,20 @@ def let_go(s: State, flow: int, now_ns: int) -> None:
     note(s, link, HOLDS)
 
 
-@compiled
+@inlined
 def forget(s: State, flow: int) -> None:
     """Tell the links of a flow that it has no bottleneck any more."""
     _tell(s, flow, NOWHERE)
 
 
-@compiled
+@inlined
 def _tell(s: State, flow: int, holder: int) -> None:
     first = flow << s.numbers[SHIFT]
     for slot in range(first, first + s.flows[flow].hops):
         s.holders[s.links[s.path[slot]].start + s.position[slot]] = holder
 
 
-@compiled
+@inlined
 def settle(s: State, now_ns: int) -> None:
     """Find the next finish of every link whose share or flows changed, and note the loads that links reached."""
     links, numbers = s.links, s.numbers
@@ -112,7 +112,7 @@ def settle(s: State, now_ns: int) -> None:
     numbers[CHANGED] = 0
 
 
-@compiled
+@inlined
 def drained(s: State, link: int, now_ns: int) -> int:
     """Return the first flow that a link holds if it is drained by now, or else NOWHERE."""
     links = s.links

@@ -12,6 +12,7 @@ import numpy as np
 from simulator.network.filling import fill
 from simulator.network.flow_arrays import (
     ACTIVE,
+    AHEAD,
     BEGUN,
     BYTE_HOPS,
     EVALUATIONS,
@@ -29,7 +30,7 @@ from simulator.network.flow_arrays import (
     Starts,
     State,
 )
-from simulator.network.heaps import compiled, leave_finishes, sink
+from simulator.network.heaps import compiled, inlined, leave_finishes, sink
 from simulator.network.holding import HOLDS, LOADED, bring_up, drained, hold, let_go, note, settle
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def enqueue(s: State, link: int) -> None:
         queue[place] = link
 
 
-@compiled
+@inlined
 def _remove(s: State, flow: int, now_ns: int) -> None:
     """Take a flow off its links and out of all lists; `left` then has what it had still to move."""
     flows, links, numbers = s.flows, s.links, s.numbers
@@ -97,7 +98,7 @@ def _remove(s: State, flow: int, now_ns: int) -> None:
     numbers[FREE] += 1
 
 
-@compiled
+@inlined
 def _count_bytes(s: State, flow: int, moved: int) -> None:
     first = flow << s.numbers[SHIFT]
     for slot in range(first, first + s.flows[flow].hops):
@@ -105,7 +106,7 @@ def _count_bytes(s: State, flow: int, moved: int) -> None:
     s.numbers[BYTE_HOPS] += moved * s.flows[flow].hops
 
 
-@compiled
+@inlined
 def _end_due(s: State, now_ns: int, ended: "NDArray[np.int64]", count: int) -> int:
     """End every flow that is due; its names go to `ended` from place `count`. Return the place after the last."""
     flows, links = s.flows, s.links
@@ -123,7 +124,7 @@ def _end_due(s: State, now_ns: int, ended: "NDArray[np.int64]", count: int) -> i
     return count
 
 
-@compiled
+@inlined
 def _has_room(s: State, route: "NDArray[np.int32]") -> bool:
     if s.numbers[FREE] == 0:
         return False
@@ -153,7 +154,7 @@ def _widen(s: State, link: int) -> None:
     s.numbers[MEMBERS] = start + room
 
 
-@compiled
+@inlined
 def _begin(s: State, starts: Starts, i: int, now_ns: int) -> bool:
     """Put a flow on its links, without a rate yet; return False when the arrays have to grow first."""
     route = starts.route[starts.offset[i] : starts.offset[i + 1]]
@@ -178,7 +179,7 @@ def _begin(s: State, starts: Starts, i: int, now_ns: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def _attach(s: State, flow: int, route: "NDArray[np.int32]", now_ns: int) -> None:
     """Make a flow a member of its links, and queue those that limit, or else the one with the least to spare."""
     links = s.links
@@ -210,7 +211,7 @@ def _attach(s: State, flow: int, route: "NDArray[np.int32]", now_ns: int) -> Non
         enqueue(s, tightest)
 
 
-@compiled
+@inlined
 def _least_elsewhere(s: State, flow: int, link: int) -> tuple[float, int]:
     """Return the least share of the other links of a flow, and the link that has it."""
     least, where = np.inf, NOWHERE
@@ -225,13 +226,12 @@ def _least_elsewhere(s: State, flow: int, link: int) -> tuple[float, int]:
     return least, where
 
 
-@compiled
-def _level(s: State, link: int, own: bool) -> tuple[float, bool, float]:
+@inlined
+def _level(s: State, link: int) -> tuple[float, bool, float]:
     """Return the level at which a link fills, infinite if it does not; whether it has flows without a rate; its load.
 
-    `limits[i]` becomes the least share elsewhere of its i-th flow, infinite for those that it holds unless `own` says
-    to look. The flows held elsewhere below the level are set aside; what they leave raises the level for the rest; none
-    comes back, so the rest only shrinks.
+    `limits[i]` becomes the least share elsewhere of its i-th flow. The flows held elsewhere below the level are set
+    aside; what they leave raises the level for the rest; none comes back, so the rest only shrinks.
     """
     links, count = s.links, s.links[link].flows
     start, shift, capacity = links[link].start, s.numbers[SHIFT], links[link].capacity
@@ -241,8 +241,6 @@ def _level(s: State, link: int, own: bool) -> tuple[float, bool, float]:
         at = s.holders[start + i]
         if at != NOWHERE and at != link:
             limit = s.shares[at]
-        elif at == link and not own:
-            limit = np.inf
         else:
             limit, _ = _least_elsewhere(s, s.members[start + i] >> shift, link)
             fresh |= at == NOWHERE
@@ -272,7 +270,7 @@ def _level(s: State, link: int, own: bool) -> tuple[float, bool, float]:
         rest = kept
 
 
-@compiled
+@inlined
 def _move(s: State, flow: int, link: int, change: float, lower: float) -> None:
     """Add a change of a flow's rate, because of `link`, to its links; queue those others that it can move.
 
@@ -296,32 +294,35 @@ def _move(s: State, flow: int, link: int, change: float, lower: float) -> None:
                 enqueue(s, other)
 
 
-@compiled
+@inlined
 def _plain_level(s: State, link: int) -> float:
     """Return the level at which a link fills, if then it holds the same flows as before; if that is not sure, -1."""
     start, shares, count = s.links[link].start, s.shares, s.links[link].flows
-    pull, load, top = 0.0, 0.0, 0.0
+    pull, load, top, ahead = 0.0, 0.0, 0.0, 0
     for i in range(start, start + count):
         at = s.holders[i]
         if at == link:
             pull += s.weights[i]
+            ahead |= s.path[s.members[i]]  # will be needed soon, and loads that depend on nothing overlap
         elif at == NOWHERE:
             return -1.0
         else:
             load += s.weights[i] * shares[at]
             top = max(top, shares[at])
+    s.numbers[AHEAD] = ahead
     level = (s.links[link].capacity - load) / pull
     if level < top or level <= 0:
         return -1.0
     if level > shares[link]:
-        for i in range(start, start + s.links[link].held):
-            least, _ = _least_elsewhere(s, s.held[i], link)
-            if least < level:
-                return -1.0
-    return level
+        for i in range(start, start + count):
+            if s.holders[i] == link:
+                least, _ = _least_elsewhere(s, s.members[i] >> s.numbers[SHIFT], link)
+                if least < level:
+                    return -1.0
+    return float(level)
 
 
-@compiled
+@inlined
 def _shift(s: State, link: int, share: float, now_ns: int) -> None:
     """Give a link another share, and with it the flows that it holds, which stay the same."""
     links, old = s.links, s.shares[link]
@@ -332,13 +333,13 @@ def _shift(s: State, link: int, share: float, now_ns: int) -> None:
     s.shares[link] = share
     note(s, link, HOLDS | LOADED)
     start = links[link].start
-    for i in range(start, start + links[link].held):
-        flow = s.held[i]
-        _move(s, flow, link, s.flows[flow].weight * (share - old), min(old, share))
+    for i in range(start, start + links[link].flows):
+        if s.holders[i] == link:
+            _move(s, s.members[i] >> s.numbers[SHIFT], link, s.weights[i] * (share - old), min(old, share))
     links[link].load = links[link].capacity  # in the place of a running sum, which drifts
 
 
-@compiled
+@inlined
 def _evaluate(s: State, link: int, now_ns: int) -> None:
     """Bring a link's share, and the flows that it holds, in line with the shares of the other links."""
     links, shift = s.links, s.numbers[SHIFT]
@@ -348,9 +349,7 @@ def _evaluate(s: State, link: int, now_ns: int) -> None:
         if share >= 0:
             _shift(s, link, share, now_ns)
             return
-    share, fresh, load = _level(s, link, False)
-    if links[link].held > 0 and share > old:  # its own flows may be held elsewhere, above
-        share, fresh, load = _level(s, link, True)
+    share, fresh, load = _level(s, link)
     if share == old or (old < np.inf and abs(share - old) <= SETTLED * old):
         if not fresh:
             links[link].load = load
