@@ -4,7 +4,7 @@ Sources: Slim Fly, Besta and Hoefler, SC 2014 (graphs of McKay, Miller and Siran
 2008, with cables between groups laid out as a circulant; torus, Dally 1990.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from math import prod
@@ -149,7 +149,8 @@ def build_slim_fly(name: str, parameters: SlimFlyParameters) -> Topology:
     pairs = slim_fly_pairs(q)
     # between the two halves every router has q cables, and each of the first serves its own devices over them
     bound = min(parameters.below * parameters.nic_bytes_per_s, q * parameters.link.bandwidth) * q * q
-    return _finish(name, parameters, wiring, _join(wiring, parameters, routers, pairs, "router-router"), bound)
+    links = _join(wiring, parameters, routers, pairs, "router-router")
+    return wiring.topology(name, parameters.device, wiring.planes(between=FewestHops(_edges(links))), bound)
 
 
 def slim_fly_pairs(q: int) -> list[tuple[int, int]]:
@@ -206,7 +207,7 @@ def build_dragonfly(name: str, parameters: DragonflyParameters) -> Topology:
         used[right] += 1
     across = _join(wiring, parameters, routers, pairs, "group-group")
     group_of = {name: index // a for index, name in enumerate(routers)}
-    planes = wiring.planes(between=_Minimal(group_of, local, across))
+    planes = wiring.planes(between=Minimal(group_of, local, across))
     return wiring.topology(name, parameters.device, planes, _dragonfly_cut(parameters, pairs))
 
 
@@ -228,8 +229,12 @@ def group_pairs(ports: int, groups: int) -> list[tuple[int, int]]:
     return pairs
 
 
-class _Minimal:
-    """Joins two routers by every shortest path that leaves a group at most once."""
+class Minimal:
+    """Joins two routers by every shortest path that leaves a group at most once.
+
+    `group_of` is the group of a router, `local` the links inside groups by (router, router), `across` those between two
+    groups as (router that they leave, router that they enter, links).
+    """
 
     def __init__(
         self,
@@ -237,24 +242,25 @@ class _Minimal:
         local: dict[tuple[str, str], list[Path]],
         across: dict[tuple[str, str], list[Path]],
     ) -> None:
-        self._group_of, self._local = group_of, local
-        self._across: dict[tuple[int, int], list[tuple[str, str, list[Path]]]] = {}
+        self.group_of, self.local = group_of, local
+        self.across: dict[tuple[int, int], list[tuple[str, str, list[Path]]]] = {}
         for (source, target), cables in across.items():
             groups = (group_of[source], group_of[target])
-            self._across.setdefault(groups, []).append((source, target, cables))
+            self.across.setdefault(groups, []).append((source, target, cables))
 
     def __call__(self, source: str, target: str) -> Sequence[Path] | None:
-        groups = (self._group_of[source], self._group_of[target])
+        """Return the paths between two routers, or None where their groups have no cable."""
+        groups = (self.group_of[source], self.group_of[target])
         if groups[0] == groups[1]:
             return self._within(source, target)
         ways = [
             Joined(self._within(source, out), cables, self._within(back, target))
-            for out, back, cables in self._across.get(groups, ())
+            for out, back, cables in self.across.get(groups, ())
         ]
         return shortest(ways)
 
     def _within(self, source: str, target: str) -> Sequence[Path]:
-        return HERE if source == target else self._local[source, target]
+        return HERE if source == target else self.local[source, target]
 
 
 def _dragonfly_cut(parameters: DragonflyParameters, pairs: list[tuple[int, int]]) -> int:
@@ -295,7 +301,20 @@ def build_torus(name: str, parameters: TorusParameters) -> Topology:
     half = parameters.nodes // 2
     crossing = sum((left < half) != (right < half) for left, right in pairs) * parameters.link.bandwidth
     bound = min(crossing, half * parameters.devices_per_node * parameters.nic_bytes_per_s)
-    return _finish(name, parameters, wiring, _join(wiring, parameters, routers, pairs, "router-router"), bound)
+    links = _join(wiring, parameters, routers, pairs, "router-router")
+    planes = wiring.planes(between=TorusHops(sizes, routers, links))
+    return wiring.topology(name, parameters.device, planes, bound)
+
+
+class TorusHops(FewestHops):
+    """Joins the routers of a torus by all paths of the fewest hops; `routers` are in order of place."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], routers: Sequence[str], links: Mapping[tuple[str, str], Sequence[Path]]
+    ) -> None:
+        super().__init__(_edges(links))
+        self.sizes = sizes
+        self.routers = tuple(routers)
 
 
 def _whole_nodes(devices: int, per_node: int) -> None:
@@ -325,9 +344,5 @@ def _join(
     return links
 
 
-def _finish(
-    name: str, parameters: NodeParameters, wiring: Wiring, links: dict[tuple[str, str], list[Path]], bisection: int
-) -> Topology:
-    """Return the fabric with paths of the fewest hops between routers."""
-    edges = [(source, target, path[0]) for (source, target), paths in links.items() for path in paths]
-    return wiring.topology(name, parameters.device, wiring.planes(between=FewestHops(edges)), bisection)
+def _edges(links: Mapping[tuple[str, str], Sequence[Path]]) -> list[tuple[str, str, int]]:
+    return [(source, target, path[0]) for (source, target), paths in links.items() for path in paths]

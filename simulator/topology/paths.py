@@ -1,12 +1,14 @@
 """Equal-cost paths as sequences that put a path together only when it is asked for, so that one of very many is cheap.
 
 Model: a path goes up to where source and target meet and comes down. Source: Leiserson 1985; Al-Fares et al. 2008.
+A sequence also says of what it is put together, so that bytes spread over all of it are known without listing any.
 """
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple, overload
 
 Path = tuple[int, ...]
@@ -16,6 +18,9 @@ Between = Callable[[str, str], Sequence[Path] | None]
 """Two switches to every equal-cost path between them; None when there is none."""
 
 CACHED_SWITCH_PAIRS = 16_384
+
+Parts = tuple[Path, Sequence[tuple[Sequence[Path], float]]]
+"""Links of every path of a sequence, and further sequences with the share of its paths that go on by each."""
 
 HERE: Sequence[Path] = ((),)
 """The one path from a place to itself."""
@@ -38,6 +43,10 @@ class PathSequence(Sequence[Path]):
     def at(self, index: int) -> Path:
         """Return the path of a non-negative index within the sequence."""
         raise NotImplementedError
+
+    def parts(self) -> Parts:
+        """Return what the paths are put together of; here, each path by itself."""
+        return (), [((path,), 1 / len(self)) for path in self]
 
     @overload
     def __getitem__(self, index: int) -> Path: ...
@@ -71,6 +80,10 @@ class Joined(PathSequence):
             path = part[within] + path
         return path
 
+    def parts(self) -> Parts:
+        """Return the parts, each of which every path goes through."""
+        return (), [(part, 1.0) for part in self._parts]
+
 
 class Alternatives(PathSequence):
     """The paths of one sequence after those of another."""
@@ -89,8 +102,12 @@ class Alternatives(PathSequence):
         way = bisect_right(self._ends, index)
         return self._ways[way][index - (self._ends[way - 1] if way else 0)]
 
+    def parts(self) -> Parts:
+        """Return the sequences, each with its share of the paths."""
+        return (), [(way, len(way) / len(self)) for way in self._ways]
 
-class EqualCostPaths(Sequence[Path]):
+
+class EqualCostPaths(PathSequence):
     """Every path between two devices: the way out, a path between the switches at its end, and the way in."""
 
     __slots__ = ("_head", "_middles", "_tail")
@@ -110,6 +127,14 @@ class EqualCostPaths(Sequence[Path]):
             return EqualCostPaths(self._head, self._middles[index], self._tail)
         return self._head + self._middles[index] + self._tail
 
+    def at(self, index: int) -> Path:
+        """Return the path of a non-negative index."""
+        return self._head + self._middles[index] + self._tail
+
+    def parts(self) -> Parts:
+        """Return the links at both ends and what lies between."""
+        return self._head + self._tail, [(self._middles, 1.0)]
+
 
 @dataclass(frozen=True, slots=True)
 class Meetings:
@@ -118,13 +143,17 @@ class Meetings:
     pairs: Sequence[tuple[str, str, Sequence[Path]]]
     ends: Sequence[int]
 
+    def shares(self) -> list[float]:
+        """Return the share of all paths that each pair has."""
+        return [(end - before) / self.ends[-1] for before, end in pairwise((0, *self.ends))]
+
 
 class MetPaths(PathSequence):
     """Up from one switch, across where the ways meet, and down to the other: one meeting after the other."""
 
     __slots__ = ("_falling", "_meetings", "_rising")
 
-    def __init__(self, rising: "_Above", meetings: Meetings, falling: "_Above") -> None:
+    def __init__(self, rising: "Above", meetings: Meetings, falling: "Above") -> None:
         self._rising, self._meetings, self._falling = rising, meetings, falling
 
     def __len__(self) -> int:
@@ -140,8 +169,15 @@ class MetPaths(PathSequence):
         up, middle = divmod(index, len(middles))
         return self._rising.ways[left][0][up] + middles[middle] + downs[down]
 
+    def parts(self) -> Parts:
+        """Return the cables up, the paths between and the cables down of each meeting."""
+        found: list[tuple[Sequence[Path], float]] = []
+        for (left, right, middles), share in zip(self._meetings.pairs, self._meetings.shares(), strict=True):
+            found += [(self._rising.ways[left][0], share), (middles, share), (self._falling.ways[right][1], share)]
+        return (), found
 
-class _Above(NamedTuple):
+
+class Above(NamedTuple):
     """What a switch has above it: links up and back down by switch; the shape is equal where names and counts are."""
 
     ways: dict[str, tuple[list[Path], list[Path]]]
@@ -174,9 +210,10 @@ class UpDown:
         climbs: Mapping[str, Sequence[Climb]],
         peers: Mapping[tuple[str, str], Sequence[Path]] | None = None,
     ) -> None:
-        self._climbs = climbs
-        self._peers = peers or {}
-        self._groups: dict[str, _Above] = {}
+        self.climbs = climbs
+        self.peers = peers or {}
+        self._groups: dict[str, Above] = {}
+        self._reached: dict[str, frozenset[str]] = {}
         self._shapes: dict[tuple[tuple[str, int], ...], int] = {}
         self._between: dict[tuple[str, str], Sequence[Path] | None] = {}
         self._meetings: dict[tuple[int, int], Meetings] = {}
@@ -190,11 +227,16 @@ class UpDown:
         if found is None and ends not in self._between:
             if len(self._between) >= CACHED_SWITCH_PAIRS:
                 self._between.clear()
-            found = self._between[ends] = self._peers.get(ends) or self._meet(source, target)
+            found = self._between[ends] = self.peers.get(ends) or self._meet(source, target)
         return found
 
     def _meet(self, source: str, target: str) -> Sequence[Path] | None:
-        rising, falling = self._above(source), self._above(target)
+        rising, falling = self.above(source), self.above(target)
+        meetings = self.meetings(rising, falling)
+        return MetPaths(rising, meetings, falling) if meetings.pairs else None
+
+    def meetings(self, rising: Above, falling: Above) -> Meetings:
+        """Return where the ways up from two switches meet."""
         key = (rising.shape, falling.shape)
         meetings = self._meetings.get(key)
         if meetings is None:
@@ -203,7 +245,7 @@ class UpDown:
             pairs = self._pairs(tuple(rising.ways), tuple(falling.ways))
             counts = [len(rising.ways[up][0]) * len(paths) * len(falling.ways[down][1]) for up, down, paths in pairs]
             meetings = self._meetings[key] = Meetings(pairs, list(accumulate(counts)))
-        return MetPaths(rising, meetings, falling) if meetings.pairs else None
+        return meetings
 
     def _pairs(self, lefts: tuple[str, ...], rights: tuple[str, ...]) -> list[tuple[str, str, Sequence[Path]]]:
         """Return the pairs of switches, one of each side, with the paths between them, where these are shortest."""
@@ -211,19 +253,38 @@ class UpDown:
         if common:
             return [(switch, switch, HERE) for switch in lefts if switch in common]
         found = [
-            (left, right, middles) for left in lefts for right in rights if (middles := self(left, right)) is not None
+            (left, right, middles)
+            for left in lefts
+            for right in rights
+            if not self._reach(left).isdisjoint(self._reach(right)) and (middles := self(left, right)) is not None
         ]
         least = min((len(middles[0]) for *_, middles in found), default=0)
         return [pair for pair in found if len(pair[2][0]) == least]
 
-    def _above(self, switch: str) -> _Above:
+    @cached_property
+    def peered(self) -> Mapping[str, Sequence[str]]:
+        """The switches with links straight across, each with those that these lead to."""
+        found: dict[str, list[str]] = {}
+        for left, right in self.peers:
+            found.setdefault(left, []).append(right)
+        return found
+
+    def _reach(self, switch: str) -> frozenset[str]:
+        """Return a switch, all that it can climb to, and peers of these: without any in common, no path joins two."""
+        if switch not in self._reached:
+            higher = (self._reach(above) for above in self.above(switch).ways)
+            self._reached[switch] = frozenset((switch, *self.peered.get(switch, ()))).union(*higher)
+        return self._reached[switch]
+
+    def above(self, switch: str) -> Above:
+        """Return what a switch climbs to."""
         above = self._groups.get(switch)
         if above is None:
             ways: dict[str, tuple[list[Path], list[Path]]] = {}
-            for climb in self._climbs.get(switch, ()):
+            for climb in self.climbs.get(switch, ()):
                 ups, downs = ways.setdefault(climb.switch, ([], []))
                 ups.append((climb.up,))
                 downs.append((climb.down,))
             shape = tuple((name, len(ups)) for name, (ups, _) in ways.items())
-            above = self._groups[switch] = _Above(ways, self._shapes.setdefault(shape, len(self._shapes)))
+            above = self._groups[switch] = Above(ways, self._shapes.setdefault(shape, len(self._shapes)))
         return above

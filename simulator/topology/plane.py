@@ -40,8 +40,8 @@ class Plane:
         self.access = access
         self.lanes = tuple(dict.fromkeys(way.lane for ways in access for way in ways if way.lane))
         self.between = between
-        self._relay = relay
-        self._nodes = nodes
+        self.relay = relay
+        self.nodes = nodes
         self._owners: dict[tuple[int, str], int] = {}
         for endpoint, node in enumerate(nodes):
             for way in access[endpoint]:
@@ -60,7 +60,7 @@ class Plane:
                 return EqualCostPaths(out.outward, middles, back.inward)
         elif outs and ins:
             direct = self._direct(source, target, lane)
-        return direct if direct is not None or self._relay is None else self._relayed(source, target, lane)
+        return direct if direct is not None or self.relay is None else self._relayed(source, target, lane)
 
     def _direct(self, source: int, target: int, lane: str | None) -> Sequence[Path] | None:
         outs, ins = self.access[source], self.access[target]
@@ -79,7 +79,7 @@ class Plane:
         lanes = [lane] if lane is not None else list(dict.fromkeys(way.lane for way in self.access[target]))
         ways = []
         for via in lanes:
-            first, last = self._owner(source, via), self._owner(target, via)
+            first, last = self.owner(source, via), self.owner(target, via)
             if first is None or last is None or first == last:
                 continue
             parts = (self._hand_over(source, first), self._direct(first, last, via), self._hand_over(last, target))
@@ -88,11 +88,12 @@ class Plane:
                 ways.append(Joined(*whole))
         return shortest(ways)
 
-    def _owner(self, endpoint: int, lane: str) -> int | None:
+    def owner(self, endpoint: int, lane: str) -> int | None:
+        """Return the endpoint by which an endpoint enters a lane: itself, or one of its node; None where none is."""
         if any(way.lane == lane for way in self.access[endpoint]):
             return endpoint
-        return self._owners.get((self._nodes[endpoint], lane))
+        return self._owners.get((self.nodes[endpoint], lane))
 
     def _hand_over(self, source: int, target: int) -> Sequence[Path] | None:
-        assert self._relay is not None
-        return HERE if source == target else self._relay.paths(source, target)
+        assert self.relay is not None
+        return HERE if source == target else self.relay.paths(source, target)

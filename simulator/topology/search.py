@@ -4,7 +4,7 @@ Model: all paths of the fewest hops are equal in cost. Their number from each ve
 that one of very many is found by walking: at each vertex the index says which edge to take.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from simulator.topology.paths import HERE, Path, PathSequence
 
@@ -37,16 +37,29 @@ class Walks(PathSequence):
                     index -= self._ways[near]
         return tuple(path)
 
+    def weights(self) -> Iterator[tuple[int, float]]:
+        """Yield each link that the paths take with the share of them that take it."""
+        front = {self._source: 1.0}
+        for left in range(self._hops[self._source], 0, -1):
+            nearer: dict[str, float] = {}
+            for place, share in front.items():
+                for near, link in self._edges[place]:
+                    if self._hops.get(near) == left - 1:
+                        part = share * self._ways[near] / self._ways[place]
+                        yield link, part
+                        nearer[near] = nearer.get(near, 0.0) + part
+            front = nearer
+
 
 class FewestHops:
     """Joins any two vertices of a graph of (source, target, link index) by all paths of the fewest hops."""
 
     def __init__(self, edges: Iterable[tuple[str, str, int]]) -> None:
-        self._out: Edges = {}
-        self._in: dict[str, list[str]] = {}
+        self.out: Edges = {}
+        self.into: dict[str, list[str]] = {}
         for source, target, link in edges:
-            self._out.setdefault(source, []).append((target, link))
-            self._in.setdefault(target, []).append(source)
+            self.out.setdefault(source, []).append((target, link))
+            self.into.setdefault(target, []).append(source)
         self._found: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
         self._cached = 0
 
@@ -61,7 +74,7 @@ class FewestHops:
             self._found[target] = self._search(target)
             self._cached += len(self._found[target][0])
         hops, ways = self._found[target]
-        return Walks(self._out, hops, ways, source) if source in hops else None
+        return Walks(self.out, hops, ways, source) if source in hops else None
 
     def _search(self, target: str) -> tuple[dict[str, int], dict[str, int]]:
         hops, ways = {target: 0}, {target: 1}
@@ -69,7 +82,7 @@ class FewestHops:
         while front:
             farther = []
             for place in front:
-                for near in self._in.get(place, ()):  # once per parallel edge
+                for near in self.into.get(place, ()):  # once per parallel edge
                     if near not in hops:
                         hops[near], ways[near] = hops[place] + 1, 0
                         farther.append(near)
