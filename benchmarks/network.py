@@ -1,13 +1,17 @@
 """How fast bandwidth is shared, against the floor of bare SimPy events of the same run.
 
-Run as `python benchmarks/network.py`: prints rows and writes benchmarks/out/network.json. Times are CPU seconds, after
-the solver has been loaded. Flows arrive in a Poisson process with lognormal sizes (sigma 1.5) between random hosts of
-the 1,024-host k = 16 fat-tree, routed by ECMP, at a share of all NICs' bandwidth; the solver alone replays arrays, the
-fabric runs under SimPy. All-to-all is of equal sizes, all begun at the same instant (no latency), exact.
+Run as `python benchmarks/network.py`: prints rows and writes benchmarks/out/network.json; with the name of a case, that
+one. Each case has a process of its own, so its peak of memory is its own. Times are CPU seconds, after the solver has
+been loaded. Flows arrive in a Poisson process with lognormal sizes (sigma 1.5) between random hosts of the 1,024-host
+k = 16 fat-tree, routed by ECMP, at a share of all NICs' bandwidth; the solver alone replays arrays, the fabric runs
+under SimPy. All-to-all is of 1 MiB for each pair, sent at once, exact; "staggered" where each link takes 1 us, so that
+flows of unlike hops begin at unlike times.
 """
 
 import json
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +26,7 @@ from simulator.network import Fabric
 from simulator.network.flow_arrays import Starts
 from simulator.network.incremental import IncrementalShares, replay_flows
 from simulator.randomness import stream
-from simulator.topology import Topology, build_topology
+from simulator.topology import build_topology
 
 OUT = Path(__file__).parent / "out" / "network.json"
 K = 16
@@ -123,8 +127,8 @@ def solver_poisson(load: float, flows: int) -> tuple[int, float]:
     return flows, taken_s
 
 
-def all_to_all(devices: int, balanced: bool) -> tuple[int, float]:
-    """Return flows and CPU seconds, arrays included, of 1 MiB from each device to each other one, all at once."""
+def all_to_all(devices: int, balanced: bool, latency_ns: int) -> tuple[int, float]:
+    """Return flows and CPU seconds, arrays included, of 1 MiB from each device to each other one."""
     begin = time.process_time()
     source = np.repeat(np.arange(devices), devices - 1)
     target = (source + np.tile(np.arange(1, devices), devices)) % devices
@@ -132,7 +136,7 @@ def all_to_all(devices: int, balanced: bool) -> tuple[int, float]:
     pick = target if balanced else stream(1, "all-to-all").integers(0, 1 << 30, count)
     spread = np.arange(devices) * (HOSTS // devices)  # over all pods
     size = np.full(count, 1 << 20, np.int64)
-    starts = as_starts(np.zeros(count, np.int64), size, spread[source], spread[target], pick, latency_ns=0)
+    starts = as_starts(np.zeros(count, np.int64), size, spread[source], spread[target], pick, latency_ns=latency_ns)
     shares = IncrementalShares([NIC_BYTES_PER_S] * LINKS)
     names, times, _ = shares.run(starts, 1 << 61)
     taken_s = time.process_time() - begin
@@ -142,19 +146,28 @@ def all_to_all(devices: int, balanced: bool) -> tuple[int, float]:
     return count, taken_s
 
 
-def fabric_poisson(topology: Topology, load: float, flows: int) -> tuple[int, float]:
-    """Return flows and CPU seconds under SimPy, routes looked up one by one."""
+def poisson_transfers(load: float, devices: int, flows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (time in ns, bytes, source, target), drawn a chunk at a time."""
     draw = stream(1, f"network benchmark {load}")
-    devices = len(topology.sites)
     gap_ns = MEAN_BYTES / (load * devices * NIC_BYTES_PER_S) * 1e9
-    starts = draw.exponential(gap_ns, flows).cumsum().astype(int).tolist()
-    sizes = (MEAN_BYTES * draw.lognormal(-(SIGMA**2) / 2, SIGMA, flows)).astype(int).tolist()
-    pairs = draw.integers(0, devices, (flows, 2)).tolist()
+    now = 0.0
+    for first in range(0, flows, CHUNK):
+        count = min(CHUNK, flows - first)
+        at = now + draw.exponential(gap_ns, count).cumsum()
+        now = at[-1]
+        sizes = (MEAN_BYTES * draw.lognormal(-(SIGMA**2) / 2, SIGMA, count)).astype(int).tolist()
+        sources, targets = draw.integers(0, devices, (2, count)).tolist()
+        yield from zip(at.astype(int).tolist(), sizes, sources, targets, strict=True)
+
+
+def fabric_poisson(load: float, flows: int) -> tuple[int, float]:
+    """Return flows and CPU seconds under SimPy, routes looked up one by one."""
+    topology = build_topology("fat-tree-k16")
     env = Clock()
     fabric = Fabric(env, topology, seed=1)
 
     def send() -> simpy.events.ProcessGenerator:
-        for start_ns, size_bytes, (source, target) in zip(starts, sizes, pairs, strict=True):
+        for start_ns, size_bytes, source, target in poisson_transfers(load, len(topology.sites), flows):
             if start_ns > env.now:
                 yield env.timeout(start_ns - env.now)
             fabric.transfer([(source, target, size_bytes)])
@@ -165,10 +178,32 @@ def fabric_poisson(topology: Topology, load: float, flows: int) -> tuple[int, fl
     return flows, taken_s
 
 
-def sequential(topology: Topology, transfers: int) -> tuple[int, float]:
-    """Return flows and CPU seconds of transfers of four shards, one after another, as a KV cache moves."""
+def fabric_all_to_all(devices: int) -> tuple[int, float]:
+    """Return flows and CPU seconds under SimPy of one transfer for each pair, with the preset's latencies."""
+    topology = build_topology("fat-tree-k16")
     env = Clock()
     fabric = Fabric(env, topology, seed=1)
+    apart = len(topology.sites) // devices
+
+    def send() -> simpy.events.ProcessGenerator:
+        for device in range(devices):
+            for offset in range(1, devices):
+                fabric.transfer([(device * apart, (device + offset) % devices * apart, 1 << 20)])
+        return
+        yield
+
+    env.process(send())
+    taken_s = cpu_s(env.run)
+    fabric.check()
+    if fabric.completed_flows != devices * (devices - 1):
+        raise RuntimeError("flows are missing")
+    return fabric.completed_flows, taken_s
+
+
+def sequential(transfers: int) -> tuple[int, float]:
+    """Return flows and CPU seconds of transfers of four shards, one after another, as a KV cache moves."""
+    env = Clock()
+    fabric = Fabric(env, build_topology("clos-h100"), seed=1)
 
     def send() -> simpy.events.ProcessGenerator:
         for i in range(transfers):
@@ -181,49 +216,70 @@ def sequential(topology: Topology, transfers: int) -> tuple[int, float]:
     return 4 * transfers, taken_s
 
 
-def main() -> None:
-    """Measure, print and write."""
-    begin = time.perf_counter()
+CASES: dict[str, Callable[[], tuple[int, float]]] = {
+    "solver, Poisson, load 0.3": lambda: solver_poisson(0.3, 200_000),
+    "solver, Poisson, load 0.6": lambda: solver_poisson(0.6, 200_000),
+    "solver, Poisson, load 0.5, 10,000 flows": lambda: solver_poisson(0.5, 10_000),
+    "solver, Poisson, load 0.5, 100,000 flows": lambda: solver_poisson(0.5, 100_000),
+    "solver, Poisson, load 0.3, 1,000,000 flows": lambda: solver_poisson(0.3, 1_000_000),
+    "solver, all-to-all of 1,024, at once": lambda: all_to_all(1024, balanced=False, latency_ns=0),
+    "solver, all-to-all of 256, staggered": lambda: all_to_all(256, balanced=False, latency_ns=LATENCY_NS),
+    "solver, all-to-all of 1,024, balanced": lambda: all_to_all(1024, balanced=True, latency_ns=LATENCY_NS),
+    "solver, all-to-all of 1,024, staggered": lambda: all_to_all(1024, balanced=False, latency_ns=LATENCY_NS),
+    "fabric, 4 shards one after another": lambda: sequential(10_000),
+    "fabric, Poisson, load 0.3": lambda: fabric_poisson(0.3, 60_000),
+    "fabric, Poisson, load 0.6": lambda: fabric_poisson(0.6, 60_000),
+    "fabric, Poisson, load 0.3, 100,000 flows": lambda: fabric_poisson(0.3, 100_000),
+    "fabric, Poisson, load 0.3, 1,000,000 flows": lambda: fabric_poisson(0.3, 1_000_000),
+    "fabric, all-to-all of 256": lambda: fabric_all_to_all(256),
+    "fabric, all-to-all of 1,024": lambda: fabric_all_to_all(1024),
+}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Run one case in this process."""
     IncrementalShares([1.0])
+    count, taken_s = CASES[name]()
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "name": name,
+        "unit": "flows",
+        "count": count,
+        "cpu_s": taken_s,
+        "per_s": count / taken_s,
+        "peak_mib": peak_mib,
+    }
+
+
+def line(row: dict[str, Any], floor: float) -> str:
+    """Return a row for people."""
+    tail = f"{row['cpu_s']:>9.2f} s {row['peak_mib']:>7.0f} MiB" if "cpu_s" in row else ""
+    return f"{row['name']!s:<44}{row['per_s']:>12,.0f} {row['unit']}/s{row['per_s'] / floor:>9.3f} of the floor{tail}"
+
+
+def main(names: list[str]) -> None:
+    """Measure, print and write."""
+    if names:
+        for name in names:
+            print(json.dumps(measure(name)))
+        return
     floor = bare_events_per_s()
-    rows: list[dict[str, object]] = [
+    begin = time.process_time()
+    IncrementalShares([1.0])
+    loading_s = time.process_time() - begin
+    rows: list[dict[str, Any]] = [
         {"name": "bare SimPy", "unit": "events", "per_s": floor},
-        {"name": "load the compiled solver", "unit": "times", "per_s": 1 / (time.perf_counter() - begin)},
+        {"name": "load the compiled solver", "unit": "times", "per_s": 1 / loading_s},
     ]
-    clos, tree = build_topology("clos-h100"), build_topology("fat-tree-k16")
-    cases: list[tuple[str, Callable[[], tuple[int, float]]]] = [
-        ("solver, Poisson, load 0.3", lambda: solver_poisson(0.3, 200_000)),
-        ("solver, Poisson, load 0.6", lambda: solver_poisson(0.6, 200_000)),
-        ("solver, Poisson, load 0.5, 10,000 flows", lambda: solver_poisson(0.5, 10_000)),
-        ("solver, Poisson, load 0.5, 100,000 flows", lambda: solver_poisson(0.5, 100_000)),
-        ("solver, Poisson, load 0.3, 1,000,000 flows", lambda: solver_poisson(0.3, 1_000_000)),
-        ("fabric, 4 shards one after another", lambda: sequential(clos, 10_000)),
-        ("fabric, Poisson, load 0.3", lambda: fabric_poisson(tree, 0.3, 60_000)),
-        ("fabric, Poisson, load 0.6", lambda: fabric_poisson(tree, 0.6, 60_000)),
-        ("all-to-all of 256, ECMP", lambda: all_to_all(256, balanced=False)),
-        ("all-to-all of 1,024, balanced", lambda: all_to_all(1024, balanced=True)),
-        ("all-to-all of 1,024, ECMP", lambda: all_to_all(1024, balanced=False)),
-    ]
-    for name, case in cases:
-        count, taken_s = case()
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rows.append(
-            {
-                "name": name,
-                "unit": "flows",
-                "count": count,
-                "cpu_s": taken_s,
-                "per_s": count / taken_s,
-                "peak_mib": memory,
-            }
-        )
     for row in rows:
-        per_s = float(str(row["per_s"]))
-        tail = f"{row['cpu_s']:>9.2f} s {row['peak_mib']:>7.0f} MiB so far" if "cpu_s" in row else ""
-        print(f"{row['name']!s:<44}{per_s:>12,.0f} {row['unit']}/s{per_s / floor:>9.3f} of the floor{tail}")
+        print(line(row, floor))
+    for name in CASES:
+        done = subprocess.run([sys.executable, __file__, name], check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout))
+        print(line(rows[-1], floor), flush=True)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -11,6 +11,7 @@ import numpy as np
 from numba.extending import intrinsic
 
 from simulator.network.flow_arrays import FLOW, LINK, Starts, State
+from simulator.network.heaps import stamped
 from simulator.network.kernels import advance
 
 if TYPE_CHECKING:
@@ -88,4 +89,4 @@ def _enter(address: int, cursor: int, count: int, until_ns: int) -> int:
     return next_ns
 
 
-enter = cast("Any", numba.njit(cache=True, error_model="numpy")(_enter))
+enter = cast("Any", stamped(numba.njit(cache=True, error_model="numpy")(_enter)))

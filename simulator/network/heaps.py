@@ -1,6 +1,7 @@
 """Three binary heaps in compiled code: of links by finish and by key, and of the flows that a link holds."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _OPTIONS: Any = {"cache": True, "_nrt": False, "error_model": "numpy"}
+_FILES = [
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("flow_arrays", "heaps", "holding", "filling", "kernels", "entry")
+]
+_STAMP = tuple((file.stat().st_mtime, file.stat().st_size) for file in _FILES)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -20,12 +26,23 @@ def compiled(function: Function) -> Function:
 
     No reference is counted inside, for nothing is allocated there; that alone makes the loops a quarter faster.
     """
-    return cast(Function, njit(**_OPTIONS)(function))
+    return cast(Function, stamped(njit(**_OPTIONS)(function)))
+
+
+def stamped(dispatcher: Any) -> Any:
+    """Tie what is kept on disk to all the modules that are compiled into one another.
+
+    Of itself numba looks at the file of the outermost function alone, and would go on with an old loop in a new one.
+    """
+    kept = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if kept is not None:
+        kept._source_stamp = _STAMP
+    return dispatcher
 
 
 def inlined(function: Function) -> Function:
     """Compile into each caller: a call hands over a hundred words of array descriptors, more than most loops do."""
-    return cast(Function, njit(**_OPTIONS, forceinline=True)(function))
+    return cast(Function, stamped(njit(**_OPTIONS, forceinline=True)(function)))
 
 
 @inlined

@@ -12,6 +12,7 @@ from simulator.network.heaps import inlined, leave_finishes, sift_held, sift_lin
 
 NS_PER_S = 1e9
 FORGIVEN_NS = 1e-3  # of float error, when a drain time is rounded up
+FAR = float(1 << 40)  # bytes of progress from which marks are counted anew, to keep their fractions
 LOADED, HOLDS = 1, 2  # bits of `changed`
 
 
@@ -30,6 +31,10 @@ def bring_up(s: State, link: int, now_ns: int) -> None:
     links = s.links
     if links[link].held > 0 and links[link].since_ns != now_ns:
         links[link].progress += s.shares[link] * (now_ns - links[link].since_ns) / NS_PER_S
+        if links[link].progress > FAR:
+            for i in range(links[link].start, links[link].start + links[link].held):
+                s.due[i] -= links[link].progress
+            links[link].progress = 0.0
     links[link].since_ns = now_ns
 
 

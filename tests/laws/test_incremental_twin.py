@@ -1,16 +1,18 @@
 """The compiled solver against the textbook, and against the plain one, over sequences of starts, ends and changes."""
 
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.network import incremental
+from simulator.network import entry, heaps, incremental, kernels
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.incremental import IncrementalShares, packed, promoted, replay_flows
 from simulator.network.maxmin import maxmin_rates
@@ -179,6 +181,44 @@ def exact_finishes(flows, capacities):
     return finish
 
 
+@pytest.mark.parametrize("collide", [True, False], ids=["ecmp", "balanced"])
+def test_a_staggered_all_to_all_is_that_of_unrounded_time(collide):
+    # 4 leaves of 4 hosts, 4 spines: up, leaf to spine, spine to leaf, down; 1 us a link, so two waves begin
+    hosts, rng = 16, np.random.default_rng(3)
+    flows = []
+    for source in range(hosts):
+        for target in range(hosts):
+            up, down, leaf, last = source, 16 + target, source // 4, target // 4
+            spine = int(rng.integers(4)) if collide else (source + target) % 4
+            path = (up, down) if leaf == last else (up, 32 + 4 * leaf + spine, 48 + 4 * last + spine, down)
+            if source != target:
+                flows.append(
+                    (1000 * len(path), Start(16 * source + target, path, 10**6 + (source if collide else 0), 1))
+                )
+    flows = [(at, start._replace(left=start.size)) for at, start in flows]
+    flows.sort(key=lambda flow: (flow[0], flow[1].name))
+    capacities = [10 * GB] * 64
+    arrays = packed([start for _, start in flows], 0)._replace(ready_ns=np.array([at for at, _ in flows]))
+    finish = {}
+    for names, times in replay_flows(capacities, [arrays]):
+        finish.update(zip(names.tolist(), times.tolist(), strict=True))
+    expected = exact_finishes(flows, capacities)
+    assert finish.keys() == expected.keys()
+    assert all(finish[name] == pytest.approx(at, rel=1e-12, abs=len(flows)) for name, at in expected.items())
+    assert (len(set(finish.values())) > 100) == collide
+
+
+def test_years_of_work_do_not_blur_the_nanosecond():
+    # beside a flow that has had c for 10^8 s (5 EB, where a float counts in KiB), b bytes come: c/2 each, so 2b/c
+    shares = IncrementalShares([50 * GB])
+    shares.advance([Start(0, (0,), 8 * 10**18, 8 * 10**18)], 0)
+    for at in range(10**17, 10**17 + 10**9, 10**8 + 1):
+        _, next_ns = shares.advance([Start(1, (0,), 10**6, 10**6)], at)
+        assert next_ns == at + 40_000
+        assert shares.advance((), next_ns)[0] == [1]
+    assert shares.on(0) == [0]
+
+
 def test_a_bundle_is_worth_its_flows():
     # two links of capacity c: n equal flows over both, m over the first: n + m share c equally, until the smaller end
     capacities = [12 * GB, 20 * GB]
@@ -211,6 +251,17 @@ def test_paths_longer_than_any_before_and_links_added_later():
     extra = shares.add_link(GB / 4)
     shares.advance([Start(1, tuple(range(40)), GB, GB), Start(2, (5, extra), GB, GB)], 0)
     assert shares.rates() == {0: GB / 2, 1: GB / 2, 2: GB / 4}
+
+
+def test_what_is_kept_on_disk_hangs_on_every_module_that_is_compiled():
+    folder = Path(heaps.__file__).parent
+    compiled = [
+        path for path in folder.glob("*.py") if re.search(r"^@(compiled|inlined)|numba", path.read_text(), re.M)
+    ]
+    assert {*compiled, folder / "flow_arrays.py"} - {folder / "incremental.py"} == set(heaps._FILES)
+    stamp = [(path.stat().st_mtime, path.stat().st_size) for path in heaps._FILES]
+    for loop in (kernels.advance, kernels.share, entry.enter):
+        assert list(loop._cache._cache_file._source_stamp) == stamp
 
 
 LIGHT = """
