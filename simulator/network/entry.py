@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from simulator.network.flow_arrays import FLOW, LINK, Starts, State
 from simulator.network.heaps import stamped
-from simulator.network.kernels import advance
+from simulator.network.kernels import advance, set_capacity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,9 +49,8 @@ def block_of(state: State, starts: Starts, ended: "NDArray[np.int64]") -> "NDArr
 _view: Any = getattr(numba, "carray")  # noqa: B009
 
 
-def _enter(address: int, cursor: int, count: int, until_ns: int) -> int:
-    """Do as `kernels.advance` does on the arrays of the block at `address`; return the next finish."""
-    b = _view(_pointer(address), 2 * ARRAYS + 2, np.int64)
+def _arrays(b: Any) -> Any:
+    """Return the state and the starts of a block."""
     state = State(
         _view(_pointer(b[0]), b[1], FLOW),
         _view(_pointer(b[2]), b[3], LINK),
@@ -68,25 +67,43 @@ def _enter(address: int, cursor: int, count: int, until_ns: int) -> int:
         _view(_pointer(b[24]), b[25], np.int32),
         _view(_pointer(b[26]), b[27], np.int32),
         _view(_pointer(b[28]), b[29], np.int32),
-        _view(_pointer(b[30]), b[31], np.float64),
-        _view(_pointer(b[32]), b[33], np.int64),
+        _view(_pointer(b[30]), b[31], np.int32),
+        _view(_pointer(b[32]), b[33], np.float64),
+        _view(_pointer(b[34]), b[35], np.int64),
     )
     starts = Starts(
-        _view(_pointer(b[34]), b[35], np.int64),
         _view(_pointer(b[36]), b[37], np.int64),
-        _view(_pointer(b[38]), b[39], np.float64),
+        _view(_pointer(b[38]), b[39], np.int64),
         _view(_pointer(b[40]), b[41], np.float64),
-        _view(_pointer(b[42]), b[43], np.int64),
+        _view(_pointer(b[42]), b[43], np.float64),
         _view(_pointer(b[44]), b[45], np.int64),
         _view(_pointer(b[46]), b[47], np.int64),
-        _view(_pointer(b[48]), b[49], np.int32),
+        _view(_pointer(b[48]), b[49], np.int64),
+        _view(_pointer(b[50]), b[51], np.int32),
     )
-    names = _view(_pointer(b[50]), b[51], np.int64)
-    times_ns = _view(_pointer(b[52]), b[53], np.int64)
+    return state, starts
+
+
+_bound: Any = stamped(numba.njit(cache=True, error_model="numpy", forceinline=True)(_arrays))
+
+
+def _enter(address: int, cursor: int, count: int, until_ns: int) -> int:
+    """Do as `kernels.advance` does on the arrays of the block at `address`; return the next finish."""
+    b = _view(_pointer(address), 2 * ARRAYS + 2, np.int64)
+    state, starts = _bound(b)
+    names = _view(_pointer(b[52]), b[53], np.int64)
+    times_ns = _view(_pointer(b[54]), b[55], np.int64)
     cursor, ended, next_ns = advance(state, starts, cursor, count, until_ns, names, times_ns)
     b[CURSOR] = cursor
     b[ENDED] = ended
     return next_ns
 
 
+def _set_capacity(address: int, count: int, now_ns: int) -> int:
+    """Do as `kernels.set_capacity` does on the arrays of the block at `address`."""
+    state, starts = _bound(_view(_pointer(address), 2 * ARRAYS + 2, np.int64))
+    return int(set_capacity(state, starts, count, now_ns))
+
+
 enter = cast("Any", stamped(numba.njit(cache=True, error_model="numpy")(_enter)))
+recapacitate = cast("Any", stamped(numba.njit(cache=True, error_model="numpy")(_set_capacity)))

@@ -45,7 +45,8 @@ LINK = np.dtype(
         ("since_ns", "i8"),
         ("finish_ns", "i8"),  # of the first of the flows that it holds
         ("place", "i4"),  # in the heap of finishes; NOWHERE if it is not there
-        ("room", "i4"),
+        ("moved", "i4"),  # whether it is in `moved`
+        ("room", "i8"),
         ("bytes", "i8"),  # of flows that ended
         ("busy_ns", "i8"),
         ("busy_since_ns", "i8"),
@@ -58,8 +59,24 @@ LINK = np.dtype(
 )
 
 # places in `State.numbers`
-SHIFT, ACTIVE, FREE, MEMBERS, QUEUED, CHANGED, HOPS, BEGUN, EVALUATIONS, FILLINGS, BYTE_HOPS, WAITING, AHEAD = range(13)
-NUMBERS = 13
+(
+    SHIFT,
+    ACTIVE,
+    FREE,
+    MEMBERS,
+    QUEUED,
+    CHANGED,
+    HOPS,
+    BEGUN,
+    EVALUATIONS,
+    FILLINGS,
+    BYTE_HOPS,
+    WAITING,
+    AHEAD,
+    WATCHED,
+    MOVED,
+) = range(15)
+NUMBERS = 15
 
 
 class State(NamedTuple):
@@ -70,7 +87,7 @@ class State(NamedTuple):
     its weight, so that a link is looked at without its flows. In the same block a link has a heap of the flows that it
     holds (`held`), by the progress at which each is drained (`due`). `shares` are infinite for links that limit nobody.
     `free` is a stack of unused flows, `active` the others, `heap` has the links by finish, `queue` those to evaluate,
-    `changed` those to settle.
+    `changed` those to settle, `moved`, if watched, those whose load or flows may be new since it was last emptied.
     """
 
     flows: "NDArray[Any]"
@@ -88,6 +105,7 @@ class State(NamedTuple):
     heap: "NDArray[np.int32]"
     queue: "NDArray[np.int32]"
     changed: "NDArray[np.int32]"
+    moved: "NDArray[np.int32]"
     limits: "NDArray[np.float64]"
     numbers: "NDArray[np.int64]"
 
@@ -129,6 +147,7 @@ def empty_state(capacities: Sequence[float], flows: int = 64, hops: int = 8) -> 
         heap=np.zeros(max(1, len(links)), np.int32),
         queue=np.zeros(max(1, len(links)), np.int32),
         changed=np.zeros(max(1, len(links)), np.int32),
+        moved=np.zeros(max(1, len(links)), np.int32),
         limits=np.zeros(3 * flows, np.float64),
         numbers=numbers,
     )
@@ -187,6 +206,7 @@ def longer(state: State, capacity: float) -> State:
         heap=_longer(state.heap, more),
         queue=_longer(state.queue, more),
         changed=_longer(state.changed, more),
+        moved=_longer(state.moved, more),
     )
 
 

@@ -7,7 +7,7 @@ Demers, Keshav, Shenker 1989). A new share touches one link then, and none of it
 
 import numpy as np
 
-from simulator.network.flow_arrays import CHANGED, NEVER_NS, NOWHERE, SHIFT, WAITING, State
+from simulator.network.flow_arrays import CHANGED, MOVED, NEVER_NS, NOWHERE, SHIFT, WAITING, WATCHED, State
 from simulator.network.heaps import inlined, leave_finishes, sift_held, sift_link
 
 NS_PER_S = 1e9
@@ -96,6 +96,10 @@ def settle(s: State, now_ns: int) -> None:
         load = min(links[link].load, links[link].capacity)
         if load > links[link].peak:
             links[link].peak = load
+        if numbers[WATCHED] and links[link].moved == 0:
+            links[link].moved = 1
+            s.moved[numbers[MOVED]] = link
+            numbers[MOVED] += 1
         if what & HOLDS == 0:
             continue
         finish_ns = NEVER_NS

@@ -16,8 +16,10 @@ from simulator.network.component import Carried, ComponentShares, Start
 from simulator.network.flow_arrays import (
     ACTIVE,
     BYTE_HOPS,
+    MOVED,
     NEVER_NS,
     SHIFT,
+    WATCHED,
     Starts,
     State,
     empty_state,
@@ -47,7 +49,6 @@ class IncrementalShares:
 
     def __init__(self, capacities: Sequence[float]) -> None:
         _announce()
-        self._seen: NDArray[np.float64] | None = None
         self._starts = _room_for(16, 8 * 16)
         self.state = empty_state(capacities)
 
@@ -144,10 +145,15 @@ class IncrementalShares:
 
     def set_capacity(self, links: Sequence[int], capacities: Sequence[float], now_ns: int) -> int:
         """Change capacities and share anew now; flows due by now must have ended. Return the next finish."""
-        for link, capacity in zip(links, capacities, strict=True):
-            self.state.links["capacity"][link] = capacity
-            kernels.enqueue(self.state, link)
-        return int(kernels.share(self.state, now_ns))
+        count = len(links)
+        if count > self._room:
+            self._make_room(count, self._hops)
+        left: Any = self._fields[2]
+        route: Any = self._fields[7]
+        for i, link in enumerate(links):
+            left[i] = capacities[i]
+            route[i] = link
+        return int(entry.recapacitate(self._address, count, now_ns))
 
     def add_link(self, capacity: float) -> int:
         """Return a new link that no path has yet."""
@@ -155,19 +161,22 @@ class IncrementalShares:
         return len(self.state.links) - 1
 
     def watch(self) -> None:
-        """Keep account of what `moved` returns from now on."""
-        if self._seen is None:
-            self._seen = np.zeros((2, len(self.state.links)))
+        """Keep account of what `moved` returns from now on; with flows under way, of all their links at first."""
+        if not self.state.numbers[WATCHED]:
+            self.state.numbers[WATCHED] = 1
+            used = np.flatnonzero(self.state.links["flows"])
+            self.state.moved[: len(used)] = used
+            self.state.links["moved"][used] = 1
+            self.state.numbers[MOVED] = len(used)
 
     def moved(self) -> list[tuple[int, float, bool]]:
-        """Return (link, load in bytes/s, whether it has a flow) of the links where that is new since last asked."""
-        assert self._seen is not None
-        now = np.stack([self.state.links["load"], self.state.links["flows"] > 0])
-        added = now.shape[1] - self._seen.shape[1]
-        seen = np.pad(self._seen, ((0, 0), (0, added))) if added else self._seen
-        links = np.flatnonzero((now != seen).any(axis=0))
-        self._seen = now
-        return list(zip(links.tolist(), now[0, links].tolist(), (now[1, links] > 0).tolist(), strict=True))
+        """Return (link, load in bytes/s, whether it has a flow) of the links where that may be new since last asked."""
+        numbers, links = self.state.numbers, self.state.links
+        which = self.state.moved[: numbers[MOVED]]
+        numbers[MOVED] = 0
+        rows = links[which]
+        links["moved"][which] = 0
+        return list(zip(which.tolist(), rows["load"].tolist(), (rows["flows"] > 0).tolist(), strict=True))
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
@@ -284,4 +293,5 @@ def _announce() -> None:
     kernels.advance(state, starts, 0, 0, 0, *ended)
     block = entry.block_of(state, starts, ended)
     entry.enter(block.ctypes.data, 0, 0, 0)
+    entry.recapacitate(block.ctypes.data, 0, 0)
     timer.cancel()

@@ -81,6 +81,7 @@ def _remove(s: State, flow: int, now_ns: int) -> None:
         s.members[here], s.holders[here], s.weights[here] = moved, s.holders[end], s.weights[end]
         s.position[moved] = s.position[slot]
         links[link].flows = last
+        note(s, link, LOADED)
         if last == 0:
             links[link].load = 0.0
             s.shares[link] = np.inf
@@ -198,6 +199,7 @@ def _attach(s: State, flow: int, route: "NDArray[np.int32]", now_ns: int) -> Non
         place = links[link].start + at
         s.members[place], s.holders[place], s.weights[place] = first + hop, NOWHERE, s.flows[flow].weight
         links[link].flows = at + 1
+        note(s, link, LOADED)
         links[link].flow_count += s.flows[flow].flows
         if s.shares[link] < np.inf:
             limited = True
@@ -283,7 +285,7 @@ def _move(s: State, flow: int, link: int, change: float, lower: float) -> None:
         if other == NOWHERE:
             break
         links[other].load += change
-        if change > 0 and links[other].changed == 0:
+        if links[other].changed == 0:
             note(s, other, LOADED)
         if other != link:
             share = s.shares[other]
@@ -402,6 +404,15 @@ def share(s: State, now_ns: int) -> int:
         fill(s, now_ns)
     settle(s, now_ns)
     return int(links[s.heap[0]].finish_ns) if numbers[WAITING] > 0 else NEVER_NS
+
+
+@compiled
+def set_capacity(s: State, starts: Starts, count: int, now_ns: int) -> int:
+    """Give the first links of `starts.route` the capacities in `starts.left`, share anew, return the next finish."""
+    for i in range(count):
+        s.links[starts.route[i]].capacity = starts.left[i]
+        enqueue(s, starts.route[i])
+    return int(share(s, now_ns))
 
 
 @compiled

@@ -34,7 +34,7 @@ class _Lane:
         self.shares = shares
         self.next_ns = next_ns
         self.offered = list(shares.capacities)  # what it may use of each link, as it was last told
-        self.loads: dict[int, float] = {}  # of links that it has used, in bytes/s
+        self.loads: list[float] = [0] * len(self.offered)  # of its flows, in bytes/s
         self.busy: dict[int, None] = {}  # links with a flow of it
         shares.watch()
 
@@ -104,6 +104,7 @@ class PriorityShares:
         for lane in self._lanes:
             lane.shares.add_link(capacity)
             lane.offered.append(capacity)
+            lane.loads.append(0)
         return len(self.capacities) - 1
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
@@ -148,12 +149,13 @@ class PriorityShares:
         capacity = self.capacities[link]
         left = capacity
         for lane in self._lanes[:depth]:
-            left -= lane.loads.get(link, 0)
+            left -= lane.loads[link]
         return left if left > ROUNDING * capacity else 0
 
     def _share(self, starts: dict[int, list[Start]], links: Sequence[int], now_ns: int) -> list[int]:
         """Bring lane after lane up to date; `links` are shared anew in any case. Return what ended."""
-        ended = []
+        ended: list[int] = []
+        risen: list[int] = []
         changed: dict[int, None] = dict.fromkeys(links)
         for depth, lane in enumerate(self._lanes):
             if lane.number in starts or lane.next_ns <= now_ns:
@@ -163,10 +165,14 @@ class PriorityShares:
                 ended += names
             if changed:
                 self._offer(lane, depth, changed, links, now_ns)
-            self._note(changed, lane, now_ns)
-        for link in changed:
-            load = sum(lane.loads.get(link, 0) for lane in self._lanes)
-            self._peak[link] = max(self._peak[link], float(min(load, self.capacities[link])))
+            risen += self._note(changed, lane, now_ns)
+        peaks, lanes = self._peak, self._lanes
+        for link in risen:
+            load = lanes[0].loads[link]
+            for lane in lanes[1:]:
+                load += lane.loads[link]
+            if load > peaks[link]:
+                peaks[link] = max(peaks[link], float(min(load, self.capacities[link])))
         return ended
 
     def _offer(self, lane: _Lane, depth: int, changed: dict[int, None], links: Sequence[int], now_ns: int) -> None:
@@ -181,20 +187,29 @@ class PriorityShares:
         if news:
             lane.next_ns = lane.shares.set_capacity(list(news), [lane.offered[link] for link in news], now_ns)
 
-    def _note(self, changed: dict[int, None], lane: _Lane, now_ns: int) -> None:
-        """Take over the loads of a lane that changed, and where it came to have flows or has none any more."""
+    def _note(self, changed: dict[int, None], lane: _Lane, now_ns: int) -> list[int]:
+        """Take over the loads of a lane that changed, and where it came to have flows or has none any more.
+
+        Return the links whose load has risen.
+        """
+        risen = []
+        loads, occupied = lane.loads, lane.busy
         for link, load, busy in lane.shares.moved():
-            lane.loads[link] = load
-            changed[link] = None
-            if busy == (link in lane.busy):
+            if load != loads[link]:
+                changed[link] = None
+                if load > loads[link]:
+                    risen.append(link)
+                loads[link] = load
+            if busy == (link in occupied):
                 continue
             if busy:
-                lane.busy[link] = None
+                occupied[link] = None
                 if not self._busy_lanes[link]:
                     self._busy_since_ns[link] = now_ns
                 self._busy_lanes[link] += 1
             else:
-                del lane.busy[link]
+                del occupied[link]
                 self._busy_lanes[link] -= 1
                 if not self._busy_lanes[link]:
                     self._busy_ns[link] += now_ns - self._busy_since_ns[link]
+        return risen
