@@ -18,6 +18,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 _PACKAGE = Path(__file__).parent
 _SINGULAR = {
     "topologies": "topology preset",
+    "topologies/collectives": "constants of collectives",
     "topologies/devices": "device",
     "workloads/models": "model",
     "traces": "trace",
@@ -32,8 +33,10 @@ def folder(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of the shipped entries of one kind, sorted."""
-    return sorted(path.stem for path in folder(kind).glob(f"*{_suffix(kind)}"))
+    """Return the names of the shipped entries of one kind, sorted; a scenario in a folder is `folder/name`."""
+    where, suffix = folder(kind), _suffix(kind)
+    found = where.rglob(f"*{suffix}") if kind == "scenarios" else where.glob(f"*{suffix}")
+    return sorted(path.relative_to(where).with_suffix("").as_posix() for path in found)
 
 
 def is_path(kind: str, name: str) -> bool:

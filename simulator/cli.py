@@ -164,6 +164,10 @@ def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[s
     from simulator.scenario.load import load
 
     scenario = load(file, overrides)
+    if scenario.traffic is not None or scenario.faults:  # names in the network, which only the built one knows
+        from simulator.build.run import plan
+
+        plan(scenario)
     if show:
         from simulator.scenario.write import resolved
 

@@ -79,6 +79,20 @@ def dotted(path: PathKey) -> str | None:
     return text or None
 
 
+_PARTS = re.compile(r'\[(?P<index>\d+)\]|\.?(?:(?P<name>[^.\[\]"]+)|(?P<quoted>"(?:[^"\\]|\\.)*"))')
+
+
+def path_key(text: str) -> PathKey:
+    """Return the path that `dotted` writes as `text`."""
+    found: list[str | int] = []
+    for part in _PARTS.finditer(text):
+        if part["index"] is not None:
+            found.append(int(part["index"]))
+        else:
+            found.append(part["name"] or str(json.loads(part["quoted"])))
+    return tuple(found)
+
+
 def read_document(path: Path, name: str | None = None) -> Document:
     """Read one YAML file; `name` is how problems call it (default: the path as given).
 

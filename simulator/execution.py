@@ -41,13 +41,17 @@ class Execution:
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
         pending: Sequence[int] = (),
+        finished: Event | None = None,
     ) -> None:
         """Serve events until none is left, `until_ns` has passed, or a signal is `pending` (see `held_signals`).
 
+        Also, where it is given, until all else of the nanosecond in which `finished` happens has happened.
         `check` runs every 2,048 events.
         """
         if until_ns is not None:
             _stop_at(env, until_ns)
+        if finished is not None:
+            finished.callbacks.append(lambda event: _stop_at(env, env.now))
         begun = time.perf_counter()
         try:
             with _quiet_collector():

@@ -148,7 +148,7 @@ def test_incast_shares_the_last_link(tmp_path):
 @pytest.mark.parametrize(
     ("topology", "traffic", "says"),
     [
-        ("{preset: clos-h100}", "{}", "exactly one of flows and pattern"),
+        ("{preset: clos-h100}", "{}", "at least one of flows, pattern, transfers and collectives"),
         ("{preset: clos-h100}", "{flows: none.csv}", "cannot read"),
         ("{preset: clos-h100}", "{flows: bad.csv}", "no node 'x'"),
         ("{graph: bad.csv}", "{pattern: {permutation: {bytes: 1 MB}}}", "bad.csv"),

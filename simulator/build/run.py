@@ -3,13 +3,14 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from simpy import Event
 
 from simulator.build import serving, traffic
 from simulator.clock import Clock
 from simulator.errors import InputError, Problem
 from simulator.execution import Execution, Progress, held_signals
-from simulator.network.fabric import Fabric
 from simulator.results.folder import RunFolder
 from simulator.results.metrics import lookup
 from simulator.results.run import Run, load_run
@@ -18,6 +19,9 @@ from simulator.scenario.schema import Scenario
 from simulator.scenario.write import resolved, scenario_digest
 from simulator.units import NS_PER_S
 
+if TYPE_CHECKING:
+    from simulator.build.network import Live
+
 
 class System(Protocol):
     """The live actors of one scenario, of whatever kind, as the run sees them."""
@@ -25,13 +29,15 @@ class System(Protocol):
     env: Clock
     notes: list[str]
     """Inputs that had no effect, for the user to read."""
+    finished: Event
+    """Happens when all work has ended; what may still come, such as faults, is not waited for."""
 
     @property
     def draws(self) -> bool:
         """Whether the seed has any part in this run."""
 
     @property
-    def fabric(self) -> Fabric:
+    def fabric(self) -> "Live":
         """The live network."""
 
     @property
@@ -98,11 +104,14 @@ def run_scenario(
 
 def plan(scenario: Scenario) -> Callable[[RunFolder], System]:
     """Return what brings a scenario to life in a folder; raises InputError now for all that does not exist or fit."""
-    if scenario.traffic is not None:
-        network = traffic.plan(scenario, scenario.traffic)
-        return lambda folder: traffic.System(network, folder)
-    blueprint = serving.plan(scenario)
-    return lambda folder: serving.System(blueprint, folder)
+    try:
+        if scenario.traffic is not None:
+            network = traffic.plan(scenario, scenario.traffic)
+            return lambda folder: traffic.System(network, folder)
+        blueprint = serving.plan(scenario)
+        return lambda folder: serving.System(blueprint, folder)
+    except InputError as error:
+        raise InputError([scenario.located(problem) for problem in error.problems]) from None
 
 
 def _run_into(
@@ -115,7 +124,7 @@ def _run_into(
 ) -> None:
     execution = Execution()
     tick: Progress | None = None if progress is None else lambda now_ns, events: progress(system, events)
-    execution.run(system.env, scenario.until, tick, system.check if check else None, pending)
+    execution.run(system.env, scenario.until, tick, system.check if check else None, pending, system.finished)
     system.check()
     system.settle(expected_end=scenario.until is None and not execution.interrupted)
     if execution.interrupted:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from simpy import Event
 
 from simulator import catalog
+from simulator.build.network import Planned, check_network, live_network, plan_faults, start_faults, too_late
 from simulator.clock import Clock
+from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
-from simulator.network.fabric import Fabric
-from simulator.network.routing import spread_of
 from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
 from simulator.scenario.reference import kv_blocks_of
@@ -60,6 +61,7 @@ class Blueprint:
     pools: tuple[PoolPlan, ...]
     admission: Admission
     batches: Callable[[], Iterator["pa.RecordBatch"]]
+    faults: Planned
     notes: list[str]
     """Inputs that have no effect, for the user to read; reading the trace adds to them."""
 
@@ -70,6 +72,7 @@ def plan(scenario: Scenario) -> Blueprint:
     assert serving is not None  # the schema lets a scenario of engines have both
     assert preset is not None
     topology = build_topology(preset, scenario.topology.parameters)
+    check_network(scenario, topology)
     inventory = Inventory(topology.sites)
     model = load_model(serving.model)
     notes: list[str] = []
@@ -83,8 +86,19 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
-    batches = _workload(scenario, notes)
-    return Blueprint(scenario, topology, inventory, model, pools, admission, batches, notes)
+    if len(pools) == 1:
+        notes += [
+            f"{key}: no byte of colocated engines crosses the network"
+            for key in ("network", "faults")
+            if _set(scenario, key)
+        ]
+    batches, faults = _workload(scenario, notes), plan_faults(scenario, topology)
+    return Blueprint(scenario, topology, inventory, model, pools, admission, batches, faults, notes)
+
+
+def _set(scenario: Scenario, key: str) -> bool:
+    """Return whether the scenario gives a section that has a default."""
+    return bool(getattr(scenario, key) != type(scenario).model_fields[key].default)
 
 
 def _plan_pool(
@@ -182,10 +196,11 @@ class System:
         self.blueprint = blueprint
         self.notes = blueprint.notes
         self.env = Clock()
-        self.fabric = Fabric(self.env, blueprint.topology, scenario.seed, spread=spread_of(blueprint.topology))
+        self.fabric = live_network(self.env, scenario, blueprint.topology, on_dead_link="reroute")
+        self.finished = Event(self.env)
         self.recording = recording
         self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
-        self.frontend = Frontend(self.env, self.pools[0], blueprint.admission, recording.ended)
+        self.frontend = Frontend(self.env, self.pools[0], blueprint.admission, recording.ended, self.finished)
         model = blueprint.model
         self.transfer = KVTransfer(
             self.env, self.fabric, self.pools[0], self.pools[-1], model.kv_heads, model.kv_bytes_per_token()
@@ -194,6 +209,8 @@ class System:
             self._populate(pool, plan, hands_over=len(self.pools) > 1 and pool is self.pools[0])
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
         self.env.process(self.frontend.replay(arrivals(blueprint.batches(), speedup)))
+        health = LinkHealth(self.fabric, blueprint.topology)
+        start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 
     def _populate(self, pool: Pool, plan: PoolPlan, hands_over: bool) -> None:
         def finished(request: Request, instance: Instance) -> None:
@@ -231,8 +248,9 @@ class System:
             for instance in pool.instances:
                 instance.settle()
         self.transfer.settle()
+        self.notes += too_late(self.blueprint.faults, self.env.now)
         open_requests = list(self.frontend.in_flight.values())
-        if open_requests and expected_end:
+        if open_requests and expected_end and all(self.fabric.capacities):
             raise InvariantError(f"{len(open_requests)} requests never ended, the first is {open_requests[0]!r}")
         for request in open_requests:
             request.outcome = UNFINISHED

@@ -1,79 +1,88 @@
-"""A scenario of flows over the network alone: no engines, just bytes, links that change, and who had to wait."""
+"""A scenario of the network alone: no engines, just bytes, collectives, links that change, and who had to wait."""
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
 from pathlib import Path as File
-from typing import Any
+from typing import Any, TypeVar
 
 from simpy import Event
 
+from simulator.build.collectives import Planned as PlannedCollectives
+from simulator.build.collectives import Runner, plan_collectives
+from simulator.build.flows import Going, Ways, alone_by_route, alone_ns, flows_of
+from simulator.build.network import (
+    Planned,
+    check_network,
+    live_network,
+    plan_faults,
+    spread,
+    spread_on,
+    start_faults,
+    too_late,
+)
 from simulator.clock import Clock
-from simulator.errors import InputError, InvariantError, Problem, nearest
-from simulator.network.fabric import Fabric
-from simulator.network.routing import Shares, spread_of
-from simulator.randomness import stream
+from simulator.cluster.faults import LinkHealth
+from simulator.errors import InputError, InvariantError, Problem
+from simulator.network.fabric import Send
+from simulator.network.routing import Shares, split_bytes
 from simulator.results.flow_summary import summarise_flows
 from simulator.results.folder import RunFolder
-from simulator.results.tables import EVENTS, FLOWS
+from simulator.results.tables import COLLECTIVES, EVENTS, FLOWS
 from simulator.scenario.schema import Scenario
 from simulator.scenario.traffic import Traffic
-from simulator.topology.explicit import graph_topology, path_by_names
-from simulator.topology.graph import Path, Topology
+from simulator.topology.explicit import graph_topology
+from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
-from simulator.units import NS_PER_S
-from simulator.workload.flows import Flow, all_to_all, incast, permutation, poisson, read_changes, read_flows
+from simulator.workload.flows import Flow, read_changes
+
+Found = TypeVar("Found")
+
+Changes = tuple[tuple[int, tuple[int, ...], int], ...]
+"""(time in ns, links, new capacity in bytes/s), in order of time."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """The network, the flows in order of start, and the changes of its links in order of time."""
+    """The network, what flows over it in order of start, and what happens to its links."""
 
     scenario: Scenario
     topology: Topology
-    flows: Callable[[], Iterable[tuple[Flow, int, int, Path | None]]]
-    """Each flow with the indices of its two ends and, where it names its path, the links of it."""
-    changes: tuple[tuple[int, tuple[int, ...], int], ...]
-    """(time in ns, links, new capacity in bytes/s)."""
+    flows: Callable[[], Iterable[Going]]
+    collectives: PlannedCollectives
+    changes: Changes
+    faults: Planned
+    notes: list[str]
+    """Inputs without effect, for the user to read."""
 
 
 def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
     """Return the blueprint; raises InputError for what does not exist, such as a path without a link."""
     graph, preset = scenario.topology.graph, scenario.topology.preset
     topology = graph_topology(File(graph)) if graph else build_topology(str(preset), scenario.topology.parameters)
-    changes = _changes(File(traffic.changes), topology) if traffic.changes else ()
-    if traffic.flows is None:
-        return Blueprint(scenario, topology, partial(_drawn, scenario, traffic, topology), changes)
-    listed = _listed(File(traffic.flows), topology)
-    return Blueprint(scenario, topology, lambda: listed, changes)
-
-
-def _listed(file: File, topology: Topology) -> list[tuple[Flow, int, int, Path | None]]:
-    ends = {site.name: site.index for site in topology.sites}
+    check_network(scenario, topology)
+    ways = Ways(topology, scenario.seed, lambda plane: spread_on(scenario, topology, plane))
+    notes: list[str] = []
     problems: list[Problem] = []
-    found: list[tuple[Flow, int, int, Path | None]] = []
-    for flow in read_flows(file):
-        try:
-            if flow.path:  # then the ends are but labels
-                found.append((flow, -1, -1, path_by_names(topology, flow.path)))
-                continue
-            missing = [name for name in (str(flow.source), str(flow.target)) if name not in ends]
-            if missing:
-                what, near = f"no node {missing[0]!r} in the topology, and no path", nearest(missing[0], ends)
-                problems.append(Problem(what, str(file), flow.line, nearest=near))
-                continue
-            source, target = ends[str(flow.source)], ends[str(flow.target)]
-            topology.paths(source, target)
-            found.append((flow, source, target, None))
-        except InputError as error:
-            problems += [Problem(problem.what, str(file), flow.line) for problem in error.problems]
-    if problems:
+    flows = _attempt(lambda: flows_of(scenario, traffic, ways), problems)
+    collectives = _attempt(lambda: plan_collectives(scenario, traffic, topology, notes), problems)
+    changes = _attempt(lambda: _changes(File(traffic.changes), topology) if traffic.changes else (), problems)
+    faults = _attempt(lambda: plan_faults(scenario, topology), problems)
+    if problems or flows is None or collectives is None or changes is None or faults is None:
         raise InputError(problems)
-    return found
+    return Blueprint(scenario, topology, flows, collectives, changes, faults, notes)
 
 
-def _changes(file: File, topology: Topology) -> tuple[tuple[int, tuple[int, ...], int], ...]:
+def _attempt(call: Callable[[], Found], problems: list[Problem]) -> Found | None:
+    """Return what `call` returns, or None after adding its problems, so that all are told at once."""
+    try:
+        return call()
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _changes(file: File, topology: Topology) -> Changes:
     between: dict[tuple[str, str], list[int]] = {}
     for link in topology.links:
         between.setdefault((link.source, link.target), []).append(link.index)
@@ -89,93 +98,103 @@ def _changes(file: File, topology: Topology) -> tuple[tuple[int, tuple[int, ...]
     return tuple(found)
 
 
-def _drawn(scenario: Scenario, traffic: Traffic, topology: Topology) -> Iterable[tuple[Flow, int, int, Path | None]]:
-    assert traffic.pattern is not None
-    chosen, devices = traffic.pattern.parameters, len(topology.sites)
-    if devices < 2:
-        raise InputError("traffic: a pattern needs two devices or more")
-    rng = stream(scenario.seed, "flows")
-    flows: Iterable[Flow]
-    if traffic.pattern.name == "poisson":
-        size = 10**15  # so large that latency is nothing
-        port = round(size * NS_PER_S / alone_ns(topology, 0, devices - 1, size))
-        sizes = chosen.sizes.parameters.law()
-        flows = poisson(rng, devices, chosen.flows, chosen.load, port, sizes)
-    elif traffic.pattern.name == "permutation":
-        flows = permutation(rng, devices, chosen.bytes)
-    elif traffic.pattern.name == "incast":
-        if chosen.sources >= devices or chosen.target >= devices:
-            raise InputError(f"traffic: incast needs a target and other sources among {devices} devices")
-        flows = incast(devices, chosen.target, chosen.sources, chosen.bytes)
-    else:
-        flows = all_to_all(devices, chosen.bytes)
-    for flow in flows:
-        yield flow, int(flow.source), int(flow.target), None
-
-
-def alone_ns(topology: Topology, source: int, target: int, size_bytes: int, path: Path | None = None) -> int:
-    """Return the time of a flow alone: the longest latency of its paths, then its bytes over the most loaded link."""
-    if path is not None:
-        shares: Shares = ((path, 1.0),)
-    elif source == target:
-        return 0
-    elif (spread := spread_of(topology)) is not None:
-        shares = spread(topology, 0, source, target, 0)
-    else:
-        shares = ((topology.paths(source, target)[0], 1.0),)
-    loads: dict[int, float] = {}
-    for way, share in shares:
-        for link in way:
-            loads[link] = loads.get(link, 0.0) + share
-    most = max((share / topology.links[link].capacity_bytes_per_s for link, share in loads.items()), default=0.0)
-    return max(topology.path_latency_ns(way) for way, _ in shares) + ceil(size_bytes * most * NS_PER_S)
+def _sends(going: Going, shares: Shares, through: tuple[int, ...]) -> list[Send]:
+    """Return the parts of a flow, one a path; together they have its weight, and all pass `through` its cap."""
+    flow, ends = going.flow, (going.source, going.target) if going.ways is None else None
+    if len(shares) == 1:
+        return [Send(shares[0][0], flow.size_bytes, ends, flow.weight, None, through)]
+    parts = split_bytes(flow.size_bytes, shares) if shares else []
+    return [
+        Send(path, part, ends, flow.weight * share, None, through)
+        for (path, share), part in zip(shares, parts, strict=True)
+        if part or path is shares[0][0]
+    ]
 
 
 class System:
-    """The live network and the actors that start flows and change links."""
+    """The live network and the actors that start flows and collectives, and change links.
+
+    `finished` happens when the last flow, collective and change of a link is past, whatever faults are still to come.
+    """
 
     def __init__(self, blueprint: Blueprint, folder: RunFolder) -> None:
         scenario = blueprint.scenario
         assert scenario.traffic is not None
-        self.env = Clock()
-        self.notes: list[str] = []
-        self.topology = blueprint.topology
-        on_dead_link, spread = scenario.traffic.on_dead_link, spread_of(self.topology)
-        self.fabric = Fabric(self.env, self.topology, scenario.seed, on_dead_link=on_dead_link, spread=spread)
+        self.env = env = Clock()
+        self.notes = blueprint.notes
+        self.topology = topology = blueprint.topology
+        self._lane = scenario.traffic.lane
+        self._spread = spread(scenario, topology)
+        self.fabric = live_network(env, scenario, topology, scenario.traffic.on_dead_link)
         self.ended = 0
-        self._under_way: dict[int, tuple[Flow, int]] = {}
-        self._flows = folder.writer(FLOWS)
+        self.finished = Event(env)
+        self._under_way: dict[int, tuple[Going, int]] = {}
+        self._flows, self._collectives = folder.writer(FLOWS), folder.writer(COLLECTIVES)
         self._events = folder.writer(EVENTS)
-        self.env.process(self._start(blueprint.flows()))
-        self.env.process(self._change(blueprint.changes))
+        self._health = LinkHealth(self.fabric, topology)
+        closed = scenario.network.fidelity == "alpha_beta"
+        self._runner = Runner(env, self.fabric, topology, blueprint.collectives, closed, self._collective_row)
+        sources = [self._start(blueprint.flows()), self._change(blueprint.changes), *self._runner.actors()]
+        self._sources = len(sources)
+        for source in sources:
+            env.process(source).callbacks.append(self._source_ended)
+        self._faults = blueprint.faults
+        start_faults(env, self._health, blueprint.faults, scenario.seed, self.event)
 
-    def _start(self, flows: Iterable[tuple[Flow, int, int, Path | None]]) -> Generator[Event, Any, None]:
-        env, fabric = self.env, self.fabric
-        for flow, source, target, path in flows:
-            if flow.start_ns > env.now:
-                yield env.timeout(flow.start_ns - env.now)
-            self._under_way[flow.flow_id] = flow, self._ideal_ns(flow, source, target, path)
-            sent = fabric.send(path, flow.size_bytes) if path else fabric.transfer([(source, target, flow.size_bytes)])
-            sent.callbacks.append(partial(self._end, flow))
+    def _start(self, flows: Iterable[Going]) -> Generator[Event, Any, None]:
+        env = self.env
+        for going in flows:
+            if going.flow.start_ns > env.now:
+                yield env.timeout(going.flow.start_ns - env.now)
+            self._send(going)
 
-    def _change(self, changes: tuple[tuple[int, tuple[int, ...], int], ...]) -> Generator[Event, Any, None]:
+    def _send(self, going: Going) -> None:
+        flow, topology = going.flow, self.topology
+        engine = None
+        if going.ways is None and going.cap_bytes_per_s is None and flow.weight == 1:
+            ideal_ns = alone_by_route(topology, self._spread, going.source, going.target, flow.size_bytes)
+            sent: Event = self.fabric.transfer([(going.source, going.target, flow.size_bytes)], lane=going.lane)
+        else:
+            shares = self.fabric.route(going.source, going.target) if going.ways is None else going.ways
+            ideal_ns = alone_ns(topology, shares, flow.size_bytes, going.cap_bytes_per_s) + going.latency_ns
+            if going.cap_bytes_per_s is not None and shares:
+                engine = self.fabric.add_engine(going.cap_bytes_per_s)
+            sends = _sends(going, shares, () if engine is None else (engine,))
+            latency_ns = max((topology.path_latency_ns(send.path) for send in sends), default=0) + going.latency_ns
+            sent = self.fabric.launch(sends, going.lane, latency_ns if going.latency_ns else None)
+        self._under_way[flow.flow_id] = going, ideal_ns
+        sent.callbacks.append(partial(self._end, flow, engine))
+
+    def _change(self, changes: Changes) -> Generator[Event, Any, None]:
         for time_ns, links, capacity in changes:
             if time_ns > self.env.now:
                 yield self.env.timeout(time_ns - self.env.now)
-            self.fabric.set_capacity(links, capacity)
+            self._health.set_whole(links, capacity)
             link = self.topology.links[links[0]]
             self.event("capacity", f"{link.source}>{link.target}", f"{capacity} bytes/s on {len(links)} links")
 
-    def _ideal_ns(self, flow: Flow, source: int, target: int, path: Path | None) -> int:
-        return alone_ns(self.topology, source, target, flow.size_bytes, path)
-
-    def _end(self, flow: Flow, event: Event) -> None:
+    def _end(self, flow: Flow, engine: int | None, event: Event) -> None:
         completed = bool(event.ok)
         if not completed:
             event.defused = True
+        if engine is not None and completed:  # of a flow that failed, other parts may still be under way
+            self.fabric.release_engine(engine)
         self.ended += 1
         _, ideal_ns = self._under_way.pop(flow.flow_id)
         self._row(flow, self.env.now, ideal_ns, completed)
+        self._finish_if_done()
+
+    def _source_ended(self, event: Event) -> None:
+        self._sources -= 1
+        self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
+        if not self._sources and not self._under_way:
+            self.finished.succeed()
+
+    def _collective_row(self, *row: Any) -> None:
+        self.ended += 1
+        self._collectives.append(row)
 
     def _row(self, flow: Flow, finish_ns: int, ideal_ns: int, completed: bool) -> None:
         sites = self.topology.sites
@@ -193,13 +212,16 @@ class System:
         self.fabric.check()
 
     def settle(self, expected_end: bool) -> None:
-        """Write the flows that are still under way; `expected_end`: only those that wait for a dead link may be."""
-        if self._under_way and expected_end and not any(not capacity for capacity in self.fabric.capacities):
-            raise InvariantError(f"{len(self._under_way)} flows never ended")
-        if self._under_way:
-            self.notes.append(f"traffic: {len(self._under_way)} flows were still under way, or stalled, at the end")
-        for flow, ideal_ns in self._under_way.values():
-            self._row(flow, -1, ideal_ns, completed=False)
+        """Write what is still under way; `expected_end`: only those that wait for a dead link may be."""
+        still = len(self._under_way) + self._runner.under_way
+        if still and expected_end and not any(not capacity for capacity in self.fabric.capacities):
+            raise InvariantError(f"{still} flows or collectives never ended")
+        if still:
+            self.notes.append(f"traffic: {still} flows or collectives were still under way, or stalled, at the end")
+        self.notes += too_late(self._faults, self.env.now)
+        for going, ideal_ns in self._under_way.values():
+            self._row(going.flow, -1, ideal_ns, completed=False)
+        self._runner.settle()
 
     def event(self, kind: str, subject: str, detail: str) -> None:
         """Write a row of what happened to the network."""
@@ -208,6 +230,7 @@ class System:
     def finish(self) -> None:
         """Close the tables."""
         self._flows.close()
+        self._collectives.close()
         self._events.close()
 
     def summary(self, folder: File) -> dict[str, Any]:

@@ -6,12 +6,13 @@ Rabenseifner, Gropp 2005 for the algorithms; Sanders, Speck, Traeff 2009 for two
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from math import inf, log2
 from typing import Literal, NamedTuple, get_args
 
 from simulator.network.collectives_constants import CollectiveConstants, Family, Kernel, Protocol
 from simulator.network.collectives_shape import GroupShape, group_nodes, group_shape
-from simulator.network.collectives_steps import Round, steps
+from simulator.network.collectives_steps import Round, steps, two_trees
 from simulator.topology.graph import Topology
 from simulator.units import NS_PER_S
 
@@ -74,13 +75,29 @@ def _ring(passes: int, whole: bool = False) -> Form:
 
 
 def _tree(shape: GroupShape) -> Load | None:
-    """Chains within nodes under two binary trees among nodes; each half of the message goes up and down one tree."""
+    """Chains within nodes under two binary trees among nodes; each half of the message goes up and down one tree.
+
+    Across nodes as many such channels as ranks per node, each with another rank at the head, share the NICs.
+    """
     if not shape.even:
         return None
-    per_node = shape.ranks_per_node
-    local = 2.0 if per_node > 1 else 0.0
-    rail = 2 / per_node if shape.nodes > 2 else 1 / per_node if shape.nodes == 2 else 0.0
-    return Load(2 * (per_node - 1), 2 * _depth(shape.nodes), local, rail)
+    per_node, nodes = shape.ranks_per_node, shape.nodes
+    if nodes == 1:  # one chain: a rank in its middle passes the message on both ways
+        return Load(2 * (per_node - 1), 0, 2.0 if per_node > 1 else 0.0)
+    local, rail = 2 * (per_node - 1) / per_node, _most_neighbours(nodes) / 2 / per_node
+    return Load(2 * (per_node - 1), 2 * _depth(nodes), local, rail)
+
+
+@cache
+def _most_neighbours(nodes: int) -> int:
+    """Return the most neighbours that a node has in both trees together; it sends each of them half a message."""
+    neighbours = [0] * nodes
+    for parents in two_trees(nodes):
+        for child, parent in enumerate(parents):
+            if parent is not None:
+                neighbours[child] += 1
+                neighbours[parent] += 1
+    return max(neighbours)
 
 
 def _in_switch(shape: GroupShape) -> Load | None:
@@ -203,8 +220,10 @@ def line(kernel: Kernel, load: Load, shape: GroupShape) -> tuple[float, float]:
     """Return (latency in ns, ns per byte) of an algorithm's load under one kernel's constants on a shape."""
     network_hop = max(kernel.network_hop, shape.latency_ns)
     latency_ns = kernel.base + load.local_hops * kernel.local_hop + load.network_hops * network_hop
-    local = load.local / (kernel.local_share * shape.local_bytes_per_s)
-    network = max(load.rail / shape.rail_bytes_per_s, load.cross / shape.cross_bytes_per_s) / kernel.network_share
+    local = load.local / (kernel.local_share * shape.local_bytes_per_s) if load.local else 0.0
+    rail = load.rail / shape.rail_bytes_per_s if load.rail else 0.0
+    cross = load.cross / shape.cross_bytes_per_s if load.cross else 0.0
+    network = max(rail, cross) / kernel.network_share
     slope = local + network if load.serial else max(local, network)
     if kernel.own_share is not None and load.own and shape.local_bytes_per_s < inf:
         slope += load.own / (kernel.own_share * shape.local_bytes_per_s)
@@ -231,8 +250,8 @@ def choices(
             raise ValueError(f"{operation} has no algorithm {algorithm!r}; allowed: {', '.join(forms)}")
         family, form = forms[algorithm]
         load = form(shape)
-        kernels = constants.kernels.get(family) or constants.kernels.get(STAND_IN.get(family, family)) or {}
-        if load is not None:
+        kernels = _kernels(constants, family)
+        if load is not None and not _cut_off(load, shape):
             found += [
                 Choice(algorithm, name, *line(kernel, load, shape))
                 for name, kernel in kernels.items()
@@ -242,6 +261,22 @@ def choices(
         what = f"no constants or algorithm for {operation} on {shape.ranks} ranks in {shape.nodes} nodes"
         raise ValueError(f"{what}: {', '.join(algorithms or LIBRARY[operation])}, protocol {protocol or 'any'}")
     return found
+
+
+def _cut_off(load: Load, shape: GroupShape) -> bool:
+    """Return whether a load needs links that carry nothing."""
+    needs = ((load.local, shape.local_bytes_per_s), (load.rail, shape.rail_bytes_per_s))
+    return any(asked and not rate for asked, rate in (*needs, (load.cross, shape.cross_bytes_per_s)))
+
+
+def _kernels(constants: CollectiveConstants, family: Family) -> Mapping[Protocol, Kernel]:
+    return constants.kernels.get(family) or constants.kernels.get(STAND_IN.get(family, family)) or {}
+
+
+def kernel_of(constants: CollectiveConstants, operation: str, algorithm: str, protocol: str) -> Kernel:
+    """Return the constants of a choice."""
+    kernels = _kernels(constants, FORMS[operation][algorithm][0])
+    return next(kernel for name, kernel in kernels.items() if name == protocol)
 
 
 class Envelope:

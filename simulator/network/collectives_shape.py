@@ -3,19 +3,19 @@
 Model: every flow of a pattern is spread evenly over its equal-cost paths; the most loaded link sets the rate of all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.errors import InputError
 from simulator.topology.graph import Topology
+from simulator.topology.spreading import exchange_loads, shard_loads
 
-SPREAD_PATHS = 256
-"""Equal-cost paths over which one flow's load is spread at most: exact up to here, beyond it a rotating sample."""
-SPREAD_PAIRS = 8_192
-"""Pairs that stand for an all-to-all at most; a larger even group is read at evenly spaced shifts of it."""
-
-Shards = Iterable[tuple[int, int, float]]
-"""(source device, target device, amount) triples."""
+RESIDUE = 1e-9
+"""Of the largest load: less than that is what subtraction leaves."""
 
 Nodes = tuple[tuple[int, ...], ...]
 """The devices of a group node by node, each node's in the order of their slots."""
@@ -27,8 +27,8 @@ class GroupShape:
 
     `ranks_per_node` is that of the fullest node. Rates are bytes/s of one rank, one way: `local` to its neighbour in
     the node, `rail` when every rank sends to its like in the next node (of an uneven group only the last rank, to the
-    first), `cross` when it sends to all ranks of other nodes evenly; a rate of links that the group does not use is
-    infinite. `latency_ns` is that of the longest path between neighbouring nodes.
+    first), `cross` when it sends to all ranks of other nodes evenly (zero where some have no way to others); a rate of
+    links that the group does not use is infinite. `latency_ns` is that of the longest path between neighbouring nodes.
     """
 
     ranks: int
@@ -91,41 +91,28 @@ def group_shape(topology: Topology, devices: Sequence[int], capacities: Sequence
     )
 
 
-def pattern_rate(
-    topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float], weight: float = 1.0
-) -> float:
-    """Return the rate at which all `pairs` can send at once times `1 / weight`, in bytes/s; infinite for no pairs."""
-    loads = link_loads(topology, ((a, b, weight) for a, b in pairs))
-    return min((capacities[link] / load for link, load in loads.items()), default=inf)
+def pattern_rate(topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float]) -> float:
+    """Return the rate at which all `pairs` can send at once, in bytes/s; infinite for no pairs."""
+    return _rate(shard_loads(topology, ((a, b, 1.0) for a, b in pairs)), capacities)
 
 
-def link_loads(topology: Topology, shards: Shards) -> dict[int, float]:
-    """Return the load of each link that (source, target, amount) shards use, spread evenly over equal-cost paths."""
-    loads: dict[int, float] = {}
-    for source, target, amount in shards:
-        paths = topology.paths(source, target)
-        count = min(len(paths), SPREAD_PATHS)
-        turn = source * 2_654_435_761 + target * 40_503 if count < len(paths) else 0  # other pairs take other paths
-        for i in range(count):
-            for link in paths[(i * len(paths) // count + turn) % len(paths)]:
-                loads[link] = loads.get(link, 0.0) + amount / count
-    return loads
+def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
+    """Return how many times a second links of `capacities` (bytes/s) carry `loads` (bytes), the slowest of them."""
+    used = np.flatnonzero(loads > loads.max(initial=0.0) * RESIDUE)
+    return float((np.array([capacities[link] for link in used.tolist()]) / loads[used]).min(initial=inf))
 
 
 def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float]) -> float:
-    """Return the rate of one rank that sends to all ranks of other nodes evenly, all ranks at once."""
-    width = len(nodes[0])
-    if any(len(node) != width for node in nodes):  # the rank with the most others to send to sets the pace
-        pairs = [(a, b) for here in nodes for there in nodes if here is not there for a in here for b in there]
-        ranks = sum(len(node) for node in nodes)
-        return pattern_rate(topology, pairs, capacities, 1 / (ranks - min(len(node) for node in nodes)))
-    # a shift by some nodes and some places is a permutation, so that a sample loads all NICs alike
-    turns = len(nodes) - 1
-    shifts = width * min(turns, max(1, SPREAD_PAIRS // (len(nodes) * width * width)))
-    pairs = []
-    for index in range(shifts):  # every place alike, and nodes at even distances
-        on, over = 1 + (2 * index + 1) * turns // (2 * shifts), index % width
-        for i, node in enumerate(nodes):
-            other = nodes[(i + on) % len(nodes)]
-            pairs += [(device, other[(place + over) % width]) for place, device in enumerate(node)]
-    return pattern_rate(topology, pairs, capacities, 1 / shifts)
+    """Return the rate of one rank that sends to all ranks of other nodes evenly, all ranks at once.
+
+    Of an uneven group the rank with the most others to send to. Zero where rails or planes never meet.
+    """
+    devices = [device for node in nodes for device in node]
+    try:
+        loads = exchange_loads(topology, devices, 1.0)
+    except InputError:
+        return 0.0
+    for node in nodes:
+        if len(node) > 1:
+            loads -= exchange_loads(topology, node, 1.0)
+    return _rate(loads, capacities) * (len(devices) - min(len(node) for node in nodes))

@@ -90,9 +90,16 @@ def _ring_rounds(passes: int) -> Callable[[Nodes, int], list[Round]]:
     return make
 
 
-def _chain(nodes: Nodes, size_bytes: int) -> list[Round]:
-    order = [device for node in nodes for device in node]
-    return [[(a, b, size_bytes)] for a, b in pairwise(order)]
+def _chains(nodes: Nodes, size_bytes: int) -> list[Round]:
+    """Along every ring from the first device on, each with its part of the message."""
+    circles = rings(nodes)
+    root = nodes[0][0]
+    chains = [ring[ring.index(root) :] + ring[: ring.index(root)] for ring in circles]
+    parts = split(size_bytes, len(chains))
+    return [
+        [(chain[at], chain[at + 1], part) for chain, part in zip(chains, parts, strict=True)]
+        for at in range(len(chains[0]) - 1)
+    ]
 
 
 def _pairwise(phases: int) -> Callable[[Nodes, int], list[Round]]:
@@ -191,17 +198,25 @@ def _halving_doubling(nodes: Nodes, size_bytes: int) -> list[Round]:
 
 
 def _tree(nodes: Nodes, size_bytes: int) -> list[Round]:
-    """Up a chain in each node, up and down two trees of the nodes' first ranks, down the chains; half on each tree."""
+    """Up a chain in each node, up and down two trees of the nodes' heads, down the chains; half on each tree.
+
+    Across nodes as many such channels as ranks per node, each headed by another rank, share the message and the NICs.
+    """
     _even(nodes)
-    chains = [[(b, a, size_bytes) for a, b in pairwise(node)] for node in nodes]
-    up = [[chain[i] for chain in chains] for i in range(len(nodes[0]) - 2, -1, -1)]
-    levels: dict[int, Round] = {}
-    for parents, half in zip(two_trees(len(nodes)), split(size_bytes, 2), strict=True):
-        for child, parent in enumerate(parents):
-            if parent is not None:
-                levels.setdefault(_depth(child, parents), []).append((nodes[child][0], nodes[parent][0], half))
-    up += [levels[depth] for depth in sorted(levels, reverse=True)]
-    return up + [[(target, source, size) for source, target, size in round_] for round_ in up[::-1]]
+    up: dict[int, Round] = {}
+    width = len(nodes[0])
+    for head, part in enumerate(split(size_bytes, width if len(nodes) > 1 else 1)):
+        turned = [node[head:] + node[:head] for node in nodes]
+        for chain in turned:
+            for at, (a, b) in enumerate(pairwise(chain)):
+                up.setdefault(width - 2 - at, []).append((b, a, part))
+        for parents, half in zip(two_trees(len(nodes)), split(part, 2), strict=True):
+            for child, parent in enumerate(parents):
+                if parent is not None:
+                    level = width - 1 + len(nodes) - _depth(child, parents)  # the deepest first
+                    up.setdefault(level, []).append((turned[child][0], turned[parent][0], half))
+    rounds = [up[level] for level in sorted(up)]
+    return rounds + [[(target, source, size) for source, target, size in round_] for round_ in rounds[::-1]]
 
 
 def _depth(rank: int, parents: Sequence[int | None]) -> int:
@@ -224,7 +239,7 @@ _STEPS: Mapping[tuple[str, str], Callable[[Nodes, int], list[Round]]] = {
     ("all_gather", "ring"): _ring_rounds(1),
     ("all_gather", "direct"): _pairwise(1),
     ("all_gather", "hierarchical"): _hierarchical_all_gather,
-    ("broadcast", "ring"): _chain,
+    ("broadcast", "ring"): _chains,
     ("all_to_all", "direct"): _pairwise(1),
     ("all_to_all", "hierarchical"): _relayed_all_to_all,
     ("all_to_all", "pxn"): _relayed_all_to_all,

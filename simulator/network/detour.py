@@ -1,6 +1,7 @@
 """Routing around dead links: the routing policy is asked again, over the paths that are left.
 
-Model: what a converged routing protocol does, in no time; the policy itself stays as it is.
+Model: what a converged routing protocol does, in no time; the policy itself stays as it is. Where a whole lane (a
+plane, a rail) is out of reach, the other lanes are tried, by relay if the fabric has one.
 """
 
 from collections.abc import Container, Sequence
@@ -21,12 +22,26 @@ class _Alive:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._topology, name)
 
-    def paths(self, *arguments: Any, **options: Any) -> Sequence[Path]:
-        paths = self._topology.paths(*arguments, **options)
-        alive = [path for path in paths if not any(link in self._dead for link in path)]
+    def paths(self, source: int, target: int, plane: str | None = None) -> Sequence[Path]:
+        alive = self._without_dead(self._topology.paths(source, target, plane))
+        if not alive and plane is None:
+            alive = self._by_other_lanes(source, target)
         if not alive:
             raise InputError("no path is left")
         return alive
+
+    def _without_dead(self, paths: Sequence[Path]) -> list[Path]:
+        return [path for path in paths if not any(link in self._dead for link in path)]
+
+    def _by_other_lanes(self, source: int, target: int) -> list[Path]:
+        """Return what is left of the first plane that has anything left, all its lanes together."""
+        for plane in self._topology.planes:
+            alive: list[Path] = []
+            for lane in plane.lanes or (None,):
+                alive += self._without_dead(plane.paths(source, target, lane) or ())
+            if alive:
+                return alive
+        return []
 
 
 def detour(

@@ -161,11 +161,21 @@ def exchange_ns(
     between = max(ports["network_out"].max(), ports["network_in"].max())
     network = between / (phase.network_share * network_bytes_per_s) if between else 0.0
     busy_ns = max(local, network) * NS_PER_S
-    if processors is not None and phase.processor_share is not None:
-        each_ns = traffic.copy_bytes / (phase.processor_share * local_bytes_per_s) * NS_PER_S
-        work_ns = traffic.copies.max() * (phase.copy_processor_time + each_ns) / processors
-        busy_ns = max(busy_ns, work_ns)
-    return float(phase.base + (phase.network_base if between else 0) + busy_ns)
+    return float(start_ns(traffic, phase) + max(busy_ns, work_ns(traffic, phase, local_bytes_per_s, processors)))
+
+
+def start_ns(traffic: Traffic, phase: Phase) -> int:
+    """Return the time of an exchange beside its bytes."""
+    between = traffic.ports()["network_out"].max() > 0
+    return phase.base + (phase.network_base if between else 0)
+
+
+def work_ns(traffic: Traffic, phase: Phase, local_bytes_per_s: float, processors: int | None) -> float:
+    """Return the time that the processors given to the kernel need for the copies; zero where they do not limit."""
+    if processors is None or phase.processor_share is None:
+        return 0.0
+    each_ns = traffic.copy_bytes / (phase.processor_share * local_bytes_per_s) * NS_PER_S
+    return float(traffic.copies.max() * (phase.copy_processor_time + each_ns) / processors)
 
 
 def _groups(routing: ExpertRouting, rank_of_expert: Sequence[int], ranks: int) -> list[list[int]]:

@@ -57,7 +57,9 @@ def print_summary(
     symbols = _UNICODE if console.encoding.lower().startswith("utf") else _ASCII
     _headline(summary, manifest, console, symbols)
     if "flows" in summary:
-        _flows(summary, console, symbols)
+        if summary["flows"]["total"]:
+            _flows(summary, console, symbols)
+        _collectives(summary, console, symbols)
     else:
         _requests(summary, console, symbols)
         _latencies(summary, console)
@@ -141,7 +143,7 @@ def _headline(summary: Mapping[str, Any], manifest: Mapping[str, Any], console: 
     parts = [f"{_time(summary['simulated_s'])} simulated"]
     if wall_s:
         parts[0] += f" in {_time(wall_s)}"
-        parts.append(f"{summary['simulated_s'] / wall_s:,.0f}x real time")
+        parts.append(f"{_number(summary['simulated_s'] / wall_s)}x real time")
         if manifest.get("events"):
             parts.append(f"{manifest['events'] / wall_s:,.0f} events/s")
     console.print(Text(symbols.dot.join(parts), style="dim"))
@@ -217,6 +219,25 @@ def _flows(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
     table = _grid(("", *STATISTICS))
     table.add_row(Text("Time"), *(Text(_time(summary["fct"][statistic])) for statistic in STATISTICS))
     table.add_row(Text("Slowdown"), *(Text(_number(summary["slowdown"][statistic])) for statistic in STATISTICS))
+    _indented(table, console)
+
+
+def _collectives(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
+    figures = summary["collectives"]
+    if not figures["total"]:
+        return
+    lost = figures["total"] - figures["completed"]
+    _title("Collectives", console, f"{lost:,} of {figures['total']:,} did not complete" if lost else "")
+    table = _grid(("ranks", "operation", "bytes", "runs", "mean", "ideal", "bus"), left=2)
+    for line in figures["runs"]:
+        ranks = f"{line['groups']:,} x {line['ranks']:,}" if line["groups"] > 1 else f"{line['ranks']:,}"
+        count = (
+            f"{line['completed']:,}/{line['count']:,}" if line["completed"] < line["count"] else f"{line['count']:,}"
+        )
+        cells = (format_bytes(line["bytes"]), count, _time(line["mean_s"]), _time(line["ideal_s"]))
+        bus = "-" if line["bus_bytes_per_s"] is None else format_bandwidth(line["bus_bytes_per_s"])
+        by = " ".join(line[key] for key in ("algorithm", "protocol") if line[key])
+        table.add_row(Text(ranks), Text(f"{line['operation']} {by}"), *map(Text, cells), Text(bus))
     _indented(table, console)
 
 

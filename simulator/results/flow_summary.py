@@ -1,4 +1,4 @@
-"""The figures of a network-only run, streamed from flows.parquet: completion times, slowdown, what was lost."""
+"""The figures of a network-only run, streamed from its tables: completion times, slowdown, collectives, losses."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,13 @@ from simulator.errors import InvariantError
 from simulator.results.metrics import QUANTILES
 from simulator.results.quantiles import exact_quantiles
 from simulator.results.summary import link_figures
-from simulator.results.tables import FLOWS
+from simulator.results.tables import COLLECTIVES, FLOWS
 from simulator.units import NS_PER_S
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
 
 _FINE = 1_000_000  # a slowdown is counted in millionths, so that its quantiles are those of integers
 
@@ -36,7 +37,70 @@ def summarise_flows(folder: Path, duration_ns: int) -> dict[str, Any]:
         "flows": counts | {"bytes_per_s": counts["bytes_completed"] / seconds if seconds else None},
         "fct": _statistics(path, _completion_ns, NS_PER_S),
         "slowdown": _statistics(path, _slowdown, _FINE),
+        "collectives": _collectives(folder / COLLECTIVES.file),
         "links": link_figures(folder),
+    }
+
+
+def _collectives(path: Path) -> dict[str, Any]:
+    """Return counts, statistics of the time and of the time over the closed form, and a line for each run of them.
+
+    `bus_bytes_per_s` is nccl-tests' bus bandwidth: the rate of the busiest rank's link if the ring were all there is.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path).to_pandas()
+    rows["time_s"] = (rows["finish_ns"] - rows["start_ns"]) / NS_PER_S
+    rows["slowdown"] = rows["time_s"] * NS_PER_S / rows["ideal_ns"].where(rows["ideal_ns"] > 0)
+    done = rows[rows["completed"]]
+    lines = []
+    for run, group in rows.groupby("run", sort=True):
+        first, ended = group.iloc[0], group[group["completed"]]
+        mean_s = float(ended["time_s"].mean()) if len(ended) else None
+        chosen = {name: first[name] for name in ("operation", "algorithm", "protocol")}
+        lines.append(
+            {
+                "run": int(str(run)),
+                **{name: None if pd.isna(value) else str(value) for name, value in chosen.items()},
+                **{name: int(first[name]) for name in ("ranks", "groups", "bytes")},
+                "count": len(group),
+                "completed": len(ended),
+                "mean_s": mean_s,
+                "ideal_s": float(first["ideal_ns"]) / NS_PER_S,
+                "bus_bytes_per_s": _bus_rate(str(first["operation"]), int(first["ranks"]), int(first["bytes"]), mean_s),
+            }
+        )
+    return {
+        "total": len(rows),
+        "completed": len(done),
+        "time": _of_values(done["time_s"]),
+        "slowdown": _of_values(done["slowdown"].dropna()),
+        "runs": lines,
+    }
+
+
+_PASSES = {"all_reduce": 2, "reduce_scatter": 1, "all_gather": 1, "all_to_all": 1}
+
+
+def _bus_rate(operation: str, ranks: int, size_bytes: int, mean_s: float | None) -> float | None:
+    """Return the message times its factor (nccl-tests, doc/PERFORMANCE.md) over the time; None for an exchange."""
+    if not mean_s or operation in ("dispatch", "combine"):
+        return None
+    factor = _PASSES[operation] * (ranks - 1) / ranks if operation in _PASSES else 1.0
+    return factor * size_bytes / mean_s
+
+
+def _of_values(values: "pd.Series[float]") -> dict[str, Any]:
+    names = ("mean", *QUANTILES, "max")
+    if not len(values):
+        return {"count": 0, **dict.fromkeys(names)}
+    import numpy as np
+
+    quantiles = [float(q) for q in np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")]
+    return {
+        "count": len(values),
+        **dict(zip(names, (float(values.mean()), *quantiles, float(values.max())), strict=True)),
     }
 
 

@@ -97,13 +97,27 @@ def _metrics() -> tuple[Metric, ...]:
         for how in STATISTICS
     ]
     found += [
+        Metric(f"collective.{how}", ("collectives", "time", how), "s", f"{how} of the time of collectives")
+        for how in STATISTICS
+    ]
+    found += [
+        Metric(
+            f"collective_slowdown.{how}", ("collectives", "slowdown", how), "", f"{how} of that over the closed form"
+        )
+        for how in STATISTICS
+    ]
+    found += [
+        Metric(f"collectives.{name}", ("collectives", name), "", f"collectives that {what}")
+        for name, what in (("total", "started"), ("completed", "reached every rank"))
+    ]
+    found += [
         Metric(f"flows.{name}", ("flows", name), "", f"flows that {what}")
         for name, what in (("total", "started"), ("completed", "arrived"), ("failed", "lost their path"))
     ]
     return tuple(found)
 
 
-FLOW_METRICS = ("fct", "slowdown", "flows")
+FLOW_METRICS = ("fct", "slowdown", "flows", "collective", "collective_slowdown", "collectives")
 """First words of the metrics of a run of flows alone."""
 NETWORK_METRICS = (*FLOW_METRICS, "link_utilisation_max", "simulated_s")
 """First words of all metrics that such a run has."""

@@ -125,7 +125,7 @@ EVENTS = Table(
     "What happened to the cluster and to its actors, in order of time.",
     (
         _time("time_ns", "when it happened"),
-        _text("kind", "what happened: lease, preempted, capacity (of a link), interrupted"),
+        _text("kind", "what happened: lease, preempted, capacity (of a link), fault, repair, interrupted"),
         _text("subject", "request, instance, device or link that it happened to"),
         _text("detail", "the particulars, for people", nullable=True),
     ),
@@ -146,7 +146,35 @@ FLOWS = Table(
     ),
 )
 
-TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS, FLOWS)
+COLLECTIVES = Table(
+    "collectives",
+    "One row per collective or expert exchange of a network-only run, in the order in which they ended; those still "
+    "under way come last.",
+    (
+        Column("run", "int32", "", "its place in `traffic.collectives`, from 0"),
+        Column("repeat", "int32", "", "which time it ran, from 0"),
+        _text(
+            "operation",
+            "all_reduce, reduce_scatter, all_gather, broadcast, all_to_all, send_receive, dispatch, combine",
+        ),
+        _text("algorithm", "ring, tree, direct ...; of an expert exchange its form"),
+        _text("protocol", "LL, LL128 or Simple; null for an expert exchange", nullable=True),
+        Column("ranks", "int64", "", "ranks of one group"),
+        Column("groups", "int64", "", "groups that ran it at once"),
+        Column(
+            "bytes",
+            "int64",
+            "bytes",
+            "buffer of one rank, as nccl-tests counts it; of an exchange the bytes that the busiest rank sends",
+        ),
+        _time("start_ns", "it started"),
+        _time("finish_ns", "the last rank had it; null when it failed or was open when the run ended", nullable=True),
+        _time("ideal_ns", "the closed form of the same operation on the healthy network, by itself"),
+        Column("completed", "bool", "", "whether every rank got everything"),
+    ),
+)
+
+TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS, FLOWS, COLLECTIVES)
 
 
 def arrow_schema(table: Table) -> Any:

@@ -42,7 +42,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         problems.extend(document.problem((name,), f"missing key {name!r}") for name in absent)
     if scenario is None or problems:
         raise InputError(sorted(dict.fromkeys(problems), key=_place))
-    return scenario
+    return scenario.read_from(document)
 
 
 def locate(path: str | Path) -> Path:
@@ -51,7 +51,7 @@ def locate(path: str | Path) -> Path:
         return file
     shipped = catalog.names("scenarios")
     if str(path) in shipped:
-        return catalog.locate("scenarios", str(path))
+        return catalog.folder("scenarios") / f"{path}.yaml"
     near = nearest(file.stem, shipped)
     raise InputError(
         Problem("no such scenario file", str(path), allowed=f"a file, or {', '.join(shipped)}", nearest=near)

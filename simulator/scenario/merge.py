@@ -20,7 +20,20 @@ from simulator.scenario.workload import workload_kind
 
 MAX_BASES = 20
 VERSION = 1
-CHOICES = frozenset({"arrivals", "batcher", "cost", "output_tokens", "pattern", "prompt_tokens", "router", "sizes"})
+CHOICES = frozenset(
+    {
+        "arrivals",
+        "batcher",
+        "cost",
+        "output_tokens",
+        "pattern",
+        "prompt_tokens",
+        "router",
+        "routing",
+        "sizes",
+        "transport",
+    }
+)
 """Keys whose mapping has one key, the name of the chosen policy or law."""
 
 _PART = re.compile(r'(?:(?P<name>[^.\[\]"=\s]+)|(?P<quoted>"(?:[^"\\]|\\.)*"))')

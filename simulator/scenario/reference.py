@@ -26,6 +26,7 @@ REFERENCES: dict[PathKey, str] = {
     ("topology", "device"): "topologies/devices",
     ("serving", "model"): "workloads/models",
     ("topology", "graph"): "graphs",
+    ("network", "collectives"): "topologies/collectives",
     ("traffic", "flows"): "flows",
     ("traffic", "changes"): "changes",
     ("workload", "trace"): "traces",

@@ -12,11 +12,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    PrivateAttr,
     WithJsonSchema,
     model_validator,
 )
 
 from simulator.device.cost import COSTS
+from simulator.documents import Document, path_key
+from simulator.errors import Problem
 from simulator.model.transformer import Layout
 from simulator.results.metrics import FLOW_METRICS, NETWORK_METRICS
 from simulator.scenario.expectation import (
@@ -25,6 +28,7 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
@@ -175,6 +179,18 @@ def _folder_name(name: str) -> str:
     return name
 
 
+class Origin:
+    """The document that a scenario was read from, if any; it is no part of what the scenario means."""
+
+    def __init__(self, document: Document | None = None) -> None:
+        self.document = document
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origin)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Scenario(Strict):
     """A scenario of the simulator: a cluster, a workload, the engines that serve it, and what is expected of them."""
 
@@ -199,13 +215,31 @@ class Scenario(Strict):
     serving: Serving | None = None
     """The engines; go with `workload`."""
     traffic: Traffic | None = None
-    """Flows over the network alone, in the place of `workload` and `serving`."""
+    """Flows and collectives over the network alone, in the place of `workload` and `serving`."""
+    network: Network = Network()
+    """How the fabric carries bytes."""
+    faults: tuple[FaultSection, ...] = ()
+    """What breaks in the network, and when."""
     slo: SLO = SLO()
     """Objectives of each request."""
     expect: Expectations = ()
     """Metrics of the summary and what they are compared with; when one fails the exit code is 3."""
     results: Results = Results()
     """How results are recorded."""
+
+    _origin: Origin = PrivateAttr(default_factory=Origin)
+
+    def read_from(self, document: Document) -> Self:
+        """Remember the document of this scenario, for `located`; return the scenario."""
+        self._origin.document = document
+        return self
+
+    def located(self, problem: Problem) -> Problem:
+        """Return a problem that knows only its path with the file, line and column where that stands."""
+        document = self._origin.document
+        if problem.file is not None or problem.path is None or document is None:
+            return problem
+        return document.problem(path_key(problem.path), problem.what, problem.allowed, problem.nearest)
 
     @model_validator(mode="after")
     def _one_subject(self) -> Self:
@@ -221,6 +255,14 @@ class Scenario(Strict):
         there = [name for name, part in (parts | {"slo": self.slo if self.slo != SLO() else None}).items() if part]
         if there:
             raise LocatedError(*(Fault((name,), "does not go with `traffic`, the network alone") for name in there))
+        return self
+
+    @model_validator(mode="after")
+    def _random_faults_end(self) -> Self:
+        at_random = [index for index, fault in enumerate(self.faults) if fault.mtbf is not None]
+        if at_random and self.until is None:
+            what = "faults at random need `until`: they never end by themselves"
+            raise LocatedError(*(Fault(("faults", index, "mtbf"), what) for index in at_random))
         return self
 
     @model_validator(mode="after")

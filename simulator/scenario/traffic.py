@@ -1,15 +1,17 @@
-"""The `traffic:` of a scenario: flows over the network alone, listed in a file or drawn as a pattern."""
+"""The `traffic:` of a scenario: flows over the network alone, listed in a file or here, or drawn; and collectives."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simulator.strict import Count, Fault, LocatedError, OneOf, Size, Strict, one_of
+from simulator.scenario.collective import CollectiveRun
+from simulator.strict import Bandwidth, Count, Duration, Fault, LocatedError, OneOf, Size, Strict, one_of
 
 if TYPE_CHECKING:
     from simulator.workload import flows
 
 PositiveNumber = Annotated[float, Field(gt=0)]
+Lane = Annotated[int, Field(ge=0, le=15)]
 
 
 class ConstantSize(Strict):
@@ -120,20 +122,54 @@ else:
     )
 
 
+class Transfer(Strict):
+    """One flow between two ends, each the name of a node of the topology or the index of a device."""
+
+    source: str | int
+    """Where it comes from."""
+    target: str | int
+    """Where it goes to."""
+    bytes: Size
+    """Size."""
+    start: Duration = 0
+    """When it starts."""
+    via: tuple[str | int, ...] = ()
+    """Ends that it passes in this order, such as the CPUs that stage it; it flows through all legs at once."""
+    plane: str | None = None
+    """Plane or lane that carries each leg that it joins; other legs go by the first plane that joins their ends."""
+    operation: str | None = None
+    """What the topology publishes the rate of, such as `read` or `write`; it must know both ends' plane."""
+    lane: Lane | None = None
+    """Priority lane; default: that of `traffic`."""
+    weight: PositiveNumber = 1.0
+    """Multiple of a flow's fair share."""
+    cap: Bandwidth | None = None
+    """Rate at most."""
+
+
 class Traffic(Strict):
-    """Flows over the network, and what happens to its links meanwhile."""
+    """Flows and collectives over the network, and what happens to its links meanwhile."""
 
     flows: str | None = None
-    """Path of a CSV of flows: flow_id, src, dst, bytes, start_s, and path (names joined by `>`; empty: routed)."""
+    """Path of a CSV of flows: flow_id, src, dst, bytes, start_s, and path (names joined by `>`; empty: routed); columns
+    plane, lane, weight and cap_Bps may follow."""
     pattern: Pattern | None = None
     """Flows drawn instead."""
+    transfers: tuple[Transfer, ...] = ()
+    """Flows written down here; they go beside the others, numbered after those of a file and before a pattern's."""
+    collectives: tuple[CollectiveRun, ...] = ()
+    """Collectives and expert exchanges."""
     changes: str | None = None
     """Path of a CSV of capacities that change: time_s, src, dst, bandwidth_Bps; zero is a dead link."""
     on_dead_link: Literal["fail", "stall", "reroute"] = "fail"
     """What becomes of a flow whose path dies: it fails, waits for the repair, or takes another path from there on."""
+    lane: Lane = 0
+    """Priority lane of flows that name none: strictly, a lane has what those of lower number leave."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.flows is None) == (self.pattern is None):
-            raise ValueError("exactly one of flows and pattern is needed")
+    def _something_flows(self) -> Self:
+        if self.flows is not None and self.pattern is not None:
+            raise ValueError("flows and pattern exclude each other")
+        if self.flows is None and self.pattern is None and not self.transfers and not self.collectives:
+            raise ValueError("at least one of flows, pattern, transfers and collectives is needed")
         return self

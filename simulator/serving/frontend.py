@@ -45,10 +45,14 @@ class Admission(NamedTuple):
 
 
 class Frontend:
-    """Counts every request from its arrival to its one outcome; `ended` hears of each."""
+    """Counts every request from its arrival to its one outcome; `ended` hears of each, `finished` is when all have."""
 
-    def __init__(self, env: Clock, pool: Pool, admission: Admission, ended: Callable[[Request], None]) -> None:
+    def __init__(
+        self, env: Clock, pool: Pool, admission: Admission, ended: Callable[[Request], None], finished: Event
+    ) -> None:
         self.env = env
+        self._all_arrived = False
+        self._finished = finished
         self.in_flight: dict[int, Request] = {}
         self.arrived = self.finished = self.rejected = 0
         self.reasons: dict[str, int] = {}  # rejections by why
@@ -73,6 +77,9 @@ class Frontend:
                     choose(request).submit(request)
                 else:
                     self._reject(request, reason)
+        self._all_arrived = True
+        if not in_flight:
+            self._finished.succeed()
 
     def finish(self, request: Request) -> None:
         """Close a request whose last token is out."""
@@ -80,6 +87,8 @@ class Frontend:
         self.finished += 1
         del self.in_flight[request.request_id]
         self._row(request)
+        if self._all_arrived and not self.in_flight:
+            self._finished.succeed()
 
     @property
     def ended(self) -> int:

@@ -19,8 +19,10 @@ from simulator.errors import InputError, Problem, nearest
 from simulator.units import NS_PER_S
 from simulator.workload.fields import BadValueError, exact
 
-FLOW_COLUMNS = ("flow_id", "src", "dst", "bytes", "start_s", "path")
+FLOW_COLUMNS = ("flow_id", "src", "dst", "bytes", "start_s")
+FLOW_OPTIONS = ("path", "plane", "lane", "weight", "cap_Bps")
 CHANGE_COLUMNS = ("time_s", "src", "dst", "bandwidth_Bps")
+MOST_LANES = 15
 _BLOCK = 4096
 
 
@@ -35,6 +37,14 @@ class Flow(NamedTuple):
     path: str = ""
     """Names joined by `>`; empty where the topology routes."""
     line: int = 0
+    plane: str = ""
+    """Plane or lane of one that carries it; empty: the first that joins its ends."""
+    lane: int | None = None
+    """Priority lane; None: that of the run."""
+    weight: float = 1.0
+    """Multiple of its fair share."""
+    cap_bytes_per_s: int | None = None
+    """Rate at most."""
 
 
 class Change(NamedTuple):
@@ -48,13 +58,18 @@ class Change(NamedTuple):
 
 
 def read_flows(path: Path) -> list[Flow]:
-    """Return the flows of a CSV with the columns flow_id, src, dst, bytes, start_s and path, in order of start.
+    """Return the flows of a CSV with the columns flow_id, src, dst, bytes and start_s, in order of start.
 
+    Columns path, plane, lane, weight and cap_Bps may be there; an empty value is the default.
     Raises InputError with every bad row: a flow left out would change all the others.
     """
+    checks = (_count, _name, _name, _count, _time_ns, str, str, _lane, _weight, _cap)
     flows = [
-        Flow(_count(row[0]), _name(row[1]), _name(row[2]), _count(row[3]), _time_ns(row[4]), row[5].strip(), line)
-        for line, row in _rows(path, FLOW_COLUMNS, (_count, _name, _name, _count, _time_ns, str))
+        Flow(
+            *(_count(row[0]), _name(row[1]), _name(row[2]), _count(row[3]), _time_ns(row[4]), row[5].strip(), line),
+            *(row[6].strip(), _lane(row[7]), _weight(row[8]), _cap(row[9])),
+        )
+        for line, row in _rows(path, FLOW_COLUMNS, checks, FLOW_OPTIONS)
     ]
     numbers: dict[int, int] = {}
     for flow in flows:
@@ -76,15 +91,17 @@ def read_changes(path: Path) -> list[Change]:
     return sorted(changes, key=lambda change: change.time_ns)
 
 
-def _rows(path: Path, columns: tuple[str, ...], checks: Iterable[object]) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and the values of `columns`; a last column `path` may be absent. All bad rows are one error."""
+def _rows(
+    path: Path, columns: tuple[str, ...], checks: Iterable[object], options: tuple[str, ...] = ()
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and the values of columns and `options`, which may be absent. All bad rows are one error."""
     problems: list[Problem] = []
     good: list[tuple[int, list[str]]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            order = _order(path, header, columns)
+            order = _order(path, header, columns, options)
             for row in reader:
                 if not row:
                     continue
@@ -92,7 +109,7 @@ def _rows(path: Path, columns: tuple[str, ...], checks: Iterable[object]) -> Ite
                     problems.append(Problem(f"{len(row)} values for {len(header)} columns", str(path), reader.line_num))
                     continue
                 values = ["" if index is None else row[index] for index in order]
-                for name, value, check in zip(columns, values, checks, strict=True):
+                for name, value, check in zip((*columns, *options), values, checks, strict=True):
                     try:
                         check(value)  # type: ignore[operator]
                     except BadValueError as error:
@@ -105,12 +122,18 @@ def _rows(path: Path, columns: tuple[str, ...], checks: Iterable[object]) -> Ite
     yield from good
 
 
-def _order(path: Path, header: list[str], columns: tuple[str, ...]) -> list[int | None]:
-    missing = [name for name in columns if name not in header and name != "path"]
+def _order(path: Path, header: list[str], columns: tuple[str, ...], options: tuple[str, ...]) -> list[int | None]:
+    known, missing = (*columns, *options), [name for name in columns if name not in header]
     if missing:
         what = f"no column {', '.join(missing)}; found {', '.join(header) or 'nothing'}"
-        raise InputError(Problem(what, str(path), 1, allowed=", ".join(columns), nearest=nearest(missing[0], header)))
-    return [header.index(name) if name in header else None for name in columns]
+        raise InputError(Problem(what, str(path), 1, allowed=", ".join(known), nearest=nearest(missing[0], header)))
+    for name in header:
+        if header.count(name) > 1:
+            raise InputError(Problem(f"column {name!r} stands there twice", str(path), 1))
+        near = nearest(name, [option for option in options if option not in header])
+        if name not in known and near is not None:  # a misspelt option would have no effect; other columns are notes
+            raise InputError(Problem(f"unknown column {name!r}", str(path), 1, allowed=", ".join(known), nearest=near))
+    return [header.index(name) if name in header else None for name in known]
 
 
 def _name(text: str) -> str:
@@ -131,6 +154,29 @@ def _time_ns(text: str) -> int:
     if value < 0 or value * NS_PER_S >= 2**62:
         raise BadValueError("a time of zero or more is needed")
     return round(value * NS_PER_S)
+
+
+def _lane(text: str) -> int | None:
+    if not text.strip():
+        return None
+    lane = _count(text)
+    if lane > MOST_LANES:
+        raise BadValueError(f"a lane from 0 to {MOST_LANES} is needed")
+    return lane
+
+
+def _weight(text: str) -> float:
+    weight = float(exact(text)) if text.strip() else 1.0
+    if not weight > 0:
+        raise BadValueError("a weight of more than zero is needed")
+    return weight
+
+
+def _cap(text: str) -> int | None:
+    cap = _count(text) if text.strip() else None
+    if cap == 0:
+        raise BadValueError("a cap of more than zero is needed")
+    return cap
 
 
 class Sizes(Protocol):

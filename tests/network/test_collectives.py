@@ -10,9 +10,10 @@ from simulator.errors import InputError
 from simulator.network import Fabric
 from simulator.network.collectives import FORMS, LIBRARY, OPERATIONS, Choice, Collectives, Envelope, choices
 from simulator.network.collectives_constants import CollectiveConstants, Kernel, load_constants
-from simulator.network.collectives_shape import GroupShape, group_nodes, group_shape, link_loads
+from simulator.network.collectives_shape import GroupShape, group_nodes, group_shape
 from simulator.network.collectives_steps import rings, split, steps, two_trees
 from simulator.topology import build_topology
+from simulator.topology.spreading import shard_loads
 
 NS = 10**9
 NVLINK, NIC = 450 * NS, 50 * NS
@@ -42,8 +43,10 @@ def one_node(ranks):
 
 def bound_by_links(topology, rounds):
     """Seconds of rounds one after another, each as long as its most loaded link."""
-    loads = [link_loads(topology, shards) for shards in rounds]
-    return sum(max(load / topology.links[link].capacity_bytes_per_s for link, load in part.items()) for part in loads)
+    loads = [shard_loads(topology, shards).tolist() for shards in rounds]
+    return sum(
+        max(load / link.capacity_bytes_per_s for link, load in zip(topology.links, part, strict=True)) for part in loads
+    )
 
 
 def run_on_fabric(topology, rounds):

@@ -1,0 +1,244 @@
+"""The collectives of a `traffic:` section: who takes part, what each is by the device's constants, and their actors."""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from simpy import Event
+
+from simulator import catalog
+from simulator.build.flows import is_one_step
+from simulator.build.network import Live
+from simulator.clock import Clock
+from simulator.errors import InputError, Problem
+from simulator.network.collectives import Collectives
+from simulator.network.collectives_constants import KIND, load_constants
+from simulator.network.collectives_phases import Exchange, Phase
+from simulator.network.collectives_shape import group_nodes
+from simulator.network.dispatch import (
+    Traffic,
+    expected_copies,
+    high_throughput,
+    low_latency,
+    sampled_copies,
+    token_bytes,
+)
+from simulator.network.expert_routing import ExpertRouting
+from simulator.network.fabric import DeadLinkError
+from simulator.network.operations import Operation, collective, expert_exchange, run
+from simulator.randomness import stream
+from simulator.scenario.collective import CollectiveRun, ExpertExchange
+from simulator.scenario.schema import Scenario
+from simulator.scenario.traffic import Traffic as TrafficSection
+from simulator.topology.graph import Topology
+from simulator.topology.spreading import exchange_loads
+from simulator.units import NS_PER_S
+
+Groups = tuple[tuple[int, ...], ...]
+IDEAL = "ideal"
+FORMS = {"low_latency": low_latency, "high_throughput": high_throughput}
+
+
+class Plan(NamedTuple):
+    """One entry of `traffic.collectives`: what each of its groups runs."""
+
+    number: int
+    section: CollectiveRun
+    groups: Groups
+    operations: tuple[Operation, ...]
+
+
+Planned = tuple[Plan, ...]
+
+
+def plan_collectives(scenario: Scenario, traffic: TrafficSection, topology: Topology, notes: list[str]) -> Planned:
+    """Return what runs; raises InputError with every entry that does not fit the topology."""
+    if is_one_step(scenario, traffic):
+        assert traffic.pattern is not None
+        notes.append(
+            f"traffic.pattern: at fidelity {scenario.network.fidelity} an all-to-all is one step, a row of "
+            "collectives.parquet in the place of its flows"
+        )
+        step = _whole_pattern(topology, len(traffic.collectives), traffic.pattern.parameters.bytes)
+        return *_listed(scenario, traffic, topology, notes), step
+    return _listed(scenario, traffic, topology, notes)
+
+
+def _whole_pattern(topology: Topology, number: int, each_bytes: int) -> Plan:
+    """Return the step in which every device sends `each_bytes` to every other one, without any kernel's constants."""
+    devices = tuple(range(len(topology.sites)))
+    whole = each_bytes * len(devices)
+    section = CollectiveRun.model_validate({"run": {"all_to_all": {"bytes": f"{whole} B", "algorithm": "direct"}}})
+    latency_ns = max((topology.path_latency_ns(topology.paths(0, other)[0]) for other in devices[1:]), default=0)
+    capacities = np.array([link.capacity_bytes_per_s for link in topology.links])
+    drain_ns = float((exchange_loads(topology, devices, each_bytes) / capacities).max()) * NS_PER_S
+    exchange = Phase([], exchange=Exchange(group_nodes(topology, devices), whole))
+    operation = Operation("direct", None, whole, latency_ns + drain_ns, latency_ns, (exchange,))
+    return Plan(number, section, (devices,), (operation,))
+
+
+def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, notes: list[str]) -> Planned:
+    if not traffic.collectives:
+        return ()
+    if not topology.device or topology.device == "none":
+        raise InputError(
+            Problem("a graph has no nodes of devices; collectives need a preset", path="traffic.collectives")
+        )
+    collectives = Collectives(topology, load_constants(_constants(scenario, topology, notes)))
+    found: list[Plan] = []
+    problems: list[Problem] = []
+    for index, section in enumerate(traffic.collectives):
+        try:
+            groups = groups_of(section, len(topology.sites))
+            operations = _operations(scenario, section, groups, collectives, index)
+            found.append(Plan(index, section, groups, operations))
+        except (InputError, ValueError) as error:
+            said = error.problems if isinstance(error, InputError) else (Problem(str(error)),)
+            at = f"traffic.collectives[{index}]"
+            problems += [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in said]
+    if problems:
+        raise InputError(problems)
+    return tuple(found)
+
+
+def _constants(scenario: Scenario, topology: Topology, notes: list[str]) -> str:
+    """Return the constants that the scenario names, or those of the device, or the ideal ones with a note."""
+    if scenario.network.collectives is not None:
+        return scenario.network.collectives
+    for name in catalog.names(KIND):
+        if topology.device.startswith(name) and load_constants(name).kernels:
+            return name
+    notes.append(
+        f"network.collectives: no constants are known for {topology.device}, so collectives cost nothing but their "
+        f"bytes; name others ({', '.join(catalog.names(KIND))})"
+    )
+    return IDEAL
+
+
+def groups_of(section: CollectiveRun, devices: int) -> Groups:
+    """Return the groups of a collective among the first devices of a topology that has `devices`.
+
+    Groups of g ranks at stride s tile blocks of g x s devices: group j of a block has its devices j, j + s, j + 2s ...
+    Raises InputError where they do not tile.
+    """
+    taking = section.devices or devices
+    if taking > devices:
+        raise InputError(f"{taking} devices of {devices}")
+    size, stride = section.group or taking, section.stride
+    block = size * stride
+    if taking % block:
+        raise InputError(f"groups of {size} at stride {stride} do not tile {taking} devices")
+    starts = (first + place for first in range(0, taking, block) for place in range(stride))
+    return tuple(tuple(range(start, start + block - stride + 1, stride)) for start in starts)
+
+
+def _operations(
+    scenario: Scenario, section: CollectiveRun, groups: Groups, collectives: Collectives, index: int
+) -> tuple[Operation, ...]:
+    chosen = section.run.parameters
+    if not isinstance(chosen, ExpertExchange):
+        return tuple(
+            collective(collectives, section.run.name, group, chosen.bytes, chosen.algorithm, chosen.protocol)
+            for group in groups
+        )
+    constants = getattr(collectives.constants, chosen.form)
+    if constants is None:
+        raise InputError(f"{collectives.constants.device} has no constants of the {chosen.form} form")
+    name = f"experts/{index}"
+    return tuple(
+        expert_exchange(
+            collectives,
+            group,
+            _traffic(chosen, section.run.name, collectives.topology, group, scenario.seed, f"{name}/{number}"),
+            getattr(constants, section.run.name),
+            chosen.form,
+            chosen.processors,
+        )
+        for number, group in enumerate(groups)
+    )
+
+
+def _traffic(
+    section: ExpertExchange, name: str, topology: Topology, group: Sequence[int], seed: int, stream_name: str
+) -> Traffic:
+    """Return what the ranks of a group send each other."""
+    ranks, experts = len(group), section.experts
+    if experts % ranks:
+        raise InputError(f"{experts} experts do not divide among {ranks} ranks")
+    nodes = {node: place for place, node in enumerate(dict.fromkeys(topology.sites[device].node for device in group))}
+    rank_of_expert = [expert * ranks // experts for expert in range(experts)]
+    node_of_expert = tuple(nodes[topology.sites[group[rank]].node] for rank in rank_of_expert)
+    loads = None
+    if section.skew is not None and section.skew.exponent:
+        popular = stream(seed, f"{stream_name}/popularity").permutation(experts)  # which expert is the k-th
+        loads = tuple(float((1 + place) ** -section.skew.exponent) for place in np.argsort(popular).tolist())
+    routing = ExpertRouting(node_of_expert, section.top_k, loads, section.node_limit)
+    tokens = [section.tokens] * ranks
+    if section.sampled:
+        copies = sampled_copies(tokens, routing, rank_of_expert, seed, stream_name)
+    else:
+        copies = expected_copies(tokens, routing, rank_of_expert)
+    sent = FORMS[section.form](copies, token_bytes(section.hidden, section.value_bits, section.scale_block))
+    return sent if name == "dispatch" else sent.reversed(sent.copy_bytes)
+
+
+Row = Callable[..., None]
+"""Called with the values of a row of `collectives`."""
+
+
+class Runner:
+    """The actors of all collectives: each entry runs its groups at once, and again when all of them are through."""
+
+    def __init__(self, env: Clock, network: Live, topology: Topology, planned: Planned, closed: bool, row: Row) -> None:
+        self._env = env
+        self._network = network
+        self._topology = topology
+        self._planned = planned
+        self._closed = closed
+        self._row = row
+        self._open: dict[int, tuple[int, int]] = {}  # by entry: repeat, start
+
+    @property
+    def under_way(self) -> int:
+        """Collectives that have started and not ended."""
+        return len(self._open)
+
+    def actors(self) -> list[Generator[Event, Any, None]]:
+        """Return one process per entry."""
+        return [self._run(plan) for plan in self._planned]
+
+    def settle(self) -> None:
+        """Write what is still under way: the run is over."""
+        for index, (repeat, start_ns) in self._open.items():
+            self._write(self._planned[index], repeat, start_ns, -1, completed=False)
+
+    def _run(self, plan: Plan) -> Generator[Event, Any, None]:
+        env, section = self._env, plan.section
+        if section.start:
+            yield env.timeout(section.start)
+        for repeat in range(section.repeat):
+            if repeat and section.gap:
+                yield env.timeout(section.gap)
+            start_ns, completed = env.now, True
+            self._open[plan.number] = repeat, start_ns
+            try:
+                yield env.all_of([env.process(self._group(operation, section.lane)) for operation in plan.operations])
+            except DeadLinkError:
+                completed = False
+            del self._open[plan.number]
+            self._write(plan, repeat, start_ns, env.now, completed)
+
+    def _group(self, operation: Operation, lane: int) -> Generator[Event, Any, None]:
+        if self._closed:
+            yield self._env.timeout(round(operation.ideal_ns))
+        else:
+            yield from run(self._env, self._network, self._topology, operation, lane)
+
+    def _write(self, plan: Plan, repeat: int, start_ns: int, finish_ns: int, completed: bool) -> None:
+        first = plan.operations[0]
+        size_bytes = max(operation.size_bytes for operation in plan.operations)
+        ideal_ns = round(max(operation.ideal_ns for operation in plan.operations))
+        self._row(
+            *(plan.number, repeat, plan.section.run.name, first.algorithm, first.protocol),
+            *(len(plan.groups[0]), len(plan.groups), size_bytes, start_ns, finish_ns, ideal_ns, completed),
+        )

@@ -1,0 +1,147 @@
+"""The live network of a scenario, whatever runs over it: its fidelity, its routing, its background, its faults."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from simulator.clock import Clock
+from simulator.cluster.faults import (
+    Fault,
+    LinkHealth,
+    RandomFaults,
+    Report,
+    part,
+    parts,
+    strike_at,
+    strike_at_random,
+)
+from simulator.errors import InputError, Problem, nearest
+from simulator.network.fabric import Fabric, OnDeadLink
+from simulator.network.routing import ROUTINGS, OnPlane, Spread, routing, spread_of
+from simulator.network.transport import PLAIN
+from simulator.randomness import stream
+from simulator.scenario.network import FaultSection, Routing
+from simulator.scenario.schema import Scenario
+from simulator.topology.graph import Topology
+
+if TYPE_CHECKING:
+    from simulator.network.step_network import StepNetwork
+
+    Live = Fabric | StepNetwork
+else:
+    Live = Fabric
+
+SPRAY = Routing.model_validate("spray")
+
+Planned = tuple[Fault | RandomFaults, ...]
+
+
+def spread(scenario: Scenario, topology: Topology) -> Spread | None:
+    """Return the routing of a run: the scenario's, or the topology's own; None is plain ECMP.
+
+    Raises InputError for a plane that the topology does not have.
+    """
+    chosen = scenario.network.routing
+    if chosen is None:
+        return spread_of(topology)
+    plane = getattr(chosen.parameters, "plane", None)
+    if plane is not None:
+        _placed(lambda: topology.plane(plane), f"network.routing.{chosen.name}.plane")
+    if chosen.name == "ecmp" and plane is None:
+        return None
+    return routing(chosen.name, chosen.parameters)
+
+
+def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spread:
+    """Return the routing of flows that are bound to a plane (None: to none), split over paths as the run's are."""
+    chosen = scenario.network.routing
+    name = topology.routing if chosen is None else chosen.name
+    if plane is None:
+        return routing(name, chosen.parameters if chosen is not None else None)
+    if not issubclass(ROUTINGS[name].parameters, OnPlane):  # policies that choose the plane themselves
+        return routing("ecmp", OnPlane(plane=plane))
+    given = chosen.parameters if chosen is not None else ROUTINGS[name].parameters()
+    return routing(name, given.model_copy(update={"plane": plane}))
+
+
+def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_link: OnDeadLink) -> "Live":
+    """Return the network at the scenario's fidelity, its background in place."""
+    section, chosen = scenario.network, spread(scenario, topology)
+    transport = PLAIN if section.transport.parameters == PLAIN else section.transport.parameters
+    if section.fidelity != "flow":
+        from simulator.network.step_network import StepNetwork
+
+        if (section.routing is None and topology.routing == "spray") or section.routing == SPRAY:
+            chosen = None  # evenly over all equal-cost paths is what a StepNetwork does by itself
+        return StepNetwork(env, topology, scenario.seed, section.fidelity, spread=chosen, transport=transport)
+    fabric = Fabric(env, topology, scenario.seed, on_dead_link=on_dead_link, transport=transport, spread=chosen)
+    for item in section.background:
+        fabric.set_background(links_of(topology, item.tier), "background", item.share)
+    return fabric
+
+
+def links_of(topology: Topology, tier: str) -> list[int]:
+    """Return the links of a tier; raises InputError when there is none."""
+    found = [link.index for link in topology.links if link.tier == tier]
+    if not found:
+        tiers = list(dict.fromkeys(link.tier for link in topology.links))
+        what = f"no links of tier {tier!r} in {topology.name}"
+        raise InputError(
+            Problem(what, path="network.background", allowed=", ".join(tiers), nearest=nearest(tier, tiers))
+        )
+    return found
+
+
+def check_network(scenario: Scenario, topology: Topology) -> None:
+    """Raise InputError now for what the live network would refuse."""
+    spread(scenario, topology)
+    for item in scenario.network.background:
+        links_of(topology, item.tier)
+
+
+def plan_faults(scenario: Scenario, topology: Topology) -> Planned:
+    """Return the faults of a scenario; raises InputError with every name that is not in the topology."""
+    found: list[Fault | RandomFaults] = []
+    problems: list[Problem] = []
+    for index, section in enumerate(scenario.faults):
+        try:
+            found.append(_planned(section, topology))
+        except InputError as error:
+            at = f"faults[{index}]"
+            problems += [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in error.problems]
+    if problems:
+        raise InputError(problems)
+    return tuple(found)
+
+
+def _planned(section: FaultSection, topology: Topology) -> Fault | RandomFaults:
+    if section.mtbf is not None:
+        assert section.repair is not None  # the schema sees to it
+        struck = parts(topology, section.what, section.tier)
+        return RandomFaults(struck, section.mtbf, section.left, section.repair)
+    assert section.name is not None
+    assert section.at is not None
+    return Fault(part(topology, section.what, section.name), section.at, section.left, section.repair)
+
+
+def start_faults(env: Clock, health: LinkHealth, planned: Planned, seed: int, report: Report) -> None:
+    """Let faults happen: one process for each, its random times from a stream of its own."""
+    for index, fault in enumerate(planned):
+        if isinstance(fault, Fault):
+            env.process(strike_at(env, health, fault, report))
+        else:
+            env.process(strike_at_random(env, health, fault, stream(seed, f"faults/{index}"), report))
+
+
+def too_late(planned: Planned, end_ns: int) -> list[str]:
+    """Return a note if faults at given times would have come after the run's end."""
+    late = sum(isinstance(fault, Fault) and fault.at_ns > end_ns for fault in planned)
+    return [f"faults: {late} had no effect, they come after the end of the run"] if late else []
+
+
+def _placed(call: Callable[[], object], at: str) -> None:
+    try:
+        call()
+    except InputError as error:
+        raise InputError(
+            [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in error.problems]
+        ) from None

@@ -1,0 +1,274 @@
+"""The network at lower fidelity: what starts together is a step, and its most loaded link says how long it takes.
+
+Model: a flow ends after the latency of its path and the longest drain among its links, where a link drains all bytes
+that the step puts on it at its capacity. `load` counts all that starts in the same nanosecond as a step, `alpha_beta`
+each transfer by itself (Hockney 1994; for a step of many flows the bound of Valiant 1990, h-relations). Steps do not
+see each other, and a step under way keeps its pace when a link changes.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import ceil
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from simpy import Event
+
+from simulator.clock import NETWORK, Alarm, Clock
+from simulator.errors import InvariantError
+from simulator.network.component import FORGIVEN_NS
+from simulator.network.fabric import DeadLinkError, LinkRow, Send, Transfer
+from simulator.network.routing import Shares, Spread
+from simulator.network.transport import PLAIN, Transport
+from simulator.topology.graph import Topology
+from simulator.topology.spreading import path_weights
+from simulator.units import NS_PER_S
+
+Fidelity = Literal["load", "alpha_beta"]
+Floats = NDArray[np.float64]
+
+
+class _Flow(NamedTuple):
+    """Bytes on each of some limits (links, then engines), no limit twice."""
+
+    transfer: Transfer
+    latency_ns: int
+    limits: NDArray[np.intp]
+    bytes: Floats
+    least_ns: float
+
+
+def _arrived(transfer: Transfer, event: Event) -> None:
+    transfer.succeed()
+
+
+class StepNetwork:
+    """Moves bytes over a topology without simulating how they share it; the calls are those of a Fabric.
+
+    Without a `spread` bytes go evenly over all equal-cost paths: hash collisions are not seen. Lanes and weights have
+    no effect. A flow over a dead link fails.
+    """
+
+    def __init__(
+        self,
+        env: Clock,
+        topology: Topology,
+        seed: int,
+        fidelity: Fidelity,
+        spread: Spread | None = None,
+        transport: Transport = PLAIN,
+    ) -> None:
+        self.env = env
+        self.topology = topology
+        self.seed = seed
+        self.capacities: list[int] = [link.capacity_bytes_per_s for link in topology.links]
+        self.completed_flows = 0
+        self._whole = fidelity == "load"
+        self._spread = spread
+        self._transport = transport
+        self._names = 0
+        self._limits = np.array(self.capacities, dtype=np.float64)  # then engines
+        self._unused: list[int] = []
+        self._pending: list[_Flow] = []
+        count = len(self.capacities)
+        self._moved, self._busy_ns, self._peak = np.zeros(count), np.zeros(count), np.zeros(count)
+        self._flows = np.zeros(count, np.int64)
+        self._byte_hops = 0.0
+        self._alarm = Alarm(env, NETWORK)
+        self._alarm.callbacks.append(self._settle)
+
+    def route(self, source: int, target: int) -> Shares:
+        """Return the paths that the routing has for the next transfer, each with its share."""
+        self._names += 1
+        if source == target:
+            return ()
+        if self._spread is not None:
+            return self._spread(self.topology, self.seed, source, target, self._names)
+        paths = self.topology.paths(source, target)
+        return tuple((path, 1 / len(paths)) for path in paths)
+
+    def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
+        """Send shards of (source, target, bytes) at once; the event fires when the last has arrived."""
+        transfer = self._begun(defused)
+        for source, target, size_bytes in shards:
+            if size_bytes < 0:
+                raise ValueError(f"a transfer of {size_bytes} bytes")
+            if source == target:
+                continue
+            if self._spread is None:
+                paths = self.topology.paths(source, target)
+                self._add(transfer, path_weights(paths), size_bytes, self.topology.path_latency_ns(paths[0]))
+                continue
+            shares = self.route(source, target)
+            loads: dict[int, float] = {}
+            for path, share in shares:
+                for link in path:
+                    loads[link] = loads.get(link, 0.0) + share
+            self._add(transfer, loads, size_bytes, max(self.topology.path_latency_ns(path) for path, _ in shares))
+        return self._under_way(transfer)
+
+    def launch(
+        self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False
+    ) -> Transfer:
+        """Send over paths that the caller chose, all at once; `latency_ns` takes the place of that of every path."""
+        transfer = self._begun(defused)
+        for send in sends:
+            loads = dict.fromkeys((*send.path, *send.through), 1.0)
+            latency = self.topology.path_latency_ns(send.path) if latency_ns is None else latency_ns
+            cap = send.cap_bytes_per_s
+            least_ns = send.size_bytes * NS_PER_S / cap if cap else 0.0
+            self._add(transfer, loads, send.size_bytes, latency, latency_ns is None, least_ns)
+        return self._under_way(transfer)
+
+    @property
+    def spreads_evenly(self) -> bool:
+        """Whether every flow goes over all its equal-cost paths alike, so that exchanges may be taken as a whole."""
+        return self._spread is None
+
+    def exchange(self, loads: Floats, least_ns: float) -> Transfer:
+        """Put bytes on every link at once, as an array by link index; the event fires when all have drained.
+
+        It takes no latency, and `least_ns` at least.
+        """
+        transfer = self._begun(defused=False)
+        limits = np.flatnonzero(loads)
+        transfer.outstanding += 1
+        self._pending.append(_Flow(transfer, 0, limits, loads[limits], least_ns))
+        return self._under_way(transfer)
+
+    def add_engine(self, bytes_per_s: float) -> int:
+        """Return a limit that flows share and that is no link of the topology."""
+        if self._unused:
+            engine = self._unused.pop()
+            self._limits[engine] = bytes_per_s
+            return engine
+        self._limits = np.append(self._limits, bytes_per_s)
+        return len(self._limits) - 1
+
+    def release_engine(self, engine: int) -> None:
+        """Give an engine back."""
+        self._unused.append(engine)
+
+    def set_capacity(self, links: Sequence[int], bytes_per_s: int) -> None:
+        """Give links another capacity for the steps that start from now on; zero is a dead link."""
+        if bytes_per_s < 0:
+            raise ValueError(f"a capacity of {bytes_per_s} bytes/s")
+        for link in links:
+            self.capacities[link] = bytes_per_s
+            self._limits[link] = bytes_per_s
+
+    def _begun(self, defused: bool) -> Transfer:
+        transfer = Transfer(self.env)
+        if defused:
+            transfer.defused = True
+        return transfer
+
+    def _add(
+        self,
+        transfer: Transfer,
+        loads: dict[int, float],
+        size_bytes: int,
+        latency_ns: int,
+        with_transport: bool = True,
+        least_ns: float = 0.0,
+    ) -> None:
+        wire, transport = size_bytes, self._transport
+        if transport is not PLAIN:
+            wire = transport.wire_bytes(size_bytes)
+            if with_transport:
+                capacities = [self.capacities[link] for link in loads if link < len(self.capacities)]
+                latency_ns += (transport.message_latency or 0) + transport.forwarding_ns(size_bytes, capacities)
+        limits = np.fromiter(loads.keys(), np.intp, len(loads))
+        shares = np.fromiter(loads.values(), np.float64, len(loads))
+        transfer.outstanding += 1
+        self._pending.append(_Flow(transfer, latency_ns, limits, shares * wire, least_ns))
+
+    def _under_way(self, transfer: Transfer) -> Transfer:
+        if not transfer.outstanding:
+            transfer.succeed()
+        elif self._alarm.at_ns is None:
+            self._alarm.set(self.env.now)
+        return transfer
+
+    def _settle(self, alarm: Event) -> None:
+        """Bound what started in this nanosecond, as one step or transfer by transfer."""
+        alarm.callbacks.append(self._settle)
+        pending, self._pending = self._pending, []
+        if self._whole:
+            self._step(pending)
+            return
+        by_transfer: dict[int, list[_Flow]] = {}
+        for flow in pending:
+            by_transfer.setdefault(id(flow.transfer), []).append(flow)
+        for flows in by_transfer.values():
+            self._step(flows)
+
+    def _step(self, flows: list[_Flow]) -> None:
+        limits, place = np.unique(np.concatenate([flow.limits for flow in flows]), return_inverse=True)
+        loads: Floats = np.bincount(place, np.concatenate([flow.bytes for flow in flows]), len(limits)).astype(
+            np.float64
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drain_ns = np.where(loads > 0, loads * NS_PER_S / self._limits[limits], 0.0)
+        dead = self._limits[limits] == 0
+        at = 0
+        ends: dict[Transfer, int] = {}
+        lost: dict[Transfer, int] = {}
+        for flow in flows:
+            places = place[at : at + len(flow.limits)]
+            at += len(flow.limits)
+            if dead[places].any():
+                lost.setdefault(flow.transfer, int(limits[places[dead[places]][0]]))
+                continue
+            drain = max(float(drain_ns[places].max(initial=0.0)), flow.least_ns)
+            arrival_ns = flow.latency_ns + max(0, ceil(drain - FORGIVEN_NS))
+            ends[flow.transfer] = max(ends.get(flow.transfer, 0), arrival_ns)
+            self._count(flow)
+        self._occupy(limits, loads, drain_ns)
+        for transfer, link in lost.items():
+            at_link = self.topology.links[link]
+            transfer.fail(DeadLinkError(f"link {link} from {at_link.source} to {at_link.target} is dead"))
+        for transfer, after_ns in ends.items():
+            if transfer not in lost:
+                self.env.timeout(after_ns).callbacks.append(partial(_arrived, transfer))
+
+    def _count(self, flow: _Flow) -> None:
+        self.completed_flows += 1
+        links = flow.limits[flow.limits < len(self.capacities)]
+        moved = flow.bytes[flow.limits < len(self.capacities)]
+        self._moved[links] += moved
+        self._flows[links] += 1
+        self._byte_hops += float(moved.sum())
+
+    def _occupy(self, limits: NDArray[np.intp], loads: Floats, drain_ns: Floats) -> None:
+        """Links carry their bytes evenly over the time of the step."""
+        step_ns = float(drain_ns[np.isfinite(drain_ns)].max(initial=0.0))
+        links = limits[limits < len(self.capacities)]
+        self._busy_ns[links] += step_ns
+        if step_ns:
+            rates = loads[limits < len(self.capacities)] * NS_PER_S / step_ns
+            self._peak[links] = np.maximum(self._peak[links], rates)
+
+    def link_rows(self, now_ns: int, idle: bool = False) -> Iterator[LinkRow]:
+        """Yield rows as a Fabric does; busy is the time of the steps that used the link, at most all of the time."""
+        for link in self.topology.links:
+            at = link.index
+            if idle or self._flows[at]:
+                busy_ns = min(round(self._busy_ns[at]), now_ns)
+                yield (
+                    *(at, link.source, link.target, link.tier, link.capacity_bytes_per_s),
+                    *(round(self._moved[at]), busy_ns, busy_ns / now_ns if now_ns else 0.0),
+                    *(float(self._peak[at]), int(self._flows[at])),
+                )
+
+    def overloaded(self, now_ns: int) -> int:
+        """Return how many links carried more than they could have in the time: steps that overlapped on them."""
+        room = np.array([link.capacity_bytes_per_s for link in self.topology.links]) * (now_ns / NS_PER_S)
+        return int((self._moved > room * (1 + 1e-6) + 1).sum())
+
+    def check(self) -> None:
+        """Verify that links carried the bytes of the flows; raises InvariantError."""
+        total = float(self._moved.sum())
+        if abs(total - self._byte_hops) > 1e-9 * max(total, 1.0):
+            raise InvariantError(f"{total} link bytes, {self._byte_hops} byte hops")

@@ -1,0 +1,195 @@
+"""Scenarios of `traffic:` with what flows may ask for (planes, lanes, caps, operations), and with what breaks."""
+
+import json
+
+import pytest
+
+from simulator import load, simulate
+
+LINE = {  # a>b at 1 GB/s and 1 us, b>c likewise
+    "directed": True,
+    "nodes": [{"id": n} for n in "abc"],
+    "edges": [{"source": s, "target": t, "bandwidth_Bps": 10**9, "latency_s": 1e-6} for s, t in ("ab", "bc")],
+}
+
+
+def run(folder, topology, *sections, overrides=()):
+    (folder / "line.json").write_text(json.dumps(LINE))
+    (folder / "s.yaml").write_text("\n".join(["schema: 1", f"topology: {topology}", *sections]) + "\n")
+    return simulate(load(folder / "s.yaml", overrides), out=folder / "run", check=True)
+
+
+def flows(found):
+    return found.table("flows").to_pandas().set_index("flow_id").sort_index()
+
+
+def took_ns(found):
+    rows = flows(found)
+    return (rows.finish_ns - rows.start_ns).tolist()
+
+
+def test_lanes_are_strict(tmp_path):
+    # B bytes in lane 0 and in lane 1 over one link of C: the first takes B/C, the second 2 B/C; L before each.
+    text = "traffic: {transfers: [{source: a, target: b, bytes: 1 MB, lane: 1}, {source: a, target: b, bytes: 1 MB}]}"
+    found = run(tmp_path, "{graph: line.json}", text)
+    assert took_ns(found) == [2_001_000, 1_001_000]
+
+
+def test_the_lane_of_the_traffic_is_that_of_flows_that_name_none(tmp_path):
+    text = "traffic: {lane: 3, transfers: [{source: a, target: b, bytes: 1 MB}, "
+    text += "{source: a, target: b, bytes: 1 MB, lane: 0}]}"
+    assert took_ns(run(tmp_path, "{graph: line.json}", text)) == [2_001_000, 1_001_000]
+
+
+def test_weights_divide_and_caps_bound(tmp_path):
+    # weights 3:1 on C = 1 GB/s: rates 750 and 250 MB/s; the first has 3 MB, the second 1 MB: both end after 4 ms.
+    text = (
+        "traffic: {transfers: [{source: a, target: b, bytes: 3 MB, weight: 3.0}, {source: a, target: b, bytes: 1 MB}]}"
+    )
+    assert took_ns(run(tmp_path, "{graph: line.json}", text)) == [4_001_000, 4_001_000]
+    # a cap of 100 MB/s leaves 900 to the other: 1 MB takes 10 ms, 9 MB takes 10 ms.
+    text = "traffic: {transfers: [{source: a, target: b, bytes: 1 MB, cap: 100 MB/s}, "
+    text += "{source: a, target: b, bytes: 9 MB}]}"
+    found = run(tmp_path, "{graph: line.json}", text)
+    assert took_ns(found) == [10_001_000, 10_001_000]
+    assert flows(found).ideal_ns.tolist() == [10_001_000, 9_001_000]
+
+
+def test_a_csv_may_ask_for_the_same(tmp_path):
+    (tmp_path / "f.csv").write_text(
+        "flow_id,src,dst,bytes,start_s,path,lane,weight,cap_Bps\n"
+        "5,a,b,1000000,0,a>b,1,,\n6,a,b,1000000,0,,0,,\n7,a,c,1000000,0.01,,,,100000000\n"
+    )
+    found = run(tmp_path, "{graph: line.json}", "traffic: {flows: f.csv}")
+    assert took_ns(found) == [2_001_000, 1_001_000, 10_002_000]
+
+
+def test_background_leaves_the_rest(tmp_path):
+    # 60 % of every link is taken: 1 MB at 400 MB/s.
+    sections = [
+        "network: {background: [{tier: graph, share: 0.6}]}",
+        "traffic: {transfers: [{source: a, target: b, bytes: 1 MB}]}",
+    ]
+    assert took_ns(run(tmp_path, "{graph: line.json}", *sections)) == [2_501_000]
+
+
+def test_a_pattern_goes_beside_transfers_with_numbers_of_its_own(tmp_path):
+    text = "traffic: {transfers: [{source: 0, target: 9, bytes: 1 MB}], pattern: {permutation: {bytes: 1 MB}}}"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", text)
+    assert flows(found).index.tolist() == list(range(17))
+
+
+@pytest.mark.parametrize(
+    ("plane", "rate", "extra_ns"),
+    # B = 100 MB alone, at the narrowest: seven links of 28 GB/s (in whole bytes), 25 GB/s of a die, 50 GB/s of a node
+    [("ub", 196e9, 0), ("rdma", 25e9, 0), ("vpc", 50e9, 0)],
+)
+def test_a_plane_carries_what_asks_for_it(tmp_path, plane, rate, extra_ns):
+    text = f"traffic: {{transfers: [{{source: node0/npu0.0, target: node1/npu0.0, bytes: 100 MB, plane: {plane}}}]}}"
+    found = run(tmp_path, "{preset: cloudmatrix384}", text)
+    latency_ns = took_ns(found)[0] - 100e6 / rate * 1e9
+    assert 500 < latency_ns < 12_000
+    tiers = {row.tier for row in found.table("links").to_pandas().itertuples()}
+    assert any(tier.startswith(plane if plane != "ub" else "l1") for tier in tiers)
+
+
+def test_an_operation_is_as_fast_as_published(tmp_path):
+    # NPU to NPU within a node, one way: reads 167 GB/s, writes 137 GB/s and 0.1 us more (arXiv 2506.12708v2).
+    times = {}
+    for operation in ("read", "write"):
+        flow = f"{{source: node0/npu0.0, target: node0/npu1.0, bytes: 1 GB, operation: {operation}}}"
+        text = f"traffic: {{transfers: [{flow}]}}"
+        found = run(tmp_path, "{preset: cloudmatrix384}", text)
+        times[operation] = took_ns(found)[0]
+        assert took_ns(found) == pytest.approx(flows(found).ideal_ns.tolist(), abs=10)
+    assert times["read"] == pytest.approx(1e9 / 167, abs=3_000)
+    assert times["write"] == pytest.approx(1e9 / 137, abs=3_000)
+
+
+def test_via_passes_the_ends_in_turn(tmp_path):
+    by_hand = "{source: node0/npu0.0, target: node1/npu0.0, bytes: 100 MB, plane: vpc, via: [node0/cpu0, node1/cpu0]}"
+    by_relay = "{source: node0/npu0.0, target: node1/npu0.0, bytes: 100 MB, plane: vpc}"
+    times = [
+        took_ns(run(tmp_path, "{preset: cloudmatrix384}", f"traffic: {{transfers: [{text}]}}"))
+        for text in (by_hand, by_relay)
+    ]
+    assert times[0] == times[1]
+
+
+FOUR = "traffic: {transfers: [{source: 0, target: 8, bytes: 100 MB}], on_dead_link: POLICY}"
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected_ns"),
+    # 100 MB at 50 GB/s take 2 ms; the NIC dies after 1 ms for 10 ms; there is no way round it, the rest waits
+    [("fail", None), ("stall", 12_000_000), ("reroute", 12_000_000)],
+)
+def test_a_nic_dies_and_is_repaired(tmp_path, policy, expected_ns):
+    faults = "faults: [{what: nic, name: node0/nic0, at: 1 ms, repair: 10 ms}]"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", faults, FOUR.replace("POLICY", policy))
+    row = flows(found).iloc[0]
+    assert bool(row.completed) == (expected_ns is not None)
+    if expected_ns is not None:
+        assert row.finish_ns == pytest.approx(expected_ns, abs=20_000)
+    kinds = found.events.kind.tolist()
+    assert kinds == (["fault"] if policy == "fail" else ["fault", "repair"])
+
+
+def test_a_lost_plane_is_passed_by_relay(tmp_path):
+    # 8 planes: a flow within plane 0 loses it after 1 of 2 ms and goes on over NVLink and another plane at once.
+    faults = "faults: [{what: plane, name: plane0, at: 1 ms}]"
+    found = run(tmp_path, "{preset: multi-plane-h800, nodes: 2}", faults, FOUR.replace("POLICY", "reroute"))
+    assert flows(found).iloc[0].finish_ns == pytest.approx(2_000_000, abs=20_000)
+    links = found.table("links").to_pandas()
+    assert links[links.tier == "nvlink"].bytes.sum() > 0
+
+
+def test_a_degraded_link_slows_by_its_share(tmp_path):
+    # half of C is left from 1 of 2 ms on: the second half takes twice as long
+    faults = "faults: [{what: link, name: node0/nic0>leaf0.0, at: 1 ms, left: 0.5}]"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", faults, FOUR.replace("POLICY", "fail"))
+    assert flows(found).iloc[0].finish_ns == pytest.approx(3_000_000, abs=20_000)
+
+
+def test_faults_after_the_end_are_told(tmp_path):
+    faults = "faults: [{what: nic, name: node0/nic0, at: 1 h}]"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", faults, FOUR.replace("POLICY", "fail"))
+    assert any("come after the end" in warning for warning in found.summary["warnings"])
+    assert found.summary["simulated_s"] < 1
+
+
+def test_random_faults_are_the_same_again_and_another_with_another_seed(tmp_path):
+    sections = [
+        "until: 200 ms",
+        "faults: [{what: link, tier: nic-leaf, mtbf: 1 s, repair: 5 ms}]",
+        "traffic: {pattern: {permutation: {bytes: 1 GB}}, on_dead_link: stall}",
+    ]
+    digests = []
+    for number, seed in enumerate((1, 1, 2)):
+        (tmp_path / str(number)).mkdir()
+        found = run(tmp_path / str(number), "{preset: clos-h100, nodes: 4}", *sections, overrides=[f"seed={seed}"])
+        digests.append(found.manifest["digest"])
+        assert (found.events.kind == "fault").sum() > 0
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_engines_wait_for_a_nic_that_comes_back(tmp_path):
+    text = "faults: [{what: nic, name: node0/nic0, at: 1 s, repair: 20 s}, "
+    text += "{what: nic, name: node1/nic4, at: 30 s, repair: 5 s}]"
+    (tmp_path / "s.yaml").write_text(f"schema: 1\nbase: quickstart\n{text}\n")
+    found = simulate(load(tmp_path / "s.yaml"), out=tmp_path / "run", check=True)
+    assert found.summary["requests"]["finished"] == 2000
+    assert found.events.kind.tolist().count("fault") == 2
+
+
+def test_spraying_is_never_slower_than_hashing_for_a_permutation(tmp_path):
+    text = "traffic: {pattern: {permutation: {bytes: 100 MB}}}"
+    longest = {
+        routing: run(
+            tmp_path, "{preset: clos-h100, attachment: node}", f"network: {{routing: {routing}}}", text
+        ).summary["fct"]["max"]
+        for routing in ("ecmp", "spray", "valiant", "rail_aligned")
+    }
+    # non-blocking: sprayed, every flow has its NIC for itself, B / 50 GB/s
+    assert longest["spray"] == pytest.approx(2e-3, rel=0.01)
+    assert longest["ecmp"] > 1.5 * longest["spray"]
