@@ -283,11 +283,11 @@ def _dragonfly_cut(parameters: DragonflyParameters, pairs: list[tuple[int, int]]
 
 
 def build_torus(name: str, parameters: TorusParameters) -> Topology:
-    """Build a torus; node i hangs from router i, the last dimension varies fastest."""
+    """Build a torus; node i hangs from router i, the last dimension varies fastest, a group is a place in the first."""
     wiring, sizes = Wiring(), parameters.dimensions
     places = list(product(*map(range, sizes)))
     routers = [
-        wiring.vertex("router" + ".".join(map(str, place)), "switch", "router", slot=index)
+        wiring.vertex("router" + ".".join(map(str, place)), "switch", "router", slot=index, group=place[0])
         for index, place in enumerate(places)
     ]
     _add_nodes(wiring, parameters, routers, parameters.devices_per_node)

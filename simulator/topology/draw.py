@@ -108,15 +108,15 @@ def layout(topology: Topology) -> Drawing:
     boxes = _boxes(topology, structure, rows, home)
     index = {box.name: at for at, box in enumerate(boxes)}
     boxes, wires = _wires(topology, boxes, {vertex: index[name] for vertex, name in home.items()})
-    if unfolded:
-        boxes, frames = _place_in_frames(boxes, wires, {vertex.name: vertex for vertex in topology.vertices})
-    else:
-        boxes, frames = _place_rows(boxes, _inner_width(boxes), _arched(boxes, wires)), ()
-    right = max(box.x + box.width for box in boxes)
-    bottom = max([box.y + box.height for box in boxes] + [frame.y + frame.height for frame in frames])
     legend = _legend(topology, wires, boxes)
     title, subtitle = _titles(topology)
     text = max([len(line) for _, line in legend] + [len(title) * 1.4, len(subtitle)]) * CHARACTER + 80
+    if unfolded:
+        boxes, frames = _place_in_frames(boxes, wires, {vertex.name: vertex for vertex in topology.vertices})
+    else:
+        boxes, frames = _place_rows(boxes, max(_inner_width(boxes), text - LEFT), _arched(boxes, wires)), ()
+    right = max(box.x + box.width for box in boxes)
+    bottom = max([box.y + box.height for box in boxes] + [frame.y + frame.height for frame in frames])
     planes = tuple(dict.fromkeys(structure.planes.values()))
     return Drawing(
         title=title,
@@ -143,7 +143,10 @@ def _titles(topology: Topology) -> tuple[str, str]:
 
 
 def _rows(topology: Topology, structure: Structure) -> dict[str, int]:
-    """Return each vertex's row from the bottom: scale-up domains, then by height; what is of no node on top."""
+    """Return each vertex's row from the bottom: scale-up domains, then by height; what is of no node on top.
+
+    A host's memory stands just below what it hangs from, so that its line passes no other row.
+    """
     heights, top = structure.heights, max(structure.heights.values(), default=0) + 1
     below = [heights[v.name] for v in topology.vertices if v.node is not None and v.name in heights]
     above = [heights[v.name] for v in topology.vertices if v.node is None and v.name in heights]
@@ -154,6 +157,8 @@ def _rows(topology: Topology, structure: Structure) -> dict[str, int]:
             rows[vertex.name] = -1
         else:
             rows[vertex.name] = heights.get(vertex.name, top) + (0 if vertex.node is not None else shift)
+            if vertex.kind == "cpu" and structure.capacity[vertex.name]:
+                rows[vertex.name] = max(0, min(heights.get(near, 1) for near in structure.capacity[vertex.name]) - 1)
     return rows
 
 
@@ -173,10 +178,12 @@ def _folded(topology: Topology, structure: Structure, rows: Mapping[str, int]) -
     vertices = {vertex.name: vertex for vertex in topology.vertices}
     holds = {node: str(sorted(Counter(v.tier for v in members).items())) for node, members in nodes.items()}
     groups = {node: _groups(members, structure, vertices) for node, members in nodes.items()}
+    parts = {node: str(sorted({kin for kin, _ in found})) for node, found in groups.items()}
     of_node = _finest(
         list(nodes),
         lambda node: f"node {node}",
         lambda node: f"nodes of {groups[node]} with {holds[node]}",
+        lambda node: f"nodes of {parts[node]} with {holds[node]}",
         lambda node: f"nodes with {holds[node]}",
     )
     home = {vertex.name: of_node(node) for node, members in nodes.items() for vertex in members}
@@ -203,10 +210,10 @@ def _kin(vertex: Vertex) -> str:
     return f"{vertex.tier} of {vertex.plane} {vertex.name.rpartition('/')[0]}"
 
 
-def _groups(members: Iterable[Vertex], structure: Structure, vertices: Mapping[str, Vertex]) -> str:
-    """Return the leaf groups or pods that a node hangs from, as text."""
+def _groups(members: Iterable[Vertex], structure: Structure, vertices: Mapping[str, Vertex]) -> list[tuple[str, int]]:
+    """Return the leaf groups or pods that a node hangs from."""
     outside = {near for vertex in members for near in structure.capacity[vertex.name] if vertices[near].node is None}
-    return str(sorted({(_kin(vertices[near]), vertices[near].group or 0) for near in outside}))
+    return sorted({(_kin(vertices[near]), vertices[near].group or 0) for near in outside})
 
 
 def _finest(things: Sequence[T], *ways: Callable[[T], str]) -> Callable[[T], str]:
@@ -255,12 +262,17 @@ def _switch_lines(group: Sequence[Vertex]) -> tuple[str, ...]:
     first = group[0]
     if len(group) == 1:
         inner = first.slot is not None and first.kind in ("device", "nic")
-        return (str(first.slot) if inner and first.node is not None else first.name.rpartition("/")[2],)
+        if first.node is None:
+            return (first.name,)
+        return (str(first.slot) if inner else first.name.rpartition("/")[2],)
     groups = {vertex.group for vertex in group}
     planes = {vertex.plane for vertex in group}
+    parts = {vertex.name.rpartition("/")[0] for vertex in group}
     where = []
     if len(planes) == 1 and None not in planes:
         where.append(f"{planes.pop()}")
+    elif len(parts) == 1 and first.node is None:
+        where += [part for part in parts if part]
     if len(groups) == 1 and None not in groups:
         where.append(f"group {groups.pop()}")
     return (f"{first.tier} x {len(group):,}", *where)

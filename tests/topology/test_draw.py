@@ -28,6 +28,8 @@ CASES = [(name, {}) for name in PRESETS] + [
     ("clos-h100-tapered", {"nodes": 8, "attachment": "node"}),
     ("multi-plane-h800", {"nodes": 2}),
     ("rail-only-h100", {"nodes": 3}),
+    ("fire-flyer-a100", {"nodes": 4}),
+    ("torus-8x8x8", {"dimensions": [3, 4]}),
     ("fat-tree-k16", {"switch": {"radix": 4}, "devices_per_node": 2}),
 ]
 
@@ -88,6 +90,23 @@ def test_boxes_do_not_overlap_and_rows_are_in_order(drawn):
             assert one.y > other.y + other.height
         elif one.row == other.row:
             assert one.y == other.y
+
+
+def test_no_wire_passes_behind_a_box(drawn):
+    _, drawing = drawn
+    for wire in drawing.wires:
+        lower, upper = drawing.boxes[wire.lower], drawing.boxes[wire.upper]
+        for box in drawing.boxes:
+            if lower.row < box.row < upper.row:
+                slope = (wire.x2 - wire.x1) / (wire.y2 - wire.y1)
+                ends = [wire.x1 + (y - wire.y1) * slope for y in (box.y, box.y + box.height)]
+                assert max(ends) <= box.x or min(ends) >= box.x + box.width, (lower.name, upper.name, box.name)
+
+
+def test_boxes_of_one_row_are_told_apart(drawn):
+    _, drawing = drawn
+    switches = [(box.row, box.plane, box.lines) for box in drawing.boxes if box.kind == "switch"]
+    assert len(set(switches)) == len(switches)
 
 
 def test_everything_is_on_the_page_and_text_fits_its_box(drawn):
