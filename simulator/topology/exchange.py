@@ -41,23 +41,37 @@ class PairByPairError(Exception):
     """An exchange that classes do not describe; each pair has to be looked at."""
 
 
-def exchange(planes: Sequence[Plane], lane: str | None, ends: Sequence[int], loads: Floats) -> None:
+def exchange(
+    planes: Sequence[Plane], lane: str | None, ends: Sequence[int], blocks: Sequence[int], loads: Floats
+) -> None:
     """Add to `loads`, by link, one byte from each of `ends` to each other one, by the first plane that joins them.
 
+    `blocks` numbers for each end those with which it exchanges nothing, itself at the least.
     Raises PairByPairError, with something added to `loads`, where classes do not tell, or some pair is apart.
     """
     one = np.ones(len(ends))
-    demand = Demand(np.array(ends, np.int64), one, one, np.arange(len(ends)))
+    demand = Demand(np.array(ends, np.int64), one, one, np.unique(np.array(blocks), return_inverse=True)[1])
     for plane in planes:
-        joined = _serve(plane, lane, demand, loads)
-        for block in _members(demand.block):  # what was joined before must have been joined now, or not at all
-            if len(np.unique(joined[block])) > 1:
-                raise PairByPairError
-        demand = replace(demand, block=np.where(joined >= 0, joined, -1 - demand.block))
-        demand = replace(demand, block=np.unique(demand.block, return_inverse=True)[1])
+        block = _merged(demand.block, _serve(plane, lane, demand, loads))
+        demand = replace(demand, block=np.unique(block, return_inverse=True)[1])
         if not demand.block.any():
             return
     raise PairByPairError
+
+
+def _merged(block: Integers, joined: Integers) -> Integers:
+    """Return the blocks of ends that have no bytes left for each other once those of one number have been joined.
+
+    Raises PairByPairError where that is no matter of blocks: a block and what was joined overlap, neither in the other.
+    """
+    found, sizes = block.copy(), np.bincount(block)
+    for members in _members(joined):
+        inside = np.unique(block[members])
+        if joined[members[0]] >= 0 and len(inside) > 1:
+            if sizes[inside].sum() > len(members):
+                raise PairByPairError
+            found[members] = len(block) + joined[members[0]]
+    return found
 
 
 def _serve(plane: Plane, lane: str | None, demand: Demand, loads: Floats) -> Integers:

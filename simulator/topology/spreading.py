@@ -16,28 +16,38 @@ __all__ = ["exchange_loads", "path_weights", "shard_loads"]
 
 
 def exchange_loads(
-    topology: Topology, devices: Sequence[int], size_bytes: float, plane: str | None = None
+    topology: Topology,
+    devices: Sequence[int],
+    size_bytes: float,
+    plane: str | None = None,
+    blocks: Sequence[int] | None = None,
 ) -> NDArray[np.float64]:
     """Return the bytes on each link, by index, when each of `devices` sends `size_bytes` to each other one.
 
     Each pair goes over the first plane that joins it (or over `plane`), spread over all its equal-cost paths, relays
-    included. Time grows with the classes of devices (those of one node, those below one switch), not with the pairs.
-    Raises ValueError for a device named twice, IndexError for one that does not exist, InputError where nothing joins
-    two of them.
+    included. `blocks` are numbers, one for each device: those of an equal number send each other nothing (the number of
+    the node leaves what crosses nodes). Time grows with the classes of devices (those of one node, those below one
+    switch), not with the pairs.
+    Raises ValueError for a device named twice or blocks of another length, IndexError for a device that does not exist,
+    InputError where nothing joins two that have bytes for each other.
     """
-    ends = list(devices)
+    ends, apart = list(devices), list(range(len(devices)) if blocks is None else blocks)
     if len(set(ends)) < len(ends):
         raise ValueError("a group needs each device once")
+    if len(apart) != len(ends):
+        raise ValueError(f"{len(apart)} blocks for {len(ends)} devices")
     if ends and not 0 <= min(ends) <= max(ends) < len(topology.endpoints):
         raise IndexError(f"devices are numbered 0 to {len(topology.endpoints) - 1}")
     loads = np.zeros(len(topology.links))
     chosen, lane = (topology.planes, None) if plane is None else ((found := topology.plane(plane))[:1], found[1])
-    if len(ends) < 2:
+    if len(set(apart)) < 2:
         return loads
     try:
-        exchange(chosen, lane, ends, loads)
+        exchange(chosen, lane, ends, apart, loads)
     except PairByPairError:
-        return shard_loads(topology, ((a, b, size_bytes) for a in ends for b in ends if a != b), plane)
+        numbered = list(zip(ends, apart, strict=True))
+        pairs = ((a, b, size_bytes) for a, here in numbered for b, there in numbered if here != there)
+        return shard_loads(topology, pairs, plane)
     return loads * size_bytes
 
 

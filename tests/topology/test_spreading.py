@@ -124,6 +124,26 @@ def test_so_is_that_of_any_of_its_ends(data):
     np.testing.assert_allclose(exchange_loads(topology, ends, 1, plane), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_what_crosses_nodes_is_an_exchange_without_what_stays_in_them(fabric, monkeypatch):
+    devices = [site.index for site in fabric.sites if site.index % 5]
+    nodes = [fabric.sites[device].node for device in devices]
+    pairs = [(a, b, 2.0) for a, b, _ in all_pairs(devices) if fabric.sites[a].node != fabric.sites[b].node]
+    monkeypatch.setattr("simulator.topology.spreading.shard_loads", None)
+    crossing = exchange_loads(fabric, devices, 2, None, nodes)
+    np.testing.assert_allclose(crossing, every_path(fabric, pairs), rtol=1e-12, atol=1e-12)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_blocks_send_each_other_nothing(data):
+    topology = FABRICS[data.draw(st.sampled_from(sorted(FABRICS)))]()
+    devices = data.draw(st.lists(st.integers(0, len(topology.sites) - 1), unique=True, max_size=10))
+    blocks = [data.draw(st.integers(0, 3)) for _ in devices]
+    numbered = list(zip(devices, blocks, strict=True))
+    expected = every_path(topology, [(a, b, 1.0) for a, i in numbered for b, j in numbered if i != j])
+    np.testing.assert_allclose(exchange_loads(topology, devices, 1, None, blocks), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["rail-only", "multi-plane"])
 def test_a_lane_asked_for_is_handed_over_at_both_ends(name):
     topology = FABRICS[name]()
@@ -169,7 +189,7 @@ def test_any_plane_that_joins_all_its_ends_is_told_by_classes(drawn):
             np.add.at(expected, list(path), 1 / len(paths))
     loads = np.zeros(links)
     try:
-        exchange([plane], None, ends, loads)
+        exchange([plane], None, ends, ends, loads)
     except PairByPairError:  # every two have a lane in common, but all together have none
         reject()
     np.testing.assert_allclose(loads, expected, rtol=1e-12, atol=1e-12)
@@ -273,6 +293,8 @@ def test_groups_are_sound():
     assert not exchange_loads(topology, [3], 1).any()
     with pytest.raises(ValueError, match="each device once"):
         exchange_loads(topology, [1, 2, 1], 1)
+    with pytest.raises(ValueError, match="1 blocks for 2 devices"):
+        exchange_loads(topology, [1, 2], 1, None, [0])
     with pytest.raises(IndexError):
         exchange_loads(topology, [0, len(topology.sites)], 1)
     with pytest.raises(InputError, match="did you mean 'fabric'"):
