@@ -46,6 +46,8 @@ def is_path(kind: str, name: str) -> bool:
     """
     if kind not in _SINGULAR:
         return True
+    if kind == "scenarios" and name in names(kind):  # shipped in a folder
+        return False
     return "/" in name or (bool(Path(name).suffix) if kind == "traces" else name.endswith((".yaml", ".yml")))
 
 

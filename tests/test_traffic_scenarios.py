@@ -193,3 +193,76 @@ def test_spraying_is_never_slower_than_hashing_for_a_permutation(tmp_path):
     # non-blocking: sprayed, every flow has its NIC for itself, B / 50 GB/s
     assert longest["spray"] == pytest.approx(2e-3, rel=0.01)
     assert longest["ecmp"] > 1.5 * longest["spray"]
+
+
+def test_a_collective_in_the_background_takes_its_share_of_the_links(tmp_path):
+    # One rank a node, m = 500 MB: the ring of 2 puts 2 (n - 1) / n m = m on each NIC of C = 50 GB/s, 10 ms of it.
+    # In the background it takes all of the NIC for its 10 ms, so a flow of 50 MB (1 ms alone) over it ends after 11 ms.
+    text = (
+        "{transfers: [{source: 0, target: 1, bytes: 50 MB}], collectives: [{run: {all_reduce: {bytes: 500 MB, "
+        "algorithm: ring}}, sharing: background}]}"
+    )
+    topology = "{preset: clos-h100, nodes: 2, devices_per_node: 1, attachment: node}"
+    found = run(tmp_path, topology, "network: {collectives: ideal}", f"traffic: {text}")
+    assert took_ns(found)[0] == pytest.approx(11e6, abs=20_000)
+    row = found.table("collectives").to_pandas().iloc[0]
+    assert row.finish_ns - row.start_ns == row.ideal_ns == pytest.approx(10e6, abs=20_000)
+    # as flows the two share the NIC: the flow has half of it, 2 ms; the ring loses 1 ms
+    shared = run(tmp_path, topology, "network: {collectives: ideal}", f"traffic: {text.replace('background', 'flows')}")
+    assert took_ns(shared)[0] == pytest.approx(2e6, abs=20_000)
+    row = shared.table("collectives").to_pandas().iloc[0]
+    assert row.finish_ns - row.start_ns == pytest.approx(11e6, abs=30_000)
+
+
+def test_collectives_repeat_with_gaps_and_say_how_they_went(tmp_path):
+    text = "traffic: {collectives: [{run: {all_gather: {bytes: 64 MB}}, group: 8, start: 1 ms, repeat: 3, gap: 2 ms}]}"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", text)
+    rows = found.table("collectives").to_pandas()
+    assert rows.groups.tolist() == [2, 2, 2]
+    assert rows.ranks.tolist() == [8, 8, 8]
+    assert rows["repeat"].tolist() == [0, 1, 2]
+    assert rows.start_ns.iloc[0] == 1_000_000
+    assert (rows.start_ns.iloc[1:].to_numpy() - rows.finish_ns.iloc[:-1].to_numpy() == 2_000_000).all()
+    assert (rows.finish_ns - rows.start_ns).tolist() == pytest.approx(rows.ideal_ns.tolist(), abs=2)
+    [line] = found.summary["collectives"]["runs"]
+    # nccl-tests: bus bandwidth of an all-gather is (n - 1) / n of its output over its time
+    assert line["bus_bytes_per_s"] == pytest.approx(7 / 8 * 64e6 / line["mean_s"])
+
+
+def test_a_collective_that_loses_its_link_is_a_row_that_did_not_complete(tmp_path):
+    faults = "faults: [{what: nic, name: node0/nic0, at: 1 ms}]"
+    text = "traffic: {collectives: [{run: {all_reduce: {bytes: 1 GB}}, repeat: 2}], on_dead_link: POLICY}"
+    failed = run(tmp_path, "{preset: clos-h100, nodes: 2}", faults, text.replace("POLICY", "fail"))
+    rows = failed.table("collectives").to_pandas()
+    assert rows.completed.tolist() == [False, False]
+    assert rows.finish_ns.iloc[0] == 1_000_000
+    stalled = run(tmp_path, "{preset: clos-h100, nodes: 2}", faults, text.replace("POLICY", "stall"))
+    rows = stalled.table("collectives").to_pandas()
+    assert rows.completed.tolist() == [False]
+    assert rows.finish_ns.isna().tolist() == [True]
+    assert any("under way, or stalled" in warning for warning in stalled.summary["warnings"])
+
+
+def test_an_exchange_of_experts_is_slower_when_they_are_unequally_loaded(tmp_path):
+    text = (
+        "{tokens: 128, experts: 256, top_k: 8, hidden: 7168, value_bits: 8, scale_block: 128, SKEW form: low_latency}"
+    )
+    times = {}
+    for name, skew in (("even", ""), ("skewed", "skew: {exponent: 0.7},")):
+        section = f"traffic: {{collectives: [{{run: {{dispatch: {text.replace('SKEW', skew)}}}}}]}}"
+        found = run(tmp_path, "{preset: multi-plane-h800, nodes: 4}", "network: {collectives: h800-sxm}", section)
+        times[name] = found.summary["collectives"]["time"]["max"]
+    # DeepEP's published table, EP32: 155 us (the constants are fitted on it)
+    assert times["even"] == pytest.approx(155e-6, rel=0.05)
+    assert times["skewed"] > 1.05 * times["even"]
+
+
+def test_engines_move_their_caches_at_every_fidelity(tmp_path):
+    # alone in closed form <= shared max-min fairly; and the bound of all that starts with it >= alone
+    means = {}
+    for fidelity in ("flow", "load", "alpha_beta"):
+        (tmp_path / "s.yaml").write_text(f"schema: 1\nbase: quickstart\nnetwork: {{fidelity: {fidelity}}}\n")
+        found = simulate(load(tmp_path / "s.yaml"), out=tmp_path / fidelity, check=True)
+        assert found.summary["requests"]["finished"] == 2000
+        means[fidelity] = found.summary["kv_transfer"]["mean"]
+    assert 0 < means["alpha_beta"] <= min(means["flow"], means["load"])

@@ -24,8 +24,8 @@ from simulator.network.dispatch import (
     token_bytes,
 )
 from simulator.network.expert_routing import ExpertRouting
-from simulator.network.fabric import DeadLinkError
-from simulator.network.operations import Operation, collective, expert_exchange, run
+from simulator.network.fabric import DeadLinkError, Fabric
+from simulator.network.operations import Operation, collective, expert_exchange, link_bytes, run
 from simulator.randomness import stream
 from simulator.scenario.collective import CollectiveRun, ExpertExchange
 from simulator.scenario.schema import Scenario
@@ -222,17 +222,36 @@ class Runner:
             start_ns, completed = env.now, True
             self._open[plan.number] = repeat, start_ns
             try:
-                yield env.all_of([env.process(self._group(operation, section.lane)) for operation in plan.operations])
+                yield env.all_of([env.process(self._group(plan, group)) for group in range(len(plan.groups))])
             except DeadLinkError:
                 completed = False
             del self._open[plan.number]
             self._write(plan, repeat, start_ns, env.now, completed)
 
-    def _group(self, operation: Operation, lane: int) -> Generator[Event, Any, None]:
+    def _group(self, plan: Plan, group: int) -> Generator[Event, Any, None]:
+        operation = plan.operations[group]
         if self._closed:
             yield self._env.timeout(round(operation.ideal_ns))
+        elif plan.section.sharing == "background":
+            yield from self._beside(operation, f"collective {plan.number}/{group}")
         else:
-            yield from run(self._env, self._network, self._topology, operation, lane)
+            yield from run(self._env, self._network, self._topology, operation, plan.section.lane)
+
+    def _beside(self, operation: Operation, kind: str) -> Generator[Event, Any, None]:
+        """Take the closed form's time, and of each link what its bytes need in that time."""
+        fabric = self._network
+        assert isinstance(fabric, Fabric)  # the schema sees to it
+        by_share: dict[float, list[int]] = {}
+        for link, size_bytes in enumerate(link_bytes(self._topology, operation).tolist()):
+            if size_bytes:
+                capacity = self._topology.links[link].capacity_bytes_per_s
+                share = min(1.0, round(size_bytes * NS_PER_S / (operation.ideal_ns * capacity), 6))
+                by_share.setdefault(share, []).append(link)
+        for share, links in by_share.items():
+            fabric.set_background(links, kind, share)
+        yield self._env.timeout(round(operation.ideal_ns))
+        for links in by_share.values():
+            fabric.set_background(links, kind, 0.0)
 
     def _write(self, plan: Plan, repeat: int, start_ns: int, finish_ns: int, completed: bool) -> None:
         first = plan.operations[0]

@@ -14,9 +14,6 @@ from simulator.errors import InputError
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import exchange_loads, shard_loads
 
-RESIDUE = 1e-9
-"""Of the largest load: less than that is what subtraction leaves."""
-
 Nodes = tuple[tuple[int, ...], ...]
 """The devices of a group node by node, each node's in the order of their slots."""
 
@@ -98,7 +95,7 @@ def pattern_rate(topology: Topology, pairs: Sequence[tuple[int, int]], capacitie
 
 def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
     """Return how many times a second links of `capacities` (bytes/s) carry `loads` (bytes), the slowest of them."""
-    used = np.flatnonzero(loads > loads.max(initial=0.0) * RESIDUE)
+    used = np.flatnonzero(loads)
     return float((np.array([capacities[link] for link in used.tolist()]) / loads[used]).min(initial=inf))
 
 
@@ -108,11 +105,14 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float]) -
     Of an uneven group the rank with the most others to send to. Zero where rails or planes never meet.
     """
     devices = [device for node in nodes for device in node]
+    most_others = len(devices) - min(len(node) for node in nodes)
     try:
-        loads = exchange_loads(topology, devices, 1.0)
+        loads = exchange_loads(topology, devices, 1 / most_others, blocks=between_nodes(nodes))
     except InputError:
         return 0.0
-    for node in nodes:
-        if len(node) > 1:
-            loads -= exchange_loads(topology, node, 1.0)
-    return _rate(loads, capacities) * (len(devices) - min(len(node) for node in nodes))
+    return _rate(loads, capacities)
+
+
+def between_nodes(nodes: Nodes) -> list[int]:
+    """Return the number of the node of each rank: the blocks that `exchange_loads` leaves out inside."""
+    return [place for place, node in enumerate(nodes) for _ in node]

@@ -19,13 +19,13 @@ from simulator.clock import Clock
 from simulator.network.collectives import FORMS, Collectives, kernel_of
 from simulator.network.collectives_constants import Phase as Constants
 from simulator.network.collectives_phases import Exchange, Phase, phases
-from simulator.network.collectives_shape import group_nodes
+from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, exchange_ns, start_ns, work_ns
 from simulator.network.fabric import Send, Transfer
 from simulator.network.routing import Shares, split_bytes
 from simulator.network.step_network import StepNetwork
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads
+from simulator.topology.spreading import exchange_loads, path_weights
 from simulator.units import NS_PER_S
 
 
@@ -164,14 +164,30 @@ def run(
         yield env.timeout(rest_ns)
 
 
+def link_bytes(topology: Topology, operation: Operation) -> NDArray[np.float64]:
+    """Return the bytes that an operation puts on every link in all, its flows spread evenly over equal-cost paths."""
+    total = np.zeros(len(topology.links))
+    place = topology.endpoints
+    for phase in operation.phases:
+        if phase.exchange is not None:
+            total += _loads(topology, operation, phase.exchange)[0]
+        for source, target, size_bytes in phase.shards:
+            share = 1.0 if place[source].node == place[target].node else operation.network_share
+            for link, part in path_weights(topology.paths(source, target)).items():
+                total[link] += part * size_bytes / share
+        for half in phase.halves:
+            total[list(half.path)] += half.size_bytes
+    return total
+
+
 def _loads(topology: Topology, operation: Operation, exchange: Exchange) -> tuple[NDArray[np.float64], float]:
     """Return the bytes that an exchange puts on every link, and the time that its engines need."""
     ranks, width = exchange.ranks, max(map(len, exchange.nodes))
     each = exchange.size_bytes / len(ranks)
     loads = exchange_loads(topology, ranks, each)
-    if operation.network_share < 1:
-        inside = sum(exchange_loads(topology, node, each) for node in exchange.nodes if len(node) > 1)
-        loads = inside + (loads - inside) / operation.network_share
+    if operation.network_share < 1 and len(exchange.nodes) > 1:
+        outside = exchange_loads(topology, ranks, each, blocks=between_nodes(exchange.nodes))
+        loads += outside * (1 / operation.network_share - 1)
     return loads, (width - 1) * each / operation.engine * NS_PER_S
 
 

@@ -88,6 +88,11 @@ def _metrics() -> tuple[Metric, ...]:
         Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),
         Metric("simulated_s", ("simulated_s",), "s", "simulated duration of the run"),
     ]
+    return tuple(found + _flow_metrics())
+
+
+def _flow_metrics() -> list[Metric]:
+    found: list[Metric] = []
     found += [
         Metric(f"fct.{how}", ("fct", how), "s", f"{how} of the completion time of flows: finish less start")
         for how in STATISTICS
@@ -114,7 +119,7 @@ def _metrics() -> tuple[Metric, ...]:
         Metric(f"flows.{name}", ("flows", name), "", f"flows that {what}")
         for name, what in (("total", "started"), ("completed", "arrived"), ("failed", "lost their path"))
     ]
-    return tuple(found)
+    return found
 
 
 FLOW_METRICS = ("fct", "slowdown", "flows", "collective", "collective_slowdown", "collectives")

@@ -141,3 +141,6 @@ class CollectiveRun(Strict):
     """Time between the end of one and the start of the next."""
     lane: Annotated[int, Field(ge=0, le=15)] = 0
     """Priority lane."""
+    sharing: Literal["flows", "background"] = "flows"
+    """`background`: its flows are not simulated; it takes its closed form's time and, of each link, the share that this
+    needs, which others then lack. Goes with `fidelity: flow`."""

@@ -51,7 +51,7 @@ def locate(path: str | Path) -> Path:
         return file
     shipped = catalog.names("scenarios")
     if str(path) in shipped:
-        return catalog.folder("scenarios") / f"{path}.yaml"
+        return catalog.locate("scenarios", str(path))
     near = nearest(file.stem, shipped)
     raise InputError(
         Problem("no such scenario file", str(path), allowed=f"a file, or {', '.join(shipped)}", nearest=near)

@@ -30,6 +30,7 @@ CHOICES = frozenset(
         "prompt_tokens",
         "router",
         "routing",
+        "run",
         "sizes",
         "transport",
     }

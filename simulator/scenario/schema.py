@@ -258,6 +258,15 @@ class Scenario(Strict):
         return self
 
     @model_validator(mode="after")
+    def _background_is_shared_with_flows(self) -> Self:
+        runs = self.traffic.collectives if self.traffic is not None else ()
+        where = [index for index, run in enumerate(runs) if run.sharing == "background"]
+        if where and self.network.fidelity != "flow":
+            what = f"a background goes with `fidelity: flow`, not {self.network.fidelity}"
+            raise LocatedError(*(Fault(("traffic", "collectives", index, "sharing"), what) for index in where))
+        return self
+
+    @model_validator(mode="after")
     def _random_faults_end(self) -> Self:
         at_random = [index for index, fault in enumerate(self.faults) if fault.mtbf is not None]
         if at_random and self.until is None:

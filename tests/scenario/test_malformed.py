@@ -48,7 +48,7 @@ EDITS = {
     "endless duration": ("ttft: 1 s", "ttft: 1e50 d", r"slo.ttft: .*out of range"),
     "NaN duration": ("ttft: 1 s", "ttft: .nan s", r"slo.ttft: '.nan s' is not a duration"),
     "zero rate": ("5 / s", "0 / s", r"poisson.rate: must be more than zero"),
-    "unknown section": ("slo:", "faults: []\nslo:", r":14:1: faults: unknown key 'faults'; allowed: schema"),
+    "unknown section": ("slo:", "autoscale: []\nslo:", r":14:1: autoscale: unknown key 'autoscale'; allowed: schema"),
     "section with a slip": ("slo:", "sloo:", r":14:1: sloo: unknown key 'sloo'; .*did you mean 'slo'"),
     "unknown key of serving": (
         "  colocated:",
@@ -158,7 +158,7 @@ TRACES = {
 def refuse(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
     """Run the command line, insist on how it must refuse, and return stderr."""
     before = sorted(folder.rglob("*"))
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other work on the machine counts not
     with pytest.raises(SystemExit) as stop:
         cli.main(list(arguments))
     out, err = capfd.readouterr()
@@ -166,7 +166,7 @@ def refuse(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     assert out == ""
     assert err.strip()
     assert "Traceback" not in err
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert sorted(folder.rglob("*")) == before
     return err
 

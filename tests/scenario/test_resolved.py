@@ -177,7 +177,7 @@ def test_a_written_value_is_read_as_that_value(value: float | None) -> None:
 
 @pytest.mark.parametrize("name", catalog.names("scenarios"))
 def test_shipped_scenarios_are_valid_and_name_their_schema(name: str) -> None:
-    path = catalog.folder("scenarios") / f"{name}.yaml"
+    path = catalog.locate("scenarios", name)
     scenario = load(path)
     assert isinstance(scenario, Scenario)
     assert load(name) == scenario
