@@ -365,10 +365,10 @@ class Fabric:
     def _advance(self, starts: Sequence[Start]) -> None:
         now = self.env.now
         shares = self._shares
-        if isinstance(shares, PriorityShares):
-            ended, self._next_ns = shares.advance(starts, now)
-        else:
+        if isinstance(shares, ComponentShares):
             self._shares, ended, self._next_ns = advance(shares, starts, now, self._compiled_from)
+        else:
+            ended, self._next_ns = shares.advance(starts, now)
         for name in sorted(ended):
             flow = self._flows.pop(name)
             self.completed_flows += 1

@@ -92,7 +92,7 @@ class PriorityShares:
         """Change capacities and share anew now; flows due by now must have ended. Return the next finish."""
         for link, capacity in zip(links, capacities, strict=True):
             self.capacities[link] = capacity
-        self._share({}, links, now_ns)
+        self._share(None, links, now_ns)
         return self._next_ns()
 
     def add_link(self, capacity: float) -> int:
@@ -152,13 +152,16 @@ class PriorityShares:
             left -= lane.loads[link]
         return left if left > ROUNDING * capacity else 0
 
-    def _share(self, starts: dict[int, list[Start]], links: Sequence[int], now_ns: int) -> list[int]:
-        """Bring lane after lane up to date; `links` are shared anew in any case. Return what ended."""
+    def _share(self, starts: dict[int, list[Start]] | None, links: Sequence[int], now_ns: int) -> list[int]:
+        """Bring lane after lane up to date; `links` are shared anew in any case. Return what ended.
+
+        With `starts` None nothing ends, even if it is due.
+        """
         ended: list[int] = []
         risen: list[int] = []
         changed: dict[int, None] = dict.fromkeys(links)
         for depth, lane in enumerate(self._lanes):
-            if lane.number in starts or lane.next_ns <= now_ns:
+            if starts is not None and (lane.number in starts or lane.next_ns <= now_ns):
                 begin = starts.get(lane.number, ())
                 lane.shares, names, lane.next_ns = advance(lane.shares, begin, now_ns, self._compiled_from)
                 lane.shares.watch()

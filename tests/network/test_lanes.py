@@ -301,6 +301,19 @@ def test_engines_and_caps_hold_across_lanes(compiled_from):
     fabric.check()
 
 
+@BOTH
+def test_a_cap_taken_over_at_the_very_end_of_another_flow_loses_nothing(compiled_from):
+    # lanes 0 and 1 with b each on a link of their own, both drained at b/c; in that nanosecond, before the network has
+    # its turn, one more comes whose cap is a link that was used before
+    fabric = Fabric(Clock(), wires(C, C), 0, compiled_from=compiled_from)
+    b = C // 1000
+    first = fabric.launch([Send((0,), 1, cap_bytes_per_s=C)], 0)
+    fabric.env.run(until=first)
+    begun = fabric.env.now
+    sends = [(0, 0, Send((0,), b)), (0, 1, Send((1,), b)), (1_000_000, 1, Send((0,), b, cap_bytes_per_s=C // 2))]
+    assert run(fabric, sends) == [begun + 1_000_000, begun + 1_000_000, begun + 3_000_000]
+
+
 def test_a_launch_fires_when_its_last_flow_has_arrived_and_may_have_a_latency_of_its_own():
     transport = Transport(message_latency="3 us", store_and_forward=True)
     for options, latency_ns in (({}, 2000), ({"transport": transport}, 5000 + 4096 * NS // C)):
