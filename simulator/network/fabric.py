@@ -106,7 +106,7 @@ class Fabric:
         self._on_dead_link = on_dead_link
         self._transport = transport
         self._compiled_from = compiled_from
-        self._latency_ns = [link.latency_ns for link in topology.links]
+        self._latency_ns = [link.latency_ns for link in topology.links].__getitem__
         self._names = 0
         self._starting: list[tuple[int, int, _Flow]] = []
         self._flows: dict[int, _Flow] = {}
@@ -122,7 +122,8 @@ class Fabric:
         self._shares: ComponentShares | IncrementalShares | PriorityShares = ComponentShares(self.capacities)
         self._next_ns = NEVER_NS
         self._alarm = Alarm(env, NETWORK)
-        self._alarm.callbacks.append(self._wake)
+        self._on_alarm = self._wake
+        self._alarm.callbacks.append(self._on_alarm)
 
     def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
         """Send shards of (source device, target device, bytes) at once; the event fires when the last has arrived.
@@ -282,7 +283,7 @@ class Fabric:
         if transport is not PLAIN:
             wire_bytes = transport.wire_bytes(size_bytes)
         if latency_ns is None:
-            latency_ns = sum([self._latency_ns[link] for link in path])
+            latency_ns = sum(map(self._latency_ns, path))
             if transport is not PLAIN:
                 latency_ns += (transport.message_latency or 0) + self._forwarding_ns(path, size_bytes)
         flow = _Flow(transfer, self._names, path, wire_bytes, lane)
@@ -334,11 +335,15 @@ class Fabric:
             self._alarm.set(at_ns)
 
     def _wake(self, alarm: Event) -> None:
-        alarm.callbacks.append(self._wake)
-        now = self.env.now
+        alarm.callbacks.append(self._on_alarm)
+        now, starting = self.env.now, self._starting
+        if not starting or starting[0][0] > now:
+            self._advance(())
+            self._set_alarm()
+            return
         empty, lost, starts = [], [], []
-        while self._starting and self._starting[0][0] <= now:
-            flow = heapq.heappop(self._starting)[2]
+        while starting and starting[0][0] <= now:
+            flow = heapq.heappop(starting)[2]
             if not flow.wire_bytes:
                 empty.append(flow)
             elif self._dead and self._on_dead_link != "stall" and self._crosses_dead(flow):

@@ -93,7 +93,7 @@ class IncrementalShares:
         """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
         count = len(starts)
         if count:
-            longest = max([len(start.path) for start in starts])
+            longest = len(starts[0].path) if count == 1 else max([len(start.path) for start in starts])
             if count > self._room or longest > self._hops:
                 self._make_room(count, longest)
             _write(self._fields, starts, now_ns)

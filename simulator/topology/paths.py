@@ -159,6 +159,15 @@ class MetPaths(PathSequence):
     def __len__(self) -> int:
         return self._meetings.ends[-1]
 
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, int) and 0 <= index < self._meetings.ends[-1]:  # nearly always
+            return self.at(index)
+        return super().__getitem__(index)
+
     def at(self, index: int) -> Path:
         """Return the path of a non-negative index; the ways down vary fastest, the ways up slowest."""
         ends = self._meetings.ends
