@@ -11,6 +11,7 @@ from simulator import load, simulate
 from simulator.results.run import Run
 from simulator.topology import build_topology
 from simulator.topology.bill import bill_of_materials
+from simulator.topology.costs import costs_of, format_price, read_price_list, unit_costs
 from simulator.units import format_bandwidth, format_bytes, format_duration
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios" / "network"
@@ -51,9 +52,17 @@ def flows(runs: dict[str, Run]) -> str:
         table = run.table("flows").to_pandas()
         if len(table) <= 8:
             for row in table.itertuples():
+                start = format_duration(row.start_ns) if row.start_ns else "0 s"
                 took, alone = (row.finish_ns - row.start_ns) / 1e9, row.ideal_ns / 1e9
                 rows.append(
-                    [name, f"{row.src} to {row.dst}", format_bytes(row.bytes), _seconds(took), _seconds(alone), ""]
+                    [
+                        name,
+                        f"{row.src} to {row.dst}, at {start}",
+                        format_bytes(row.bytes),
+                        _seconds(took),
+                        _seconds(alone),
+                        "",
+                    ]
                 )
             continue
         fct, slow = run.summary["fct"], run.summary["slowdown"]
@@ -68,21 +77,33 @@ def flows(runs: dict[str, Run]) -> str:
 
 
 def counts(names: Sequence[str]) -> str:
-    """Return the bills of materials of the scenarios' topologies."""
+    """Return the bills of materials of the scenarios' topologies, and what they cost."""
     rows = []
+    unit = unit_costs(read_price_list("deepseek-v3"))
     for name in names:
         section = load(SCENARIOS / f"{name}.yaml").topology
         bill = bill_of_materials(build_topology(str(section.preset), section.parameters))
-        rows.append(
-            [
-                name,
-                f"{bill.devices:,}",
-                f"{sum(bill.switches.values()):,}",
-                f"{bill.inter_switch_links:,}",
-                f"{bill.transceivers:,}",
-            ]
-        )
-    return _table(["scenario", "devices", "switches", "links between switches", "transceivers"], rows)
+        switches = sum(bill.switches.values()) - sum(bill.scale_up.values())
+        found = [bill.devices, switches, bill.inter_switch_links, bill.transceivers]
+        cost = costs_of(bill, unit).dollars
+        rows.append([name, *(f"{count:,}" for count in found), "-" if cost is None else format_price(cost)])
+    return _table(["scenario", "devices", "switches", "links between switches", "transceivers", "cost"], rows)
+
+
+def lost_plane(run: Run) -> str:
+    """Return the time of each all-to-all before, during and after the loss of a plane."""
+    table = run.table("collectives").to_pandas()
+    events = run.events.set_index("kind")["time_ns"]
+    times = (table["finish_ns"] - table["start_ns"]) / 1e9
+    lost, back = int(events["fault"]), int(events["repair"])
+    whole = {
+        "before": table["finish_ns"] <= lost,
+        "while it is lost": (table["start_ns"] >= lost) & (table["finish_ns"] <= back),
+        "after": table["start_ns"] >= back,
+    }
+    whole["across its loss or return"] = ~(whole["before"] | whole["while it is lost"] | whole["after"])
+    rows = [[when, str(int(rows.sum())), _seconds(times[rows].mean())] for when, rows in whole.items()]
+    return _table(["all-to-alls", "count", "mean"], rows)
 
 
 def main() -> None:
@@ -97,6 +118,8 @@ def main() -> None:
                 print(collectives(runs))
             if any(run.summary["flows"]["total"] for run in runs.values()):
                 print(flows(runs))
+            if "plane-lost" in runs:
+                print(lost_plane(runs["plane-lost"]))
 
 
 if __name__ == "__main__":

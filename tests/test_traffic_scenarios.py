@@ -266,3 +266,17 @@ def test_engines_move_their_caches_at_every_fidelity(tmp_path):
         assert found.summary["requests"]["finished"] == 2000
         means[fidelity] = found.summary["kv_transfer"]["mean"]
     assert 0 < means["alpha_beta"] <= min(means["flow"], means["load"])
+
+
+@pytest.mark.parametrize("fidelity", ["flow", "load", "alpha_beta"])
+@pytest.mark.parametrize(("plane", "rate"), [("ub", 196e9), ("rdma", 25e9), ("vpc", 50e9 / 16)])
+def test_a_plane_that_carries_all_is_known_at_every_fidelity(tmp_path, fidelity, plane, rate):
+    # 16 dies of a node send B = 100 MB each to the next node: by UB or RDMA each has a way of its own, by VPC they
+    # share the one of their node
+    network = f"network: {{fidelity: {fidelity}, routing: {{spray: {{plane: {plane}}}}}, collectives: ideal}}"
+    text = "traffic: {collectives: [{run: {send_receive: {bytes: 100 MB}}, devices: 32, group: 2, stride: 16}]}"
+    found = run(tmp_path, "{preset: cloudmatrix384}", network, text)
+    row = found.table("collectives").to_pandas().iloc[0]
+    shared = rate if fidelity != "alpha_beta" or plane != "vpc" else 50e9  # each group by itself knows no other
+    assert row.finish_ns - row.start_ns == pytest.approx(100e6 / shared * 1e9, rel=0.02)
+    assert row.ideal_ns == pytest.approx(100e6 / (50e9 if plane == "vpc" else rate) * 1e9, rel=0.02)

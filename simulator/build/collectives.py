@@ -84,7 +84,9 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
         raise InputError(
             Problem("a graph has no nodes of devices; collectives need a preset", path="traffic.collectives")
         )
-    collectives = Collectives(topology, load_constants(_constants(scenario, topology, notes)))
+    routing = scenario.network.routing
+    plane = getattr(routing.parameters, "plane", None) if routing is not None else None
+    collectives = Collectives(topology, load_constants(_constants(scenario, topology, notes)), plane)
     found: list[Plan] = []
     problems: list[Problem] = []
     for index, section in enumerate(traffic.collectives):

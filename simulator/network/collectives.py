@@ -319,11 +319,11 @@ class Collectives:
     """Times and flows of collectives on one topology, with the least-time choice cached per group shape.
 
     Times are affine in the message for each choice, so the cache holds their lower envelope, which is exact for every
-    size. `health` counts the changes of capacity that `update` has been told of.
+    size. `health` counts the changes of capacity that `update` has been told of. `plane`, where given, carries all.
     """
 
-    def __init__(self, topology: Topology, constants: CollectiveConstants) -> None:
-        self.topology, self.constants = topology, constants
+    def __init__(self, topology: Topology, constants: CollectiveConstants, plane: str | None = None) -> None:
+        self.topology, self.constants, self.plane = topology, constants, plane
         self.health = 0
         self._capacities: Sequence[float] | None = None
         self._shapes: dict[tuple[int, ...], GroupShape] = {}
@@ -340,7 +340,7 @@ class Collectives:
         key = tuple(sorted(devices))
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = group_shape(self.topology, devices, self._capacities)
+            shape = self._shapes[key] = group_shape(self.topology, devices, self._capacities, self.plane)
         return shape
 
     def choose(

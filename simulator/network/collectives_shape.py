@@ -55,8 +55,12 @@ def group_nodes(topology: Topology, devices: Sequence[int]) -> Nodes:
     return tuple(tuple(sorted(node, key=lambda d: topology.sites[d].slot)) for _, node in sorted(nodes.items()))
 
 
-def group_shape(topology: Topology, devices: Sequence[int], capacities: Sequence[float] | None = None) -> GroupShape:
+def group_shape(
+    topology: Topology, devices: Sequence[int], capacities: Sequence[float] | None = None, plane: str | None = None
+) -> GroupShape:
     """Return the shape of a group under `capacities` (bytes/s by link index; default the topology's own).
+
+    `plane` carries everything, if given; else the first that joins two ranks.
 
     Raises as `group_nodes` does.
     """
@@ -67,7 +71,7 @@ def group_shape(topology: Topology, devices: Sequence[int], capacities: Sequence
         ranks=sum(len(node) for node in nodes),
         nodes=len(nodes),
         ranks_per_node=max(len(node) for node in nodes),
-        local_bytes_per_s=pattern_rate(topology, ring, at),
+        local_bytes_per_s=pattern_rate(topology, ring, at, plane),
     )
     if len(nodes) == 1:
         return shape
@@ -82,15 +86,17 @@ def group_shape(topology: Topology, devices: Sequence[int], capacities: Sequence
         shape.nodes,
         shape.ranks_per_node,
         shape.local_bytes_per_s,
-        pattern_rate(topology, rails, at),
-        _cross_rate(topology, nodes, at),
-        max(topology.path_latency_ns(topology.paths(a, b)[0]) for a, b in rails),
+        pattern_rate(topology, rails, at, plane),
+        _cross_rate(topology, nodes, at, plane),
+        max(topology.path_latency_ns(topology.paths(a, b, plane)[0]) for a, b in rails),
     )
 
 
-def pattern_rate(topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float]) -> float:
+def pattern_rate(
+    topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float], plane: str | None = None
+) -> float:
     """Return the rate at which all `pairs` can send at once, in bytes/s; infinite for no pairs."""
-    return _rate(shard_loads(topology, ((a, b, 1.0) for a, b in pairs)), capacities)
+    return _rate(shard_loads(topology, ((a, b, 1.0) for a, b in pairs), plane), capacities)
 
 
 def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
@@ -99,7 +105,7 @@ def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
     return float((np.array([capacities[link] for link in used.tolist()]) / loads[used]).min(initial=inf))
 
 
-def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float]) -> float:
+def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], plane: str | None) -> float:
     """Return the rate of one rank that sends to all ranks of other nodes evenly, all ranks at once.
 
     Of an uneven group the rank with the most others to send to. Zero where rails or planes never meet.
@@ -107,7 +113,7 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float]) -
     devices = [device for node in nodes for device in node]
     most_others = len(devices) - min(len(node) for node in nodes)
     try:
-        loads = exchange_loads(topology, devices, 1 / most_others, blocks=between_nodes(nodes))
+        loads = exchange_loads(topology, devices, 1 / most_others, plane, between_nodes(nodes))
     except InputError:
         return 0.0
     return _rate(loads, capacities)

@@ -52,7 +52,8 @@ class Operation:
     `ideal_ns` is the closed form. A rank moves at most `engine` of what passes its kernel: what it sends to ranks of
     its own node or, with `engine_for_all`, all that it sends; with `engine_in` also what it gets. What leaves a node
     is 1 / `network_share` of the payload on the wire. The phases take `least_ns` at least. `paced`: the flows of a
-    phase wait for each other chunk by chunk, so each claims bandwidth in proportion to its bytes.
+    phase wait for each other chunk by chunk, so each claims bandwidth in proportion to its bytes. `plane` carries all
+    of it, if there is one that does.
     """
 
     algorithm: str
@@ -68,6 +69,7 @@ class Operation:
     network_share: float = 1.0
     least_ns: int = 0
     paced: bool = True
+    plane: str | None = None
 
 
 def collective(
@@ -103,8 +105,9 @@ def collective(
         tuple(phases(collectives.topology, operation, choice.algorithm, nodes, size_bytes)),
         round(own_ns),
         engine=kernel.local_share * shape.local_bytes_per_s,
-        engine_for_all=FORMS[operation][choice.algorithm][0] == "ring" and choice.algorithm == "ring",
+        engine_for_all=choice.algorithm == "ring",
         network_share=kernel.network_share,
+        plane=collectives.plane,
     )
 
 
@@ -135,6 +138,7 @@ def expert_exchange(
         engine=constants.local_share * shape.local_bytes_per_s,
         engine_in=True,
         paced=False,
+        plane=collectives.plane,
         network_share=constants.network_share,
         least_ns=round(work_ns(traffic, constants, shape.local_bytes_per_s, processors)),
     )
@@ -173,7 +177,7 @@ def link_bytes(topology: Topology, operation: Operation) -> NDArray[np.float64]:
             total += _loads(topology, operation, phase.exchange)[0]
         for source, target, size_bytes in phase.shards:
             share = 1.0 if place[source].node == place[target].node else operation.network_share
-            for link, part in path_weights(topology.paths(source, target)).items():
+            for link, part in path_weights(topology.paths(source, target, operation.plane)).items():
                 total[link] += part * size_bytes / share
         for half in phase.halves:
             total[list(half.path)] += half.size_bytes
@@ -184,9 +188,9 @@ def _loads(topology: Topology, operation: Operation, exchange: Exchange) -> tupl
     """Return the bytes that an exchange puts on every link, and the time that its engines need."""
     ranks, width = exchange.ranks, max(map(len, exchange.nodes))
     each = exchange.size_bytes / len(ranks)
-    loads = exchange_loads(topology, ranks, each)
+    loads = exchange_loads(topology, ranks, each, operation.plane)
     if operation.network_share < 1 and len(exchange.nodes) > 1:
-        outside = exchange_loads(topology, ranks, each, blocks=between_nodes(exchange.nodes))
+        outside = exchange_loads(topology, ranks, each, operation.plane, between_nodes(exchange.nodes))
         loads += outside * (1 / operation.network_share - 1)
     return loads, (width - 1) * each / operation.engine * NS_PER_S
 
