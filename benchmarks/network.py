@@ -160,17 +160,18 @@ def poisson_transfers(load: float, devices: int, flows: int) -> Iterator[tuple[i
         yield from zip(at.astype(int).tolist(), sizes, sources, targets, strict=True)
 
 
-def fabric_poisson(load: float, flows: int) -> tuple[int, float]:
-    """Return flows and CPU seconds under SimPy, routes looked up one by one."""
+def fabric_poisson(load: float, flows: int, lanes: int = 1) -> tuple[int, float]:
+    """Return flows and CPU seconds under SimPy, routes looked up one by one, lanes taken by turns."""
     topology = build_topology("fat-tree-k16")
     env = Clock()
     fabric = Fabric(env, topology, seed=1)
 
     def send() -> simpy.events.ProcessGenerator:
-        for start_ns, size_bytes, source, target in poisson_transfers(load, len(topology.sites), flows):
+        drawn = poisson_transfers(load, len(topology.sites), flows)
+        for turn, (start_ns, size_bytes, source, target) in enumerate(drawn):
             if start_ns > env.now:
                 yield env.timeout(start_ns - env.now)
-            fabric.transfer([(source, target, size_bytes)])
+            fabric.transfer([(source, target, size_bytes)], lane=turn % lanes)
 
     env.process(send())
     taken_s = cpu_s(env.run)
@@ -229,6 +230,7 @@ CASES: dict[str, Callable[[], tuple[int, float]]] = {
     "fabric, 4 shards one after another": lambda: sequential(10_000),
     "fabric, Poisson, load 0.3": lambda: fabric_poisson(0.3, 60_000),
     "fabric, Poisson, load 0.6": lambda: fabric_poisson(0.6, 60_000),
+    "fabric, Poisson, load 0.3, two lanes": lambda: fabric_poisson(0.3, 20_000, lanes=2),
     "fabric, Poisson, load 0.3, 100,000 flows": lambda: fabric_poisson(0.3, 100_000),
     "fabric, Poisson, load 0.3, 1,000,000 flows": lambda: fabric_poisson(0.3, 1_000_000),
     "fabric, all-to-all of 256": lambda: fabric_all_to_all(256),

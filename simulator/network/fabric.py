@@ -322,6 +322,8 @@ class Fabric:
         return link
 
     def _capacity(self, link: int) -> float:
+        if link in self._limits:
+            return self._limits[link]
         taken = self._taken.get(link)
         capacity = self.capacities[link]
         return capacity * max(0.0, 1 - sum(taken.values())) if taken else capacity
@@ -401,7 +403,7 @@ class Fabric:
     def _leave(self, lost: Sequence[_Flow], links: Sequence[int]) -> None:
         """Take flows off their dead paths, share what they leave, and fail them or send them another way."""
         lefts = self._shares.stop([flow.name for flow in lost], self.env.now)
-        freed = dict.fromkeys([*links, *(link for flow in lost for link in flow.path)])
+        freed = dict.fromkeys([*links, *(link for flow in lost for link in flow.links)])
         self._reshare(list(freed))
         starts = [self._lose(self._flows.pop(flow.name), left) for flow, left in zip(lost, lefts, strict=True)]
         self._advance([start for start in starts if start])
@@ -443,8 +445,7 @@ class Fabric:
         rates = self._shares.rates()
         if rates.keys() != self._flows.keys():
             raise InvariantError(f"{len(rates)} flows have rates, {len(self._flows)} are under way")
-        room = [self._capacity(link) for link in range(len(self.capacities))]
-        room += [self._limits[link] for link in range(len(room), len(room) + len(self._limits))]
+        room = [self._capacity(link) for link in range(len(self.capacities) + len(self._limits))]
         flows = self._flows
         verify_shares(
             [Rated(flows[name].lane, flows[name].links, rate, flows[name].weight) for name, rate in rates.items()], room

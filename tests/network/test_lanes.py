@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,6 +288,20 @@ def test_flows_share_an_engine_that_is_no_link(compiled_from):
 
 
 @BOTH
+@pytest.mark.parametrize("lane", [0, 1])
+def test_what_a_lost_flow_leaves_of_an_engine_goes_to_the_others(lane, compiled_from):
+    # an engine of c/2, a flow over each of two links of c: c/4 each, in unlike lanes c/2 and none. At b/c the first
+    # dies; the second has moved b/4 or none, and the rest takes c/2.
+    fabric = Fabric(Clock(), wires(C, C), 0, on_dead_link="fail", compiled_from=compiled_from)
+    engine = fabric.add_engine(C // 2)
+    b = C // 1000
+    sends = [(0, 0, Send((0,), b, through=(engine,))), (0, lane, Send((1,), b, through=(engine,)))]
+    finish = run(fabric, sends, [(1_000_000, lambda: fabric.set_capacity([0], 0))])
+    assert finish == [~1_000_000, 3_000_000 if lane else 2_500_000]
+    fabric.release_engine(engine)
+
+
+@BOTH
 def test_engines_and_caps_hold_across_lanes(compiled_from):
     # an engine of c/2: lane 0 has a cap of c/8, lane 1 gets 3c/8 through the engine, lane 2 without it the c/2 left
     fabric = Fabric(Clock(), wires(C), 0, compiled_from=compiled_from)
@@ -383,3 +398,56 @@ def test_nothing_is_forwarded_of_an_empty_message_or_by_default():
     times = [Transport(store_and_forward=True).forwarding_ns(size, [C] * 3) for size in (1, 100, 4096, 10**6)]
     assert all(before <= after for before, after in pairwise(times))
     assert times[-1] == times[-2] == -(-2 * 4096 * NS // C)
+
+
+POD = build_topology("clos-h100", {"nodes": 4, "devices_per_node": 4, "switch": {"radix": 8}, "taper": 2})
+
+
+def everything(seed, policy, compiled_from, flows=90):
+    """Run random flows in four lanes, with weights, caps and engines, while links die, shrink and fill up."""
+    rng = np.random.default_rng(seed)
+    env, finish, links = Clock(), {}, len(POD.links)
+    fabric = Fabric(env, POD, seed, on_dead_link=policy, compiled_from=compiled_from)
+    engines = [fabric.add_engine(float(rng.integers(1, 60)) * NS) for _ in range(3)]
+
+    def act():
+        for index in range(flows):
+            yield env.timeout(int(rng.integers(0, 60_000)))
+            source, target, lane, size = (int(rng.integers(top)) for top in (16, 16, 4, 3_000_000))
+            weight, cap, latency_ns = float(rng.choice([0.5, 1, 2])), rng.choice([None, 20 * NS]), rng.choice([None, 9])
+            through = tuple(engines[: rng.integers(0, 4)])
+            if shares := fabric.route(source, target):
+                send = Send(shares[0][0], size, (source, target), weight, cap, through)
+                done = fabric.launch([send], lane, latency_ns, defused=True)
+                done.callbacks.append(lambda event, index=index: finish.update({index: (env.now, event.ok)}))
+            if index % 5 == 0:
+                fabric.set_capacity([int(rng.integers(links))], int(rng.choice([0, 10, 50])) * NS)
+            if index % 7 == 0:
+                fabric.set_background([int(rng.integers(links))], "other", float(rng.choice([0, 0.3, 1])))
+        fabric.set_capacity(range(links), C)
+        fabric.set_background(range(links), "other", 0)
+
+    env.process(act())
+    while env.peek() < float("inf"):
+        env.step()
+        fabric.check()
+    for engine in engines:
+        fabric.release_engine(engine)
+    return finish, {row[0]: row[5:] for row in fabric.link_rows(env.now)}
+
+
+@pytest.mark.parametrize("policy", ["stall", "fail", "reroute"])
+@pytest.mark.parametrize("seed", range(3))
+def test_everything_at_once_is_the_same_in_both_solvers(seed, policy):
+    finish, rows = everything(seed, policy, ALL)
+    assert len(finish) > 70
+    for compiled_from in (0, 4):
+        other, others = everything(seed, policy, compiled_from)
+        assert other.keys() == finish.keys()
+        assert all(other[index][1] == ok for index, (_, ok) in finish.items())
+        assert all(abs(other[index][0] - at_ns) <= len(finish) for index, (at_ns, _) in finish.items())
+        assert others.keys() == rows.keys()
+        for link, (moved, busy_ns, _, peak, count) in rows.items():
+            assert others[link][4] == count
+            assert others[link][:2] == pytest.approx((moved, busy_ns), rel=1e-6, abs=10**4)
+            assert others[link][3] == pytest.approx(peak, rel=1e-9)
