@@ -257,6 +257,22 @@ def test_an_exchange_of_experts_is_slower_when_they_are_unequally_loaded(tmp_pat
     assert times["skewed"] > 1.05 * times["even"]
 
 
+def test_experts_stand_where_they_are_placed_and_are_loaded_as_measured(tmp_path):
+    # One node of 8, two experts a rank, one chosen by each token. All load on the experts of rank 0, half on each: it
+    # gets the 7 x 128 tokens of the others, 8 times what it gets of equal loads (7 x 128 / 8).
+    loads = "[1, 1" + ", 0" * 14 + "]"
+    placement = "[" + ", ".join(str(expert // 2) for expert in range(16)) + "]"
+    text = f"{{tokens: 128, experts: 16, top_k: 1, hidden: 4096, placement: {placement}, LOADS form: low_latency}}"
+    took = []
+    for given in ("", f"loads: {loads},"):
+        section = f"traffic: {{collectives: [{{run: {{dispatch: {text.replace('LOADS', given)}}}}}]}}"
+        found = run(tmp_path, "{preset: dgx-h100}", "network: {collectives: ideal}", section)
+        took.append(found.table("collectives").to_pandas().iloc[0])
+    even, hot = ((row.finish_ns - row.start_ns) for row in took)
+    assert even == pytest.approx(128 * 7 / 8 * 8192 / 450, rel=0.01)
+    assert hot == pytest.approx(8 * even, rel=0.01)
+
+
 def test_engines_move_their_caches_at_every_fidelity(tmp_path):
     # alone in closed form <= shared max-min fairly; and the bound of all that starts with it >= alone
     means = {}

@@ -160,17 +160,26 @@ def _operations(
     )
 
 
+def _placement(section: ExpertExchange, ranks: int) -> Sequence[int]:
+    """Return the rank that holds each expert."""
+    if section.placement is None:
+        if section.experts % ranks:
+            raise InputError(f"{section.experts} experts do not divide among {ranks} ranks")
+        return [expert * ranks // section.experts for expert in range(section.experts)]
+    if max(section.placement) >= ranks:
+        raise InputError(f"placement: rank {max(section.placement)} of a group of {ranks}, counted from 0")
+    return section.placement
+
+
 def _traffic(
     section: ExpertExchange, name: str, topology: Topology, group: Sequence[int], seed: int, stream_name: str
 ) -> Traffic:
     """Return what the ranks of a group send each other."""
     ranks, experts = len(group), section.experts
-    if experts % ranks:
-        raise InputError(f"{experts} experts do not divide among {ranks} ranks")
     nodes = {node: place for place, node in enumerate(dict.fromkeys(topology.sites[device].node for device in group))}
-    rank_of_expert = [expert * ranks // experts for expert in range(experts)]
+    rank_of_expert = _placement(section, ranks)
     node_of_expert = tuple(nodes[topology.sites[group[rank]].node] for rank in rank_of_expert)
-    loads = None
+    loads = section.loads
     if section.skew is not None and section.skew.exponent:
         popular = stream(seed, f"{stream_name}/popularity").permutation(experts)  # which expert is the k-th
         loads = tuple(float((1 + place) ** -section.skew.exponent) for place in np.argsort(popular).tolist())

@@ -76,7 +76,7 @@ class ExpertExchange(Strict):
     tokens: Count
     """Tokens of each rank."""
     experts: Count
-    """Experts of the layer, in equal blocks over the ranks of a group."""
+    """Experts of the layer."""
     top_k: Count
     """Experts of each token."""
     hidden: Count
@@ -87,8 +87,12 @@ class ExpertExchange(Strict):
     """Values that share a scale of four bytes; zero: no scales."""
     node_limit: Count | None = None
     """Nodes that the experts of one token may stand on at most; default: all."""
+    placement: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Rank of the group that holds each expert; default: equal blocks over the ranks."""
     skew: ZipfSkew | None = None
     """How unequally loaded the experts are; default: all alike."""
+    loads: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Relative load of each expert, such as measured counts, in the place of `skew`."""
     form: Literal["low_latency", "high_throughput"] = "low_latency"
     """One copy per chosen expert straight to its rank, or one per node and from there one per rank."""
     processors: Count | None = None
@@ -101,6 +105,16 @@ class ExpertExchange(Strict):
         if self.top_k > self.experts:
             what = f"{self.top_k} experts per token of {self.experts} experts"
             raise LocatedError(Fault(("top_k",), what))
+        lists = {"placement": self.placement, "loads": self.loads}
+        faults = [
+            Fault((name,), f"{len(given)} values for {self.experts} experts")
+            for name, given in lists.items()
+            if given is not None and len(given) != self.experts
+        ]
+        if self.skew is not None and self.loads is not None:
+            faults.append(Fault(("loads",), "excludes `skew`"))
+        if faults:
+            raise LocatedError(*faults)
         return self
 
 

@@ -87,6 +87,16 @@ def write(folder, *sections, topology="{preset: clos-h100, nodes: 2}"):
             "traffic.collectives[0]: 17 experts",
         ),
         (
+            ["traffic: {collectives: [{run: {combine: {tokens: 1, experts: 2, top_k: 1, hidden: 64, loads: [1]}}}]}"],
+            "loads: 1 values for 2 experts",
+        ),
+        (
+            [
+                "traffic: {collectives: [{run: {combine: {tokens: 1, experts: 2, top_k: 1, hidden: 64, placement: [0, 16]}}}]}"
+            ],
+            "traffic.collectives[0]: placement: rank 16 of a group of 16",
+        ),
+        (
             ["traffic: {collectives: [{run: {send_receive: {bytes: 1 MB}}}]}"],
             "traffic.collectives[0]",
         ),
