@@ -296,3 +296,10 @@ def test_a_plane_that_carries_all_is_known_at_every_fidelity(tmp_path, fidelity,
     shared = rate if fidelity != "alpha_beta" or plane != "vpc" else 50e9  # each group by itself knows no other
     assert row.finish_ns - row.start_ns == pytest.approx(100e6 / shared * 1e9, rel=0.02)
     assert row.ideal_ns == pytest.approx(100e6 / (50e9 if plane == "vpc" else rate) * 1e9, rel=0.02)
+
+
+def test_a_sprayed_flow_claims_no_more_than_a_flow_of_one_path(tmp_path):
+    # Two flows of B leave one NIC of C: one within its leaf over one path, one sprayed over all spines. Each has C / 2.
+    text = "traffic: {transfers: [{source: 0, target: 8, bytes: 100 MB}, {source: 0, target: 9, bytes: 100 MB}]}"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 2}", "network: {routing: spray}", text)
+    assert took_ns(found) == pytest.approx([4e6, 4e6], rel=0.01)

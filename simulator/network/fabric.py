@@ -150,9 +150,11 @@ class Fabric:
         assert self._spread is not None
         shares = self._spread(self.topology, self.seed, source, target, self._names)
         parts = split_bytes(size_bytes, shares) if shares else []
-        for (path, _), part in zip(shares, parts, strict=True):
+        for (path, share), part in zip(shares, parts, strict=True):
             if part or path is shares[0][0]:
-                self._launch(transfer, path, part, lane).ends = source, target
+                flow = self._launch(transfer, path, part, lane)
+                flow.ends = source, target
+                flow.weight = share  # all parts together claim what one flow does
                 self._names += 1
 
     def route(self, source: int, target: int) -> Shares:

@@ -92,7 +92,8 @@ def write(folder, *sections, topology="{preset: clos-h100, nodes: 2}"):
         ),
         (
             [
-                "traffic: {collectives: [{run: {combine: {tokens: 1, experts: 2, top_k: 1, hidden: 9, placement: [0,16]}}}]}"
+                "traffic: {collectives: [{run: {combine: {tokens: 1, experts: 2, top_k: 1, hidden: 9, placement: "
+                "[0, 16]}}}]}"
             ],
             "traffic.collectives[0]: placement: rank 16 of a group of 16",
         ),
