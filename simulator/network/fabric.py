@@ -213,8 +213,8 @@ class Fabric:
         path, size_bytes, _, weight, cap, through = send
         if not path or size_bytes < 0 or weight <= 0 or (cap or 0) < 0:
             raise ValueError(f"a flow of {size_bytes} bytes over {path}, weight {weight}, cap {cap}")
-        if any(engine not in self._engines for engine in through):
-            raise ValueError(f"a flow through {through}: not all of these are engines")
+        if through and (any(engine not in self._engines for engine in through) or len(set(through)) < len(through)):
+            raise ValueError(f"a flow through {through}: not all of these are engines, or one is there twice")
 
     def add_engine(self, bytes_per_s: float) -> int:
         """Return a limit that flows share and that is no link of the topology, such as a device's copy kernel.

@@ -272,6 +272,8 @@ def test_flows_share_an_engine_that_is_no_link(compiled_from):
     sends = [Send((0,), b, through=(engine,)), Send((1,), b, through=(engine,)), Send((0,), b)]
     assert run(fabric, [(0, 0, send) for send in sends]) == pytest.approx([4_001_000, 4_001_000, 1_334_334], abs=1)
     assert [row[0] for row in fabric.link_rows(fabric.env.now, idle=True)] == [0, 1]
+    with pytest.raises(ValueError, match="twice"):
+        fabric.launch([Send((0,), b, through=(engine, engine))])
     fabric.launch([sends[0]])
     with pytest.raises(ValueError, match="a flow goes through"):
         fabric.release_engine(engine)
