@@ -6,11 +6,13 @@ patterns (for example pFabric, SIGCOMM 2013). Load 1 offers each device's networ
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ FLOW_COLUMNS = ("flow_id", "src", "dst", "bytes", "start_s")
 FLOW_OPTIONS = ("path", "plane", "lane", "weight", "cap_Bps")
 CHANGE_COLUMNS = ("time_s", "src", "dst", "bandwidth_Bps")
 MOST_LANES = 15
+_FEW_DIGITS = 20  # in seconds below 2**62 nanoseconds, and within the digits of a Decimal
+_DECIMAL = re.compile(r"\d{1,9}(?:\.\d*)?(?:e-\d\d?)?", re.ASCII)
 _BLOCK = 4096
 
 
@@ -63,14 +67,8 @@ def read_flows(path: Path) -> list[Flow]:
     Columns path, plane, lane, weight and cap_Bps may be there; an empty value is the default.
     Raises InputError with every bad row: a flow left out would change all the others.
     """
-    checks = (_count, _name, _name, _count, _time_ns, str, str, _lane, _weight, _cap)
-    flows = [
-        Flow(
-            *(_count(row[0]), _name(row[1]), _name(row[2]), _count(row[3]), _time_ns(row[4]), row[5].strip(), line),
-            *(row[6].strip(), _lane(row[7]), _weight(row[8]), _cap(row[9])),
-        )
-        for line, row in _rows(path, FLOW_COLUMNS, checks, FLOW_OPTIONS)
-    ]
+    parsers = (_count, _name, _name, _count, _time_ns, str.strip, str.strip, _lane, _weight, _cap)
+    flows = [Flow(*row[:6], line, *row[6:]) for line, row in _rows(path, FLOW_COLUMNS, parsers, FLOW_OPTIONS)]
     numbers: dict[int, int] = {}
     for flow in flows:
         if flow.flow_id in numbers:
@@ -84,19 +82,16 @@ def read_flows(path: Path) -> list[Flow]:
 
 def read_changes(path: Path) -> list[Change]:
     """Return the changes of a CSV with the columns time_s, src, dst and bandwidth_Bps, in order of time."""
-    changes = [
-        Change(_time_ns(row[0]), _name(row[1]), _name(row[2]), _count(row[3]), line)
-        for line, row in _rows(path, CHANGE_COLUMNS, (_time_ns, _name, _name, _count))
-    ]
+    changes = [Change(*row, line) for line, row in _rows(path, CHANGE_COLUMNS, (_time_ns, _name, _name, _count))]
     return sorted(changes, key=lambda change: change.time_ns)
 
 
 def _rows(
-    path: Path, columns: tuple[str, ...], checks: Iterable[object], options: tuple[str, ...] = ()
-) -> Iterator[tuple[int, list[str]]]:
+    path: Path, columns: tuple[str, ...], parsers: tuple[Callable[[str], Any], ...], options: tuple[str, ...] = ()
+) -> Iterator[tuple[int, list[Any]]]:
     """Yield line number and the values of columns and `options`, which may be absent. All bad rows are one error."""
     problems: list[Problem] = []
-    good: list[tuple[int, list[str]]] = []
+    good: list[tuple[int, list[Any]]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(stream, strict=True)
@@ -108,12 +103,13 @@ def _rows(
                 if len(row) != len(header):
                     problems.append(Problem(f"{len(row)} values for {len(header)} columns", str(path), reader.line_num))
                     continue
-                values = ["" if index is None else row[index] for index in order]
-                for name, value, check in zip((*columns, *options), values, checks, strict=True):
+                values: list[Any] = ["" if index is None else row[index] for index in order]
+                for at, parse in enumerate(parsers):
                     try:
-                        check(value)  # type: ignore[operator]
+                        values[at] = parse(values[at])
                     except BadValueError as error:
-                        problems.append(Problem(f"{error}, found {value!r}", str(path), reader.line_num, path=name))
+                        name, found = (*columns, *options)[at], values[at]
+                        problems.append(Problem(f"{error}, found {found!r}", str(path), reader.line_num, path=name))
                 good.append((reader.line_num, values))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(Problem(f"cannot read: {getattr(error, 'strerror', None) or error}", str(path))) from None
@@ -143,6 +139,8 @@ def _name(text: str) -> str:
 
 
 def _count(text: str) -> int:
+    if text.isdecimal() and len(text) < 16:
+        return int(text)
     value = exact(text)
     if value < 0 or value.denominator != 1 or value >= 2**63:
         raise BadValueError("a whole number of zero or more is needed")
@@ -150,6 +148,8 @@ def _count(text: str) -> int:
 
 
 def _time_ns(text: str) -> int:
+    if len(text) <= _FEW_DIGITS and _DECIMAL.fullmatch(text):  # as exact, and five times as fast
+        return int(Decimal(text).scaleb(9).to_integral_value(ROUND_HALF_EVEN))
     value = exact(text)
     if value < 0 or value * NS_PER_S >= 2**62:
         raise BadValueError("a time of zero or more is needed")

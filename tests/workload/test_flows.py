@@ -1,5 +1,7 @@
 """Flows of a network alone: laws of the sizes and patterns, and files that say where they are wrong."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -139,3 +141,12 @@ def test_every_bad_row_is_told_at_once(tmp_path):
 def test_an_absent_file_is_one_problem(tmp_path):
     with pytest.raises(InputError):
         read_flows(tmp_path / "none.csv")
+
+
+@given(
+    st.one_of(st.floats(0, 1e6).map(repr), st.decimals(0, 10**6, places=12).map(str), st.integers(0, 10**9).map(str))
+)
+def test_times_are_read_exactly_and_rounded_half_to_even(text):
+    from simulator.workload.flows import _time_ns
+
+    assert _time_ns(text) == round(Fraction(text) * 10**9)
