@@ -68,7 +68,12 @@ def read_flows(path: Path) -> list[Flow]:
     Raises InputError with every bad row: a flow left out would change all the others.
     """
     parsers = (_count, _name, _name, _count, _time_ns, str.strip, str.strip, _lane, _weight, _cap)
-    flows = [Flow(*row[:6], line, *row[6:]) for line, row in _rows(path, FLOW_COLUMNS, parsers, FLOW_OPTIONS)]
+    flows = [
+        Flow(flow_id, source, target, size, start, way, line, plane, lane, weight, cap)
+        for line, (flow_id, source, target, size, start, way, plane, lane, weight, cap) in _rows(
+            path, FLOW_COLUMNS, parsers, FLOW_OPTIONS
+        )
+    ]
     numbers: dict[int, int] = {}
     for flow in flows:
         if flow.flow_id in numbers:
@@ -82,7 +87,8 @@ def read_flows(path: Path) -> list[Flow]:
 
 def read_changes(path: Path) -> list[Change]:
     """Return the changes of a CSV with the columns time_s, src, dst and bandwidth_Bps, in order of time."""
-    changes = [Change(*row, line) for line, row in _rows(path, CHANGE_COLUMNS, (_time_ns, _name, _name, _count))]
+    rows = _rows(path, CHANGE_COLUMNS, (_time_ns, _name, _name, _count))
+    changes = [Change(row[0], row[1], row[2], row[3], line) for line, row in rows]
     return sorted(changes, key=lambda change: change.time_ns)
 
 

@@ -144,7 +144,11 @@ def test_an_absent_file_is_one_problem(tmp_path):
 
 
 @given(
-    st.one_of(st.floats(0, 1e6).map(repr), st.decimals(0, 10**6, places=12).map(str), st.integers(0, 10**9).map(str))
+    st.one_of(
+        st.floats(1e-12, 1e6).map(repr),
+        st.decimals(0, 10**6, places=12, allow_nan=False).map(str),
+        st.integers(0, 10**9).map(str),
+    )
 )
 def test_times_are_read_exactly_and_rounded_half_to_even(text):
     from simulator.workload.flows import _time_ns
