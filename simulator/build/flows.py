@@ -190,11 +190,16 @@ def alone_ns(topology: Topology, shares: Shares, size_bytes: int, cap_bytes_per_
     """
     if not shares:
         return 0
+    links = topology.links
+    if len(shares) == 1:  # nearly always
+        on_way = [links[link] for link in shares[0][0]]
+        rate = min([link.capacity_bytes_per_s for link in on_way])
+        rate = min(rate, cap_bytes_per_s or rate)
+        return sum([link.latency_ns for link in on_way]) + -(-size_bytes * NS_PER_S // rate)
     loads: dict[int, float] = {}
     for way, share in shares:
         for link in way:
             loads[link] = loads.get(link, 0.0) + share
-    links = topology.links
     most = max((share / links[link].capacity_bytes_per_s for link, share in loads.items()), default=0.0)
     if cap_bytes_per_s:
         most = max(most, 1 / cap_bytes_per_s)
