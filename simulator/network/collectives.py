@@ -11,8 +11,8 @@ from math import inf, log2
 from typing import Literal, NamedTuple, get_args
 
 from simulator.network.collectives_constants import CollectiveConstants, Family, Kernel, Protocol
-from simulator.network.collectives_shape import GroupShape, group_nodes, group_shape
-from simulator.network.collectives_steps import Round, steps, two_trees
+from simulator.network.collectives_phases import two_trees
+from simulator.network.collectives_shape import GroupShape, group_shape
 from simulator.topology.graph import Topology
 from simulator.units import NS_PER_S
 
@@ -77,13 +77,14 @@ def _ring(passes: int, whole: bool = False) -> Form:
 def _tree(shape: GroupShape) -> Load | None:
     """Chains within nodes under two binary trees among nodes; each half of the message goes up and down one tree.
 
-    Across nodes as many such channels as ranks per node, each with another rank at the head, share the NICs.
+    Across nodes as many such channels as ranks per node, each with another rank at the head, share the NICs. Two ranks
+    of a node have no middle of a chain, and nothing to choose it for over their ring.
     """
-    if not shape.even:
+    if not shape.even or (shape.nodes == 1 and shape.ranks < 3):
         return None
     per_node, nodes = shape.ranks_per_node, shape.nodes
     if nodes == 1:  # one chain: a rank in its middle passes the message on both ways
-        return Load(2 * (per_node - 1), 0, 2.0 if per_node > 1 else 0.0)
+        return Load(2 * (per_node - 1), 0, 2.0)
     local, rail = 2 * (per_node - 1) / per_node, _most_neighbours(nodes) / 2 / per_node
     return Load(2 * (per_node - 1), 2 * _depth(nodes), local, rail)
 
@@ -250,8 +251,8 @@ def choices(
             raise ValueError(f"{operation} has no algorithm {algorithm!r}; allowed: {', '.join(forms)}")
         family, form = forms[algorithm]
         load = form(shape)
-        kernels = _kernels(constants, family)
-        if load is not None and not _cut_off(load, shape):
+        kernels = kernels_of(constants, family)
+        if load is not None and not cut_off(load, shape):
             found += [
                 Choice(algorithm, name, *line(kernel, load, shape))
                 for name, kernel in kernels.items()
@@ -263,19 +264,20 @@ def choices(
     return found
 
 
-def _cut_off(load: Load, shape: GroupShape) -> bool:
+def cut_off(load: Load, shape: GroupShape) -> bool:
     """Return whether a load needs links that carry nothing."""
     needs = ((load.local, shape.local_bytes_per_s), (load.rail, shape.rail_bytes_per_s))
     return any(asked and not rate for asked, rate in (*needs, (load.cross, shape.cross_bytes_per_s)))
 
 
-def _kernels(constants: CollectiveConstants, family: Family) -> Mapping[Protocol, Kernel]:
+def kernels_of(constants: CollectiveConstants, family: Family) -> Mapping[Protocol, Kernel]:
+    """Return the constants of a family by protocol, its own or those that stand in for it."""
     return constants.kernels.get(family) or constants.kernels.get(STAND_IN.get(family, family)) or {}
 
 
 def kernel_of(constants: CollectiveConstants, operation: str, algorithm: str, protocol: str) -> Kernel:
     """Return the constants of a choice."""
-    kernels = _kernels(constants, FORMS[operation][algorithm][0])
+    kernels = kernels_of(constants, FORMS[operation][algorithm][0])
     return next(kernel for name, kernel in kernels.items() if name == protocol)
 
 
@@ -375,7 +377,3 @@ class Collectives:
     def time_ns(self, operation: str, devices: Sequence[int], size_bytes: int, engine: bool = False) -> float:
         """Return the time of a collective on an otherwise idle network, in ns; see `choose`."""
         return self.choose(operation, devices, size_bytes, engine=engine).time_ns(size_bytes)
-
-    def steps(self, operation: str, devices: Sequence[int], size_bytes: int, algorithm: str) -> list[Round]:
-        """Return the rounds of shards that `Fabric.transfer` runs one after another; see `collectives_steps.steps`."""
-        return steps(operation, algorithm, group_nodes(self.topology, devices), size_bytes)

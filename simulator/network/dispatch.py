@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.network.collectives_constants import Phase
-from simulator.network.collectives_steps import Round
+from simulator.network.collectives_phases import Shards
 from simulator.network.expert_routing import ExpertRouting, Floats
 from simulator.randomness import stream
 from simulator.units import NS_PER_S
@@ -63,12 +63,12 @@ class Traffic:
             "network_in": network.sum(axis=0),
         }
 
-    def rounds(self, devices: Sequence[int]) -> list[Round]:
+    def rounds(self, devices: Sequence[int]) -> list[Shards]:
         """Return rounds of shards for `Fabric.transfer`; `devices[r]` is the device of rank r.
 
         Fractions are rounded along each row so that a rank sends, in all, within one byte of what it should.
         """
-        found: list[Round] = []
+        found: list[Shards] = []
         for phase in self.phases:
             whole = np.diff(np.floor(np.cumsum(phase, axis=1) + 0.5), axis=1, prepend=0.0)
             rows, columns = np.nonzero(whole)

@@ -6,8 +6,8 @@ On a healthy symmetric group that is the closed form, to rounding; with other tr
 network says how long a phase takes.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any, Protocol
 
@@ -16,17 +16,26 @@ from numpy.typing import NDArray
 from simpy import Event
 
 from simulator.clock import Clock
-from simulator.network.collectives import FORMS, Collectives, kernel_of
+from simulator.network.collectives import FORMS, Choice, Collectives, cut_off, kernel_of, line
 from simulator.network.collectives_constants import Phase as Constants
 from simulator.network.collectives_phases import Exchange, Phase, phases
-from simulator.network.collectives_shape import between_nodes, group_nodes
+from simulator.network.collectives_shape import GroupShape, between_nodes, group_nodes, group_shape
 from simulator.network.dispatch import Traffic, exchange_ns, start_ns, work_ns
-from simulator.network.fabric import Send, Transfer
+from simulator.network.fabric import DeadLinkError, Send, Transfer
 from simulator.network.routing import Shares, split_bytes
-from simulator.network.step_network import StepNetwork
+from simulator.network.step_network import Step, StepNetwork
+from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads, path_weights
+from simulator.topology.spreading import exchange_loads, shard_loads
 from simulator.units import NS_PER_S
+
+Closed = Callable[[Sequence[float]], float]
+"""The closed form of an operation under some capacities (bytes/s by link index), in ns; raises DeadLinkError."""
+
+Key = tuple[int, bool]
+"""The kernel of a rank, for what it sends (False) or for what it gets (True)."""
+
+Floats = NDArray[np.float64]
 
 
 class Network(Protocol):
@@ -49,11 +58,12 @@ class Network(Protocol):
 class Operation:
     """What one group runs; rates in bytes/s, times in ns.
 
-    `ideal_ns` is the closed form. A rank moves at most `engine` of what passes its kernel: what it sends to ranks of
-    its own node or, with `engine_for_all`, all that it sends; with `engine_in` also what it gets. What leaves a node
-    is 1 / `network_share` of the payload on the wire. The phases take `least_ns` at least. `paced`: the flows of a
-    phase wait for each other chunk by chunk, so each claims bandwidth in proportion to its bytes. `plane` carries all
-    of it, if there is one that does.
+    `ideal_ns` is the closed form on the network that it was made for; `closed` gives it under other capacities (None:
+    what the links then take). A rank moves at most `engine` of what passes its kernel: what it sends to ranks of its
+    own node or, with `engine_for_all`, all that it sends; with `engine_in` also what it gets. What leaves a node is
+    1 / `network_share` of the payload on the wire. The phases take `least_ns` at least. `paced`: the flows of a phase
+    wait for each other chunk by chunk, so each claims bandwidth in proportion to its bytes. `plane` carries all of it,
+    if there is one that does.
     """
 
     algorithm: str
@@ -70,6 +80,14 @@ class Operation:
     least_ns: int = 0
     paced: bool = True
     plane: str | None = None
+    closed: Closed | None = None
+    _steps: dict[Transport, tuple[Step, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def steps(self, topology: Topology, transport: Transport) -> tuple[Step, ...]:
+        """Return the bytes of each phase on every link, spread evenly over equal-cost paths; worked out once."""
+        if transport not in self._steps:
+            self._steps[transport] = tuple(_step(topology, transport, self, phase) for phase in self.phases)
+        return self._steps[transport]
 
 
 def collective(
@@ -86,28 +104,35 @@ def collective(
     """
     named = None if algorithm is None else [algorithm]
     choice = collectives.choose(operation, devices, size_bytes, named, protocol)
-    ideal_ns = choice.time_ns(size_bytes)
     if len(devices) == 1:
         return Operation(choice.algorithm, None, size_bytes, 0.0, 0, ())
     kernel = kernel_of(collectives.constants, operation, choice.algorithm, choice.protocol)
-    shape, nodes = collectives.shape(devices), group_nodes(collectives.topology, devices)
+    topology, plane, shape = collectives.topology, collectives.plane, collectives.shape(devices)
     load = FORMS[operation][choice.algorithm][1](shape)
     assert load is not None  # it was chosen
     own_ns = 0.0
     if kernel.own_share is not None and shape.local_bytes_per_s < inf:
         own_ns = load.own * size_bytes / (kernel.own_share * shape.local_bytes_per_s) * NS_PER_S
+
+    def closed(capacities: Sequence[float]) -> float:
+        now = group_shape(topology, devices, capacities, plane)
+        if cut_off(load, now):
+            raise _apart(f"{operation} by {choice.algorithm}", now)
+        return Choice(choice.algorithm, choice.protocol, *line(kernel, load, now)).time_ns(size_bytes)
+
     return Operation(
         choice.algorithm,
         choice.protocol,
         size_bytes,
-        ideal_ns,
+        choice.time_ns(size_bytes),
         round(choice.latency_ns),
-        tuple(phases(collectives.topology, operation, choice.algorithm, nodes, size_bytes)),
+        tuple(phases(topology, operation, choice.algorithm, group_nodes(topology, devices), size_bytes, plane)),
         round(own_ns),
         engine=kernel.local_share * shape.local_bytes_per_s,
         engine_for_all=choice.algorithm == "ring",
         network_share=kernel.network_share,
-        plane=collectives.plane,
+        plane=plane,
+        closed=closed,
     )
 
 
@@ -120,10 +145,16 @@ def expert_exchange(
     processors: int | None = None,
 ) -> Operation:
     """Return the dispatch or combine of one group: `traffic` between its ranks, in the order of `devices`."""
-    shape, network_rate = collectives.shape(devices), inf
-    if shape.nodes > 1:
-        network_rate = shape.cross_bytes_per_s if form == "low_latency" else shape.rail_bytes_per_s
-    ideal_ns = exchange_ns(traffic, constants, shape.local_bytes_per_s, network_rate, processors)
+    topology, plane, shape = collectives.topology, collectives.plane, collectives.shape(devices)
+
+    def closed_of(now: GroupShape) -> float:
+        rate = inf
+        if now.nodes > 1:
+            rate = now.cross_bytes_per_s if form == "low_latency" else now.rail_bytes_per_s
+        if not rate or not now.local_bytes_per_s:
+            raise _apart(f"{form} exchange", now)
+        return exchange_ns(traffic, constants, now.local_bytes_per_s, rate, processors)
+
     shards = [shard for round_ in traffic.rounds(devices) for shard in round_]
     sent: dict[int, int] = {}
     for source, _, size in shards:
@@ -132,33 +163,44 @@ def expert_exchange(
         form,
         None,
         max(sent.values(), default=0),
-        ideal_ns,
+        closed_of(shape),
         start_ns(traffic, constants),
         (Phase(shards),) if shards else (),
         engine=constants.local_share * shape.local_bytes_per_s,
         engine_in=True,
         paced=False,
-        plane=collectives.plane,
         network_share=constants.network_share,
         least_ns=round(work_ns(traffic, constants, shape.local_bytes_per_s, processors)),
+        plane=plane,
+        closed=lambda capacities: closed_of(group_shape(topology, devices, capacities, plane)),
     )
+
+
+def _apart(what: str, shape: GroupShape) -> DeadLinkError:
+    return DeadLinkError(f"{what} of {shape.ranks} ranks on {shape.nodes} nodes: a dead link cuts some of them off")
 
 
 def run(
     env: Clock, network: Network, topology: Topology, operation: Operation, lane: int = 0
 ) -> Generator[Event, Any, None]:
-    """Run an operation of one group on a network: a process, or part of one.
+    """Run an operation of one group on a network, at the network's fidelity: a process, or part of one.
 
     Raises DeadLinkError as the network's transfers do.
     """
+    steps: tuple[Step, ...] | None = None
+    if isinstance(network, StepNetwork) and (network.spreads_evenly or network.fidelity == "alpha_beta"):
+        steps = operation.steps(topology, network.transport)
+        if network.fidelity == "alpha_beta":
+            yield network.carry(Step.together(steps), _closed_ns(operation, network, steps))
+            return
     if operation.latency_ns:
         yield env.timeout(operation.latency_ns)
     begun_ns = env.now
-    for phase in operation.phases:
-        engines = _Engines(network, operation)
-        if phase.exchange is not None and isinstance(network, StepNetwork) and network.spreads_evenly:
-            yield network.exchange(*_loads(topology, operation, phase.exchange))
+    for at, phase in enumerate(operation.phases):
+        if isinstance(network, StepNetwork) and steps is not None:
+            yield network.carry(steps[at])
             continue
+        engines = _Engines(network, operation)
         sends = _sends(network, topology, operation, phase, engines)
         if sends:
             yield network.launch(sends, lane, latency_ns=0)
@@ -168,31 +210,77 @@ def run(
         yield env.timeout(rest_ns)
 
 
-def link_bytes(topology: Topology, operation: Operation) -> NDArray[np.float64]:
+def link_bytes(topology: Topology, operation: Operation) -> Floats:
     """Return the bytes that an operation puts on every link in all, its flows spread evenly over equal-cost paths."""
-    total = np.zeros(len(topology.links))
-    place = topology.endpoints
-    for phase in operation.phases:
-        if phase.exchange is not None:
-            total += _loads(topology, operation, phase.exchange)[0]
-        for source, target, size_bytes in phase.shards:
-            share = 1.0 if place[source].node == place[target].node else operation.network_share
-            for link, part in path_weights(topology.paths(source, target, operation.plane)).items():
-                total[link] += part * size_bytes / share
-        for half in phase.halves:
-            total[list(half.path)] += half.size_bytes
+    total: Floats = np.zeros(len(topology.links))
+    for step in operation.steps(topology, PLAIN):
+        total[step.links] += step.bytes
     return total
 
 
-def _loads(topology: Topology, operation: Operation, exchange: Exchange) -> tuple[NDArray[np.float64], float]:
-    """Return the bytes that an exchange puts on every link, and the time that its engines need."""
+def _closed_ns(operation: Operation, network: StepNetwork, steps: Sequence[Step]) -> float:
+    if not network.changed:
+        return operation.ideal_ns
+    if operation.closed is not None:
+        return operation.closed(network.capacities)
+    busy_ns = max(sum(map(network.drain_ns, steps)), operation.least_ns)
+    return operation.latency_ns + busy_ns + operation.last_ns
+
+
+Shard = tuple[int, int, int, int, tuple[Key, ...]]
+"""Source, target, payload, bytes on the wire, the kernels that it passes."""
+
+
+def _shards(topology: Topology, operation: Operation, phase: Phase) -> Iterator[Shard]:
+    place, limited = topology.endpoints, operation.engine < inf
+    for source, target, size_bytes in phase.exchange.shards() if phase.exchange is not None else phase.shards:
+        local = place[source].node == place[target].node
+        wire_bytes = size_bytes if local else ceil(size_bytes / operation.network_share)
+        keys: tuple[Key, ...] = ()
+        if limited and size_bytes and (local or operation.engine_for_all):
+            keys = ((source, False), (target, True)) if operation.engine_in else ((source, False),)
+        yield source, target, size_bytes, wire_bytes, keys
+
+
+def _step(topology: Topology, transport: Transport, operation: Operation, phase: Phase) -> Step:
+    """Return the bytes of a phase on every link, and the time that its engines need."""
+    if phase.exchange is not None:
+        return _exchange_step(topology, transport, operation, phase.exchange)
+    through: dict[Key, float] = {}
+    sent: list[tuple[int, int, float]] = []
+    for source, target, size_bytes, wire_bytes, keys in _shards(topology, operation, phase):
+        if not size_bytes:
+            continue
+        framed = transport.wire_bytes(wire_bytes)  # a fabric's engines move its transport's headers too
+        sent.append((source, target, framed))
+        for key in keys:
+            through[key] = through.get(key, 0.0) + size_bytes * framed / wire_bytes
+    loads = shard_loads(topology, sent, operation.plane)
+    flows = shard_loads(topology, ((source, target, 1.0) for source, target, _ in sent), operation.plane)
+    for half in phase.halves:
+        framed = transport.wire_bytes(half.size_bytes)
+        loads[list(half.path)] += framed
+        flows[list(half.path)] += 1
+        key = half.device, half.inward
+        through[key] = through.get(key, 0.0) + framed
+    least_ns = max(through.values(), default=0.0) / operation.engine * NS_PER_S
+    return Step.of(loads, flows, len(sent) + len(phase.halves), least_ns)
+
+
+def _exchange_step(topology: Topology, transport: Transport, operation: Operation, exchange: Exchange) -> Step:
     ranks, width = exchange.ranks, max(map(len, exchange.nodes))
     each = exchange.size_bytes / len(ranks)
-    loads = exchange_loads(topology, ranks, each, operation.plane)
-    if operation.network_share < 1 and len(exchange.nodes) > 1:
-        outside = exchange_loads(topology, ranks, each, operation.plane, between_nodes(exchange.nodes))
-        loads += outside * (1 / operation.network_share - 1)
-    return loads, (width - 1) * each / operation.engine * NS_PER_S
+
+    def wire(size_bytes: float) -> float:
+        return size_bytes + transport.wire_bytes(ceil(size_bytes)) - ceil(size_bytes)
+
+    both = exchange_loads(topology, ranks, 1.0, operation.plane)
+    outside: Floats = np.zeros(len(topology.links))
+    if len(exchange.nodes) > 1:
+        outside = exchange_loads(topology, ranks, 1.0, operation.plane, between_nodes(exchange.nodes))
+    loads = both * wire(each) + outside * (wire(each / operation.network_share) - wire(each))
+    least_ns = (width - 1) * wire(each) / operation.engine * NS_PER_S
+    return Step.of(loads, both, len(ranks) * (len(ranks) - 1), least_ns)
 
 
 class _Engines:
@@ -201,17 +289,17 @@ class _Engines:
     def __init__(self, network: Network, operation: Operation) -> None:
         self._network = network
         self._operation = operation
-        self._bytes: dict[tuple[int, bool], list[int]] = {}  # payload and what is on the wire, by rank and direction
-        self._numbers: dict[tuple[int, bool], int] = {}
+        self._bytes: dict[Key, list[int]] = {}  # payload and what is on the wire, by rank and direction
+        self._numbers: dict[Key, int] = {}
 
-    def expect(self, keys: Sequence[tuple[int, bool]], payload: int, wire: int) -> None:
+    def expect(self, keys: Sequence[Key], payload: int, wire: int) -> None:
         """Count bytes that will pass; all of them before the first `through`."""
         for key in keys:
             total = self._bytes.setdefault(key, [0, 0])
             total[0] += payload
             total[1] += wire
 
-    def through(self, keys: Sequence[tuple[int, bool]]) -> tuple[int, ...]:
+    def through(self, keys: Sequence[Key]) -> tuple[int, ...]:
         """Return the engines of these ranks; what protocols add on the wire is no work of theirs."""
         for key in keys:
             if key not in self._numbers:
@@ -227,30 +315,22 @@ class _Engines:
 
 def _sends(network: Network, topology: Topology, operation: Operation, phase: Phase, engines: _Engines) -> list[Send]:
     """Return the flows of a phase, over the paths that the network's routing has for them."""
-    place, limited = topology.endpoints, operation.engine < inf
-    shards: list[tuple[int, int, int, list[tuple[int, bool]]]] = []
-    for source, target, size_bytes in phase.exchange.shards() if phase.exchange is not None else phase.shards:
-        local = place[source].node == place[target].node
-        wire_bytes = size_bytes if local else ceil(size_bytes / operation.network_share)
-        keys: list[tuple[int, bool]] = []
-        if limited and size_bytes and (local or operation.engine_for_all):
-            keys = [(source, False), (target, True)] if operation.engine_in else [(source, False)]
+    shards = list(_shards(topology, operation, phase))
+    for _, _, size_bytes, wire_bytes, keys in shards:
         engines.expect(keys, size_bytes, wire_bytes)
-        shards.append((source, target, wire_bytes, keys))
-    halves = [(half, [(half.device, half.inward)] if limited and half.size_bytes else []) for half in phase.halves]
+    limited = operation.engine < inf
+    halves = [(half, ((half.device, half.inward),) if limited else ()) for half in phase.halves if half.size_bytes]
     for half, keys in halves:
         engines.expect(keys, half.size_bytes, half.size_bytes)
-    largest = max((size for _, _, size, _ in shards), default=1)
+    largest = max((wire_bytes for *_, wire_bytes, _ in shards), default=1)
     sends: list[Send] = []
-    for source, target, wire_bytes, keys in shards:
+    for source, target, _, wire_bytes, keys in shards:
+        if not wire_bytes:
+            continue
         shares, through = network.route(source, target), engines.through(keys)
         weight = wire_bytes / largest if operation.paced else 1.0
         for (path, share), part in zip(shares, split_bytes(wire_bytes, shares) if shares else (), strict=True):
             if part:
                 sends.append(Send(path, part, (source, target), weight * share, None, through))
-    sends += [
-        Send(half.path, half.size_bytes, None, 1, None, engines.through(keys))
-        for half, keys in halves
-        if half.size_bytes
-    ]
+    sends += [Send(half.path, half.size_bytes, None, 1, None, engines.through(keys)) for half, keys in halves]
     return sends

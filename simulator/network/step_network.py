@@ -27,16 +27,48 @@ from simulator.units import NS_PER_S
 
 Fidelity = Literal["load", "alpha_beta"]
 Floats = NDArray[np.float64]
+FEWER = 1e-6
+"""Of a flow: rounding in an expected number of them."""
+
+
+class Step(NamedTuple):
+    """Bytes and flows on some links, no link twice, of `total` flows in all that take `least_ns` at least."""
+
+    links: NDArray[np.intp]
+    bytes: Floats
+    flows: NDArray[np.int64]
+    total: int
+    least_ns: float
+
+    @staticmethod
+    def of(loads: Floats, flows: Floats, total: int, least_ns: float) -> "Step":
+        """Return the step of bytes and of expected numbers of flows by link index; what is expected is rounded up."""
+        links = np.flatnonzero(loads)
+        return Step(links, loads[links], np.ceil(flows[links] - FEWER).astype(np.int64), total, least_ns)
+
+    @staticmethod
+    def together(steps: Sequence["Step"]) -> "Step":
+        """Return the sum of steps that follow one another."""
+        if not steps:
+            return Step(np.zeros(0, np.intp), np.zeros(0), np.zeros(0, np.int64), 0, 0.0)
+        links, place = np.unique(np.concatenate([step.links for step in steps]), return_inverse=True)
+        loads: Floats = np.bincount(place, np.concatenate([step.bytes for step in steps]), len(links)).astype(
+            np.float64
+        )
+        flows = np.bincount(place, np.concatenate([step.flows for step in steps]), len(links)).astype(np.int64)
+        return Step(links, loads, flows, sum(step.total for step in steps), sum(step.least_ns for step in steps))
 
 
 class _Flow(NamedTuple):
-    """Bytes on each of some limits (links, then engines), no limit twice."""
+    """Bytes on each of some limits (links, then engines), no limit twice; as many flows on each, `total` in all."""
 
     transfer: Transfer
     latency_ns: int
     limits: NDArray[np.intp]
     bytes: Floats
     least_ns: float
+    flows: NDArray[np.int64] | int = 1
+    total: int = 1
 
 
 def _arrived(transfer: Transfer, event: Event) -> None:
@@ -64,9 +96,10 @@ class StepNetwork:
         self.seed = seed
         self.capacities: list[int] = [link.capacity_bytes_per_s for link in topology.links]
         self.completed_flows = 0
-        self._whole = fidelity == "load"
+        self.fidelity = fidelity
+        self.transport = transport
+        self._changed: dict[int, None] = {}
         self._spread = spread
-        self._transport = transport
         self._names = 0
         self._limits = np.array(self.capacities, dtype=np.float64)  # then engines
         self._unused: list[int] = []
@@ -126,16 +159,41 @@ class StepNetwork:
         """Whether every flow goes over all its equal-cost paths alike, so that exchanges may be taken as a whole."""
         return self._spread is None
 
-    def exchange(self, loads: Floats, least_ns: float) -> Transfer:
-        """Put bytes on every link at once, as an array by link index; the event fires when all have drained.
+    @property
+    def changed(self) -> bool:
+        """Whether a link has another capacity than the topology says."""
+        return bool(self._changed)
 
-        It takes no latency, and `least_ns` at least.
+    def carry(self, step: Step, exactly_ns: float | None = None) -> Transfer:
+        """Put a step on its links; the event fires when all has drained, or after `exactly_ns` whatever the links say.
+
+        It takes no latency. The event fails with DeadLinkError when a link of it is dead.
         """
         transfer = self._begun(defused=False)
-        limits = np.flatnonzero(loads)
-        transfer.outstanding += 1
-        self._pending.append(_Flow(transfer, 0, limits, loads[limits], least_ns))
-        return self._under_way(transfer)
+        flow = _Flow(transfer, 0, step.links, step.bytes, step.least_ns, step.flows, step.total)
+        if exactly_ns is None:
+            transfer.outstanding += 1
+            self._pending.append(flow)
+            return self._under_way(transfer)
+        dead = step.links[self._limits[step.links] == 0]
+        if len(dead):
+            transfer.fail(self._lost(int(dead[0])))
+            return transfer
+        self._count(flow)
+        self._occupy(step.links, step.bytes, exactly_ns)
+        self.env.timeout(round(exactly_ns)).callbacks.append(partial(_arrived, transfer))
+        return transfer
+
+    def drain_ns(self, step: Step) -> float:
+        """Return the time of a step alone under the present capacities; raises DeadLinkError."""
+        rates = self._limits[step.links]
+        if not rates.all():
+            raise self._lost(int(step.links[np.argmin(rates)]))
+        return max(float((step.bytes / rates).max(initial=0.0)) * NS_PER_S, step.least_ns)
+
+    def _lost(self, link: int) -> DeadLinkError:
+        dead = self.topology.links[link]
+        return DeadLinkError(f"link {link} from {dead.source} to {dead.target} is dead")
 
     def add_engine(self, bytes_per_s: float) -> int:
         """Return a limit that flows share and that is no link of the topology."""
@@ -157,6 +215,10 @@ class StepNetwork:
         for link in links:
             self.capacities[link] = bytes_per_s
             self._limits[link] = bytes_per_s
+            if bytes_per_s == self.topology.links[link].capacity_bytes_per_s:
+                self._changed.pop(link, None)
+            else:
+                self._changed[link] = None
 
     def _begun(self, defused: bool) -> Transfer:
         transfer = Transfer(self.env)
@@ -173,7 +235,7 @@ class StepNetwork:
         with_transport: bool = True,
         least_ns: float = 0.0,
     ) -> None:
-        wire, transport = size_bytes, self._transport
+        wire, transport = size_bytes, self.transport
         if transport is not PLAIN:
             wire = transport.wire_bytes(size_bytes)
             if with_transport:
@@ -195,7 +257,7 @@ class StepNetwork:
         """Bound what started in this nanosecond, as one step or transfer by transfer."""
         alarm.callbacks.append(self._settle)
         pending, self._pending = self._pending, []
-        if self._whole:
+        if self.fidelity == "load":
             self._step(pending)
             return
         by_transfer: dict[int, list[_Flow]] = {}
@@ -225,25 +287,23 @@ class StepNetwork:
             arrival_ns = flow.latency_ns + max(0, ceil(drain - FORGIVEN_NS))
             ends[flow.transfer] = max(ends.get(flow.transfer, 0), arrival_ns)
             self._count(flow)
-        self._occupy(limits, loads, drain_ns)
+        self._occupy(limits, loads, float(drain_ns[np.isfinite(drain_ns)].max(initial=0.0)))
         for transfer, link in lost.items():
-            at_link = self.topology.links[link]
-            transfer.fail(DeadLinkError(f"link {link} from {at_link.source} to {at_link.target} is dead"))
+            transfer.fail(self._lost(link))
         for transfer, after_ns in ends.items():
             if transfer not in lost:
                 self.env.timeout(after_ns).callbacks.append(partial(_arrived, transfer))
 
     def _count(self, flow: _Flow) -> None:
-        self.completed_flows += 1
+        self.completed_flows += flow.total
         links = flow.limits[flow.limits < len(self.capacities)]
         moved = flow.bytes[flow.limits < len(self.capacities)]
         self._moved[links] += moved
-        self._flows[links] += 1
+        self._flows[links] += flow.flows
         self._byte_hops += float(moved.sum())
 
-    def _occupy(self, limits: NDArray[np.intp], loads: Floats, drain_ns: Floats) -> None:
+    def _occupy(self, limits: NDArray[np.intp], loads: Floats, step_ns: float) -> None:
         """Links carry their bytes evenly over the time of the step."""
-        step_ns = float(drain_ns[np.isfinite(drain_ns)].max(initial=0.0))
         links = limits[limits < len(self.capacities)]
         self._busy_ns[links] += step_ns
         if step_ns:

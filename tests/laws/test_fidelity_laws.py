@@ -1,90 +1,111 @@
 """Collectives and expert exchanges at three fidelities: where the group is healthy, symmetric and alone, they agree.
 
 Group of n ranks, p per node, a message of m bytes. The closed form is base + hops + m (load of the busiest link / its
-rate); `load` runs serial phases, each as long as its most loaded link; `flow` shares the links max-min fairly.
+rate) + own part; `load` runs serial phases, each as long as its most loaded link; `flow` shares links max-min fairly.
 """
 
+from functools import partial
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.build.collectives import groups_of
 from simulator.clock import Clock
 from simulator.errors import InputError
-from simulator.network.collectives import FORMS, Collectives
-from simulator.network.collectives_constants import load_constants
+from simulator.network.collectives import FORMS, Collectives, kernels_of
+from simulator.network.collectives_constants import CollectiveConstants, Kernel, load_constants
+from simulator.network.collectives_phases import phases
+from simulator.network.collectives_shape import group_nodes
 from simulator.network.dispatch import expected_copies, high_throughput, low_latency, token_bytes
 from simulator.network.expert_routing import ExpertRouting
-from simulator.network.fabric import Fabric
+from simulator.network.fabric import DeadLinkError, Fabric
 from simulator.network.operations import collective, expert_exchange, run
 from simulator.network.routing import routing
 from simulator.network.step_network import StepNetwork
+from simulator.network.transport import RoceV2
 from simulator.scenario.collective import CollectiveRun
 from simulator.topology import build_topology
 
 RAILS = build_topology("clos-h100", {"nodes": 8})  # every rail within one leaf
 ONE_NODE = build_topology("clos-h100", {"nodes": 1})
-SPRAYED = build_topology("clos-h100", {"nodes": 8, "attachment": "node"})
+SPRAYED = build_topology("clos-h100", {"nodes": 8, "attachment": "node", "switch": {"radix": 16}})  # a leaf per node
 H100, IDEAL = load_constants("h100-sxm"), load_constants("ideal")
-SIZE = 1 << 24
+SPRAY = routing("spray")
+SIZE = 10_080 << 10  # splits into whole bytes for every number of ranks, rings and trees used here
+GROUPS = {f"1x{n}": tuple(range(n)) for n in (2, 3, 4, 5, 6, 7, 8)}
+GROUPS |= {f"{k}x8": tuple(range(8 * k)) for k in (2, 3, 4, 5, 8)}
+GROUPS |= {f"{k}x1": tuple(range(0, 8 * k, 8)) for k in (2, 3, 4, 5, 7)}
+GROUPS |= {f"{k}x3": tuple(8 * i + j for i in range(k) for j in (0, 1, 5)) for k in (2, 3, 4)}
+GROUPS |= {f"{k}x2": tuple(8 * i + j for i in range(k) for j in (0, 1)) for k in (2, 3, 4)}
+GROUPS["uneven"] = (0, 1, 2, 8, 17, 18)
 
 
-def took_ns(network, topology, operations):
+def took_ns(network, operations, lanes=None):
     env = network.env
-    for operation in operations:
-        env.process(run(env, network, topology, operation))
+    for number, operation in enumerate(operations):
+        env.process(run(env, network, network.topology, operation, lanes[number] if lanes else 0))
     env.run()
     network.check()
     return env.now
 
 
-def flow_ns(topology, operations, spread=None):
-    return took_ns(Fabric(Clock(), topology, 1, spread=spread), topology, operations)
+def flow_ns(topology, *operations, spread=SPRAY, **options):
+    return took_ns(Fabric(Clock(), topology, 1, spread=spread, **options), operations)
 
 
-def load_ns(topology, operations, spread=None):
-    return took_ns(StepNetwork(Clock(), topology, 1, "load", spread=spread), topology, operations)
+def load_ns(topology, *operations, **options):
+    return took_ns(StepNetwork(Clock(), topology, 1, "load", **options), operations)
 
 
-def protocols(operation, algorithm, constants):
-    from simulator.network.collectives import _kernels
-
-    return list(_kernels(constants, FORMS[operation][algorithm][0]))
+def closed_ns(topology, *operations):
+    return took_ns(StepNetwork(Clock(), topology, 1, "alpha_beta"), operations)
 
 
-EXACT = [
-    (operation, algorithm, ranks)
-    for operation, forms in FORMS.items()
-    for algorithm in forms
-    for ranks in (2, 4, 8, 16, 32, 64)
-    if not (algorithm in ("one_shot", "two_shot") and ranks > 8)
-    and not (operation == "send_receive" and ranks > 2)
-    and not (operation in ("all_to_all",) and algorithm in ("pxn", "hierarchical") and ranks <= 8)
-    and not (algorithm == "direct" and ranks > 8)  # crosses rails, where hashes collide: below, sprayed
-    and not (algorithm == "tree" and ranks == 2)  # the line counts a rank in the middle of a chain, and there is none
-]
+def rounding_ns(operation):
+    """A nanosecond for each phase, one for the two waits, and float error."""
+    return len(operation.phases) + 1 + 1e-9 * operation.ideal_ns
 
 
-@pytest.mark.parametrize(("operation", "algorithm", "ranks"), EXACT)
-def test_flow_load_and_closed_form_agree(operation, algorithm, ranks):
-    collectives = Collectives(RAILS, H100)
-    for protocol in protocols(operation, algorithm, H100):
-        one = collective(collectives, operation, range(ranks), SIZE, algorithm, protocol)
-        slack = 20 + 1e-6 * one.ideal_ns  # whole bytes in rings of rings, and a nanosecond a phase
-        assert load_ns(RAILS, [one]) == pytest.approx(one.ideal_ns, abs=slack)
-        assert flow_ns(RAILS, [one]) == pytest.approx(one.ideal_ns, abs=slack)
+def every_one(collectives, devices, size=SIZE):
+    """Yield every operation by every algorithm and protocol that suits a group."""
+    for operation, forms in FORMS.items():
+        for algorithm, (family, form) in forms.items():
+            if form(collectives.shape(devices)) is not None:
+                for protocol in kernels_of(collectives.constants, family):
+                    yield operation, collective(collectives, operation, devices, size, algorithm, protocol)
 
 
-@pytest.mark.parametrize("operation", ["all_to_all", "all_gather", "reduce_scatter"])
-@pytest.mark.parametrize("ranks", [16, 32])
-def test_direct_exchanges_agree_when_sprayed(operation, ranks):
-    spread = routing("spray")
-    one = collective(Collectives(SPRAYED, H100), operation, range(ranks), SIZE, "direct", "Simple")
-    assert load_ns(SPRAYED, [one], spread) == pytest.approx(one.ideal_ns, rel=1e-4)
-    assert flow_ns(SPRAYED, [one], spread) == pytest.approx(one.ideal_ns, rel=1e-4)
-    assert load_ns(SPRAYED, [one]) == pytest.approx(one.ideal_ns, rel=1e-4)  # hashes count as spread evenly
+def assert_all_agree(topology, devices):
+    seen = 0
+    for operation, one in every_one(Collectives(topology, H100), devices):
+        for ns in (flow_ns(topology, one), load_ns(topology, one), closed_ns(topology, one)):
+            assert ns == pytest.approx(one.ideal_ns, abs=rounding_ns(one), rel=0), (operation, one.algorithm)
+        seen += 1
+    assert seen >= 10
 
 
+@pytest.mark.parametrize("group", ["1x2", "1x3", "1x8", "2x8", "3x3", "4x1", "uneven"])
+def test_flow_load_and_closed_form_agree_to_the_nanosecond(group):
+    assert_all_agree(RAILS, GROUPS[group])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("topology", [RAILS, SPRAYED], ids=["rails", "nodes"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_flow_load_and_closed_form_agree_for_every_shape(group, topology):
+    assert_all_agree(topology, GROUPS[group])
+
+
+@pytest.mark.parametrize("group", ["2x8", "3x8", "5x8"])
+def test_what_stays_on_rails_of_one_leaf_needs_no_spraying(group):
+    for operation, one in every_one(Collectives(RAILS, H100), GROUPS[group]):
+        if one.algorithm != "direct":
+            assert flow_ns(RAILS, one, spread=None) == pytest.approx(one.ideal_ns, abs=rounding_ns(one)), operation
+
+
+@settings(deadline=None)
 @given(
     devices=st.sets(st.integers(0, 63), min_size=2, max_size=20),
     operation=st.sampled_from(["all_reduce", "all_gather", "all_to_all", "broadcast"]),
@@ -93,51 +114,200 @@ def test_direct_exchanges_agree_when_sprayed(operation, ranks):
 def test_load_and_flow_agree_on_any_group_alone(devices, operation, size):
     # Weighted max-min with weights in proportion to bytes: on a link with bytes S and capacity C a flow of b bytes gets
     # b C / S or more, so it ends by S / C; the most loaded link is never idle, so the last ends at S / C of that link.
-    spread = routing("spray")
     one = collective(Collectives(SPRAYED, IDEAL), operation, sorted(devices), size)
-    phases = len(one.phases)
-    assert load_ns(SPRAYED, [one], spread) == pytest.approx(flow_ns(SPRAYED, [one], spread), abs=2 * phases, rel=1e-6)
+    load = load_ns(SPRAYED, one, spread=SPRAY)
+    assert load == pytest.approx(flow_ns(SPRAYED, one), abs=2 * len(one.phases), rel=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    devices=st.sets(st.integers(0, 63), min_size=2, max_size=24),
+    operation=st.sampled_from(["all_reduce", "reduce_scatter", "all_to_all", "broadcast"]),
+    size=st.integers(1, 1 << 26),
+    seed=st.integers(0, 100),
+)
+def test_the_load_is_a_lower_bound_of_flows_whose_hashes_collide(devices, operation, size, seed):
+    # Non-blocking: spread evenly, no cable of the core is fuller than a NIC, so the bound is one of access links, which
+    # every route of a flow takes.
+    one = collective(Collectives(SPRAYED, H100), operation, sorted(devices), size)
+    flow = took_ns(Fabric(Clock(), SPRAYED, seed), [one])
+    assert load_ns(SPRAYED, one) <= flow + rounding_ns(one)
+
+
+def test_hashes_do_collide():
+    # a ring of two nodes below a leaf each: eight flows each way over eight cables, k of them on one take k times as
+    # long; sprayed, none of them meets another
+    one = collective(Collectives(SPRAYED, IDEAL), "all_reduce", range(16), SIZE, "ring")
+    alone_ns = load_ns(SPRAYED, one) - one.latency_ns
+    assert flow_ns(SPRAYED, one) - one.latency_ns == pytest.approx(alone_ns, abs=3)
+    times = (flow_ns(SPRAYED, one, spread=None) - one.latency_ns) / alone_ns
+    assert times == pytest.approx(round(times), rel=1e-3)
+    assert times > 1.5
 
 
 def test_a_ring_is_the_textbook_one():
-    # n ranks on one switch of rate B, hop a: 2 (n - 1) (a + m / n / B), and nothing else for ideal constants
+    # n ranks on one switch of rate B, hop a: 2 (n - 1) (a + m / n / B); all-gather and reduce-scatter half of it
+    hop = Kernel(base="0 ns", local_hop="700 ns", local_share=1.0)
+    constants = CollectiveConstants(device="x", kernels={"ring": {"Simple": hop}}, sources={})
+    collectives = Collectives(ONE_NODE, constants)
     for ranks in (2, 3, 5, 8):
-        one = collective(Collectives(ONE_NODE, IDEAL), "all_reduce", range(ranks), 8_400_000, "ring")
-        expected_ns = 2 * (ranks - 1) * 8_400_000 / ranks / 450
-        assert flow_ns(ONE_NODE, [one]) == pytest.approx(expected_ns, abs=2)
+        for operation, passes in (("all_reduce", 2), ("all_gather", 1), ("reduce_scatter", 1)):
+            one = collective(collectives, operation, range(ranks), SIZE, "ring")
+            expected_ns = passes * (ranks - 1) * (700 + SIZE / ranks / 450)
+            for of in (flow_ns, load_ns, closed_ns):
+                assert of(ONE_NODE, one) == pytest.approx(expected_ns, abs=2)
 
 
 def test_groups_on_links_of_their_own_do_not_slow_each_other_and_on_the_same_they_take_turns():
+    # B bytes over a NIC of C take B / C: of two rings on one rail each gets C / 2, so both take 2 B / C; hops as before
     collectives = Collectives(RAILS, IDEAL)
     one, other = (collective(collectives, "all_reduce", [r, 8 + r], SIZE, "ring") for r in (0, 1))  # rails 0 and 1
-    alone = flow_ns(RAILS, [one])
-    assert flow_ns(RAILS, [one, other]) == alone
     again = collective(collectives, "all_reduce", [0, 8], SIZE, "ring")
-    twice = one.latency_ns + 2 * (alone - one.latency_ns)  # hops take no turns
-    assert flow_ns(RAILS, [one, again]) == pytest.approx(twice, abs=3)
-    assert load_ns(RAILS, [one, again]) == pytest.approx(twice, abs=3)
+    for of in (flow_ns, load_ns):
+        alone = of(RAILS, one)
+        assert of(RAILS, one, other) == alone
+        assert of(RAILS, one, again) == pytest.approx(one.latency_ns + 2 * (alone - one.latency_ns), abs=2)
+    assert closed_ns(RAILS, one, again) == closed_ns(RAILS, one)  # each as if alone
 
 
-def test_a_slow_rail_slows_a_ring_by_its_share_at_every_fidelity():
+def test_a_lane_above_goes_first():
+    one, again = (collective(Collectives(RAILS, IDEAL), "all_reduce", [0, 8], SIZE, "ring") for _ in range(2))
+    ends = []
+    network = Fabric(Clock(), RAILS, 1)
+    for operation, lane in ((one, 1), (again, 0)):
+        process = network.env.process(run(network.env, network, RAILS, operation, lane))
+        process.callbacks.append(lambda _: ends.append(network.env.now))
+    network.env.run()
+    alone = flow_ns(RAILS, one)
+    assert ends == pytest.approx([alone, 2 * alone - one.latency_ns], abs=2)
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+def test_equal_groups_of_all_devices_take_the_time_of_one(stride):
+    # tensor parallel groups have links of their own; data parallel ones, a rail each, too
+    collectives = Collectives(RAILS, H100)
+    starts = range(0, 64, 8) if stride == 1 else range(8)
+    groups = [range(start, start + 8 * stride - stride + 1, stride) for start in starts]
+    several = [collective(collectives, "all_reduce", group, SIZE) for group in groups]
+    assert sorted(device for group in groups for device in group) == list(range(64))
+    for of in (partial(flow_ns, spread=None), load_ns, closed_ns):
+        assert of(RAILS, *several) == pytest.approx(several[0].ideal_ns, abs=rounding_ns(several[0]))
+
+
+@pytest.mark.parametrize("left", [0.5, 0.1, 0.03])
+def test_a_slow_rail_slows_a_ring_by_its_share_at_every_fidelity(left):
+    # the NIC of rank 3 has f of its rate: the edge of the ring that leaves by it takes 1 / f of the time, and so all
     collectives = Collectives(RAILS, IDEAL)
     one = collective(collectives, "all_reduce", range(16), SIZE, "ring")
     slow = [link.index for link in RAILS.links if link.source == "node0/nic3" and link.tier == "nic-leaf"]
-    networks = Fabric(Clock(), RAILS, 1), StepNetwork(Clock(), RAILS, 1, "load")
+    rate = round(RAILS.links[slow[0]].capacity_bytes_per_s * left)
+    expected_ns = one.latency_ns + (one.ideal_ns - one.latency_ns) / left
+    networks = [Fabric(Clock(), RAILS, 1), *(StepNetwork(Clock(), RAILS, 1, f) for f in ("load", "alpha_beta"))]
     for network in networks:
-        network.set_capacity(slow, RAILS.links[slow[0]].capacity_bytes_per_s // 10)
-        expected_ns = one.latency_ns + 10 * (one.ideal_ns - one.latency_ns)
-        assert took_ns(network, RAILS, [one]) == pytest.approx(expected_ns, rel=1e-4)
+        network.set_capacity(slow, rate)
+        assert took_ns(network, [one]) == pytest.approx(expected_ns, abs=rounding_ns(one))
     collectives.update(networks[0].capacities)
     ring = collectives.choose("all_reduce", range(16), SIZE, ["ring"])
-    assert ring.time_ns(SIZE) == pytest.approx(expected_ns, rel=1e-4)
+    assert ring.time_ns(SIZE) == pytest.approx(expected_ns, rel=1e-9)
+    networks[2].set_capacity(slow, RAILS.links[slow[0]].capacity_bytes_per_s)
+    assert not networks[2].changed
 
 
-def exchange(topology, ranks, form, constants, direction="dispatch"):
+@pytest.mark.parametrize("group", ["1x8", "2x8", "3x3"])
+def test_twice_the_rates_take_half_the_time_beside_the_waits(group):
+    # every link, and with the links every engine and every rank's own part, twice as fast: only the hops stay
+    rates = {"nvlink": "900 GB/s", "pcie": "126.02 GB/s", "link": "800 Gbps"}
+    faster = build_topology("clos-h100", {"nodes": 8} | {name: {"bandwidth": rate} for name, rate in rates.items()})
+    pairs = zip(RAILS.links, faster.links, strict=True)
+    assert all(2 * slow.capacity_bytes_per_s == fast.capacity_bytes_per_s for slow, fast in pairs)
+    before, after = (list(every_one(Collectives(t, H100), GROUPS[group])) for t in (RAILS, faster))
+    for (operation, slow), (_, fast) in zip(before, after, strict=True):
+        assert fast.latency_ns == slow.latency_ns
+        for of in (flow_ns, load_ns, closed_ns):
+            expected_ns = slow.latency_ns + (of(RAILS, slow) - slow.latency_ns) / 2
+            assert of(faster, fast) == pytest.approx(expected_ns, abs=rounding_ns(slow)), operation
+
+
+def carried(network):
+    return {row[0]: row[5] for row in network.link_rows(network.env.now)}
+
+
+@pytest.mark.parametrize("group", ["1x8", "2x8", "4x1", "uneven"])
+def test_links_carry_the_same_bytes_at_every_fidelity(group):
+    for operation, one in every_one(Collectives(RAILS, H100), GROUPS[group]):
+        networks = [Fabric(Clock(), RAILS, 1, spread=SPRAY)]
+        networks += [StepNetwork(Clock(), RAILS, 1, fidelity) for fidelity in ("load", "alpha_beta")]
+        found = []
+        for network in networks:
+            took_ns(network, [one])
+            found.append(carried(network))
+        assert found[0].keys() == found[1].keys() == found[2].keys(), (operation, one.algorithm)
+        for link, moved in found[0].items():
+            assert found[1][link] == found[2][link]
+            assert found[1][link] == pytest.approx(moved, abs=128, rel=1e-6), (operation, one.algorithm)
+
+
+def test_links_carry_the_bytes_of_a_ring():
+    # a ring all-reduce of n ranks in one node: each rank's link out carries 2 (n - 1) / n of the message, and one in
+    one = collective(Collectives(ONE_NODE, H100), "all_reduce", range(8), 8 << 20, "ring", "Simple")
+    for network in (Fabric(Clock(), ONE_NODE, 1), StepNetwork(Clock(), ONE_NODE, 1, "load")):
+        took_ns(network, [one])
+        rows = [row for row in network.link_rows(network.env.now) if row[3] == "nvlink"]
+        assert len(rows) == 16
+        assert {row[5] for row in rows} == {14 << 20}
+        assert {row[9] for row in rows} == {1}
+
+
+@pytest.mark.parametrize("operation", ["all_reduce", "all_gather", "all_to_all", "broadcast"])
+def test_a_transport_adds_as_much_to_flows_as_to_loads(operation):
+    # packets of q bytes with h of headers, on every link and through every engine: 1 + h / q of the bytes' time
+    for protocol in ("LL", "Simple"):
+        one = collective(Collectives(RAILS, H100), operation, range(16), 64 * SIZE, None, protocol)
+        load, flow = load_ns(RAILS, one, transport=RoceV2()), flow_ns(RAILS, one, transport=RoceV2())
+        bytes_ns = load_ns(RAILS, one) - one.latency_ns - one.last_ns
+        assert load - one.latency_ns - one.last_ns == pytest.approx(bytes_ns * (1 + 82 / 4096), rel=1e-4)
+        assert flow == pytest.approx(load, rel=1e-4)  # whole packets: a sprayed flow has more of them
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "direct"])
+def test_a_dead_link_fails_a_group_that_needs_it_and_no_other(algorithm):
+    collectives = Collectives(RAILS, H100)
+    hurt, whole = (collective(collectives, "all_gather", group, SIZE, algorithm) for group in ((0, 8), (1, 9)))
+    dead = [link.index for link in RAILS.links if link.source == "node0/nic0" and link.tier == "nic-leaf"]
+    networks = [Fabric(Clock(), RAILS, 1, on_dead_link="fail")]
+    networks += [StepNetwork(Clock(), RAILS, 1, fidelity) for fidelity in ("load", "alpha_beta")]
+    for network in networks:
+        network.set_capacity(dead, 0)
+        with pytest.raises(DeadLinkError, match="dead"):
+            took_ns(network, [hurt])
+        begun = network.env.now
+        assert took_ns(network, [whole]) - begun == pytest.approx(whole.ideal_ns, abs=rounding_ns(whole))
+
+
+def test_a_stalled_operation_ends_after_the_repair():
+    # the link dies half way through the bytes for R: the second half waits for it
+    one = collective(Collectives(RAILS, IDEAL), "all_gather", (0, 8), SIZE, "ring")
+    network = Fabric(Clock(), RAILS, 1, on_dead_link="stall")
+    link = next(link for link in RAILS.links if link.source == "node0/nic0" and link.tier == "nic-leaf")
+
+    def fault():
+        yield network.env.timeout(one.latency_ns + round(one.ideal_ns - one.latency_ns) // 2)
+        network.set_capacity([link.index], 0)
+        yield network.env.timeout(10**6)
+        network.set_capacity([link.index], link.capacity_bytes_per_s)
+
+    network.env.process(fault())
+    assert took_ns(network, [one]) == pytest.approx(one.ideal_ns + 10**6, abs=3)
+
+
+def exchange(topology, ranks, form, direction="dispatch", loads=None, constants=H100):
     nodes = [topology.sites[device].node for device in range(ranks)]
     experts = 4 * ranks
-    moe = ExpertRouting(tuple(nodes[e * ranks // experts] for e in range(experts)), 8)
-    copies = expected_copies([128] * ranks, moe, [e * ranks // experts for e in range(experts)])
-    traffic = {"low_latency": low_latency, "high_throughput": high_throughput}[form](copies, token_bytes(7168, 8, 128))
+    held = [e * ranks // experts for e in range(experts)]
+    moe = ExpertRouting(tuple(nodes[rank] for rank in held), 8, loads)
+    traffic = {"low_latency": low_latency, "high_throughput": high_throughput}[form](
+        expected_copies([128] * ranks, moe, held), token_bytes(7168, 8, 128)
+    )
     if direction == "combine":
         traffic = traffic.reversed(token_bytes(7168, 16))
     phase = getattr(getattr(constants, form), direction)
@@ -146,22 +316,55 @@ def exchange(topology, ranks, form, constants, direction="dispatch"):
 
 @pytest.mark.parametrize("form", ["low_latency", "high_throughput"])
 @pytest.mark.parametrize("direction", ["dispatch", "combine"])
-@pytest.mark.parametrize("ranks", [8, 16, 32])
+@pytest.mark.parametrize("ranks", [4, 8, 16, 24, 32])
 def test_expert_exchanges_agree(form, direction, ranks):
     topology = SPRAYED if form == "low_latency" else RAILS
-    one, spread = exchange(topology, ranks, form, H100, direction), routing("spray")
-    assert load_ns(topology, [one], spread) == pytest.approx(one.ideal_ns, rel=2e-3)
-    assert flow_ns(topology, [one], spread) == pytest.approx(one.ideal_ns, rel=2e-3)
+    one = exchange(topology, ranks, form, direction)
+    # expected copies are fractions: each flow is within a byte, n flows share a port; LL's slowest port has 0.49 B / ns
+    slack = rounding_ns(one) + ranks / 40
+    for of in (flow_ns, load_ns, closed_ns):
+        assert of(topology, one) == pytest.approx(one.ideal_ns, abs=slack)
 
 
-def test_links_carry_the_bytes_of_the_collective_at_both_fidelities():
-    # a ring all-reduce of 8 ranks in one node: each rank's link out carries 2 (n - 1) / n of the message
-    one = collective(Collectives(ONE_NODE, H100), "all_reduce", range(8), 8 << 20, "ring", "Simple")
-    for network in (Fabric(Clock(), ONE_NODE, 1), StepNetwork(Clock(), ONE_NODE, 1, "load")):
-        took_ns(network, ONE_NODE, [one])
-        rows = [row for row in network.link_rows(network.env.now) if row[3] == "nvlink"]
-        assert len(rows) == 16
-        assert {row[5] for row in rows} == {14 << 20}
+@settings(deadline=None, max_examples=15)
+@given(exponent=st.floats(0, 0.5), form=st.sampled_from(["low_latency", "high_throughput"]), seed=st.integers(0, 99))
+def test_skewed_exchanges_take_at_least_their_load(exponent, form, seed):
+    # Zipf: the k-th of 64 experts in proportion to k^-s, up to an s at which no expert is asked for twice by a token
+    loads = np.random.default_rng(seed).permutation((1.0 + np.arange(64)) ** -exponent)
+    one = exchange(SPRAYED, 16, form, loads=tuple(loads.tolist()))
+    load, flow = load_ns(SPRAYED, one), flow_ns(SPRAYED, one)
+    assert load <= flow + 3
+    assert load == pytest.approx(one.ideal_ns, rel=0.25)  # ports alone, while the load sees every link
+
+
+@pytest.mark.parametrize(("ranks", "dispatch_us", "combine_us"), [(8, 77, 114), (32, 155, 273)])
+def test_published_exchanges_come_back_at_every_fidelity(ranks, dispatch_us, combine_us):
+    # DeepEP's table, on H800 (NVLink 200 GB/s a way, 8 x 400G): 128 tokens per rank, hidden 7168, top 8
+    topology = build_topology(
+        "clos-h100", {"nodes": 4, "attachment": "node", "switch": {"radix": 16}, "nvlink": {"bandwidth": "200 GB/s"}}
+    )
+    for direction, us in (("dispatch", dispatch_us), ("combine", combine_us)):
+        one = exchange(topology, ranks, "low_latency", direction, constants=load_constants("h800-sxm"))
+        for of in (flow_ns, load_ns, closed_ns):
+            assert of(topology, one) / 1e3 == pytest.approx(us, rel=0.06)
+
+
+def test_an_exchange_of_many_devices_is_taken_as_a_whole():
+    topology = build_topology("clos-h100", {"nodes": 64})
+    one = collective(Collectives(topology, H100), "all_to_all", range(512), 512 << 20, "direct")
+    assert load_ns(topology, one) == pytest.approx(one.ideal_ns, abs=rounding_ns(one))
+    network = StepNetwork(Clock(), topology, 1, "load")
+    took_ns(network, [one])
+    assert network.completed_flows == 512 * 511
+    nvlinks = [row for row in network.link_rows(network.env.now) if row[3] == "nvlink"]
+    assert {row[5] for row in nvlinks} == {7 << 20}
+    assert {row[9] for row in nvlinks} == {7}
+
+
+def test_phases_of_large_groups_have_an_edge_for_each_neighbour():
+    topology = build_topology("clos-h100", {"nodes": 64})
+    [ring] = phases(topology, "all_reduce", "ring", group_nodes(topology, range(512)), 512 << 20)
+    assert len(ring.shards) == 64 * (8 + 8)  # in each node eight edges in a circle, and eight to the next node
 
 
 def test_groups_tile_the_devices():

@@ -1,61 +1,16 @@
-"""Collectives as flows: rounds of (source, target, bytes) shards, each round after the last byte of the one before.
+"""The slow twin of the phases: every round of a collective by itself, each after the last byte of the one before.
 
 Source: Patarasuk, Yuan 2009 (ring); Rabenseifner 2004 (halving, doubling); Sanders, Speck, Traeff 2009 (two trees).
-A round is a barrier, so what a library pipelines in chunks (trees, a broadcast, relays) takes longer here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
+from simulator.network.collectives_phases import rings, split, two_trees
 from simulator.network.collectives_shape import Nodes
 
 Round = list[tuple[int, int, int]]
 """Shards (source device, target device, bytes) that start together."""
-
-
-def split(size_bytes: int, parts: int) -> list[int]:
-    """Return `parts` whole sizes that differ by at most one byte and sum to `size_bytes`."""
-    return [(i + 1) * size_bytes // parts - i * size_bytes // parts for i in range(parts)]
-
-
-def rings(nodes: Nodes) -> list[list[int]]:
-    """Return the rings of a group: as many as ranks per node, each leaving a node by another rank; else one.
-
-    Odd nodes are walked backwards, so that a ring goes from node to node between ranks of the same place (except, in an
-    odd number of nodes, from the last to the first).
-    """
-    if len(nodes) == 1 or len({len(node) for node in nodes}) > 1:
-        return [[device for node in nodes for device in node]]
-    found = []
-    for first in range(len(nodes[0])):
-        ring: list[int] = []
-        for index, node in enumerate(nodes):
-            turned = node[first:] + node[:first]
-            ring += turned if index % 2 == 0 else turned[::-1]
-        found.append(ring)
-    return found
-
-
-def two_trees(ranks: int) -> tuple[list[int | None], list[int | None]]:
-    """Return the parents of two binary trees over 0..n-1 (None at a root); an inner rank of one is a leaf of the other.
-
-    The first is the in-order tree of 1..n by lowest set bit, rank 0 above it; the second is its mirror image for an
-    even number of ranks and shifted by one for an odd, in which case one rank is an inner one of both.
-    """
-    first = [_parent(rank, ranks) for rank in range(ranks)]
-    if ranks % 2 == 0:
-        mirrored = [first[ranks - 1 - rank] for rank in range(ranks)]
-        return first, [None if parent is None else ranks - 1 - parent for parent in mirrored]
-    shifted = [first[(rank - 1) % ranks] for rank in range(ranks)]
-    return first, [None if parent is None else (parent + 1) % ranks for parent in shifted]
-
-
-def _parent(rank: int, ranks: int) -> int | None:
-    if rank == 0:
-        return None
-    bit = rank & -rank
-    up = (rank ^ bit) | (bit << 1)
-    return up if up < ranks else rank ^ bit
 
 
 def steps(operation: str, algorithm: str, nodes: Nodes, size_bytes: int) -> list[Round]:
