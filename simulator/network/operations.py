@@ -7,7 +7,7 @@ network says how long a phase takes.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf
 from typing import Any, Protocol
 
@@ -16,21 +16,18 @@ from numpy.typing import NDArray
 from simpy import Event
 
 from simulator.clock import Clock
-from simulator.network.collectives import FORMS, Choice, Collectives, cut_off, kernel_of, line
+from simulator.network.collectives import FORMS, Collectives, kernel_of
 from simulator.network.collectives_constants import Phase as Constants
 from simulator.network.collectives_phases import Exchange, Phase, phases
-from simulator.network.collectives_shape import GroupShape, between_nodes, group_nodes, group_shape
-from simulator.network.dispatch import Traffic, exchange_ns, start_ns, work_ns
-from simulator.network.fabric import DeadLinkError, Send, Transfer
+from simulator.network.collectives_shape import between_nodes, group_nodes
+from simulator.network.dispatch import Traffic, start_ns, work_ns
+from simulator.network.fabric import Send, Transfer
 from simulator.network.routing import Shares, split_bytes
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import exchange_loads, shard_loads
 from simulator.units import NS_PER_S
-
-Closed = Callable[[Sequence[float]], float]
-"""The closed form of an operation under some capacities (bytes/s by link index), in ns; raises DeadLinkError."""
 
 Key = tuple[int, bool]
 """The kernel of a rank, for what it sends (False) or for what it gets (True)."""
@@ -58,12 +55,11 @@ class Network(Protocol):
 class Operation:
     """What one group runs; rates in bytes/s, times in ns.
 
-    `ideal_ns` is the closed form on the network that it was made for; `closed` gives it under other capacities (None:
-    what the links then take). A rank moves at most `engine` of what passes its kernel: what it sends to ranks of its
-    own node or, with `engine_for_all`, all that it sends; with `engine_in` also what it gets. What leaves a node is
-    1 / `network_share` of the payload on the wire. The phases take `least_ns` at least. `paced`: the flows of a phase
-    wait for each other chunk by chunk, so each claims bandwidth in proportion to its bytes. `plane` carries all of it,
-    if there is one that does.
+    `ideal_ns` is the closed form on the network as it was built. A rank moves at most `engine` of what passes its
+    kernel: what it sends to ranks of its own node or, with `engine_for_all`, all that it sends; with `engine_in` also
+    what it gets. What leaves a node is 1 / `network_share` of the payload on the wire. The phases take `least_ns` at
+    least. `paced`: the flows of a phase wait for each other chunk by chunk, so each claims bandwidth in proportion to
+    its bytes. `plane` carries all of it, if there is one that does.
     """
 
     algorithm: str
@@ -80,7 +76,6 @@ class Operation:
     least_ns: int = 0
     paced: bool = True
     plane: str | None = None
-    closed: Closed | None = None
     _steps: dict[Transport, tuple[Step, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def steps(self, topology: Topology, transport: Transport) -> tuple[Step, ...]:
@@ -114,13 +109,7 @@ def collective(
     if kernel.own_share is not None and shape.local_bytes_per_s < inf:
         own_ns = load.own * size_bytes / (kernel.own_share * shape.local_bytes_per_s) * NS_PER_S
 
-    def closed(capacities: Sequence[float]) -> float:
-        now = group_shape(topology, devices, capacities, plane)
-        if cut_off(load, now):
-            raise _apart(f"{operation} by {choice.algorithm}", now)
-        return Choice(choice.algorithm, choice.protocol, *line(kernel, load, now)).time_ns(size_bytes)
-
-    return Operation(
+    one = Operation(
         choice.algorithm,
         choice.protocol,
         size_bytes,
@@ -132,8 +121,8 @@ def collective(
         engine_for_all=choice.algorithm == "ring",
         network_share=kernel.network_share,
         plane=plane,
-        closed=closed,
     )
+    return replace(one, ideal_ns=healthy_ns(topology, one))
 
 
 def expert_exchange(
@@ -147,23 +136,15 @@ def expert_exchange(
     """Return the dispatch or combine of one group: `traffic` between its ranks, in the order of `devices`."""
     topology, plane, shape = collectives.topology, collectives.plane, collectives.shape(devices)
 
-    def closed_of(now: GroupShape) -> float:
-        rate = inf
-        if now.nodes > 1:
-            rate = now.cross_bytes_per_s if form == "low_latency" else now.rail_bytes_per_s
-        if not rate or not now.local_bytes_per_s:
-            raise _apart(f"{form} exchange", now)
-        return exchange_ns(traffic, constants, now.local_bytes_per_s, rate, processors)
-
     shards = [shard for round_ in traffic.rounds(devices) for shard in round_]
     sent: dict[int, int] = {}
     for source, _, size in shards:
         sent[source] = sent.get(source, 0) + size
-    return Operation(
+    one = Operation(
         form,
         None,
         max(sent.values(), default=0),
-        closed_of(shape),
+        0.0,
         start_ns(traffic, constants),
         (Phase(shards),) if shards else (),
         engine=constants.local_share * shape.local_bytes_per_s,
@@ -172,12 +153,27 @@ def expert_exchange(
         network_share=constants.network_share,
         least_ns=round(work_ns(traffic, constants, shape.local_bytes_per_s, processors)),
         plane=plane,
-        closed=lambda capacities: closed_of(group_shape(topology, devices, capacities, plane)),
     )
+    return replace(one, ideal_ns=healthy_ns(topology, one))
 
 
-def _apart(what: str, shape: GroupShape) -> DeadLinkError:
-    return DeadLinkError(f"{what} of {shape.ranks} ranks on {shape.nodes} nodes: a dead link cuts some of them off")
+def closed_ns(operation: Operation, steps: Sequence[Step], drain_ns: Callable[[Step], float]) -> float:
+    """Return the closed form: the waits, and the bytes of each phase over its most loaded link or its ranks' kernels.
+
+    `drain_ns` is the time that a step takes on the links' capacities.
+    """
+    busy_ns = sum(max(drain_ns(step), step.least_ns) for step in steps)
+    return operation.latency_ns + max(busy_ns, operation.least_ns) + operation.last_ns
+
+
+def healthy_ns(topology: Topology, operation: Operation) -> float:
+    """Return the closed form on a network as it was built, without what a transport adds."""
+
+    def drain_ns(step: Step) -> float:
+        capacities = np.array([topology.links[link].capacity_bytes_per_s for link in step.links.tolist()])
+        return float((step.bytes / capacities).max(initial=0.0)) * NS_PER_S
+
+    return closed_ns(operation, operation.steps(topology, PLAIN), drain_ns)
 
 
 def run(
@@ -191,7 +187,7 @@ def run(
     if isinstance(network, StepNetwork) and (network.spreads_evenly or network.fidelity == "alpha_beta"):
         steps = operation.steps(topology, network.transport)
         if network.fidelity == "alpha_beta":
-            yield network.carry(Step.together(steps), _closed_ns(operation, network, steps))
+            yield network.carry(Step.together(steps), closed_ns(operation, steps, network.drain_ns))
             return
     if operation.latency_ns:
         yield env.timeout(operation.latency_ns)
@@ -216,15 +212,6 @@ def link_bytes(topology: Topology, operation: Operation) -> Floats:
     for step in operation.steps(topology, PLAIN):
         total[step.links] += step.bytes
     return total
-
-
-def _closed_ns(operation: Operation, network: StepNetwork, steps: Sequence[Step]) -> float:
-    if not network.changed:
-        return operation.ideal_ns
-    if operation.closed is not None:
-        return operation.closed(network.capacities)
-    busy_ns = max(sum(map(network.drain_ns, steps)), operation.least_ns)
-    return operation.latency_ns + busy_ns + operation.last_ns
 
 
 Shard = tuple[int, int, int, int, tuple[Key, ...]]

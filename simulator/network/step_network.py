@@ -98,7 +98,6 @@ class StepNetwork:
         self.completed_flows = 0
         self.fidelity = fidelity
         self.transport = transport
-        self._changed: dict[int, None] = {}
         self._spread = spread
         self._names = 0
         self._limits = np.array(self.capacities, dtype=np.float64)  # then engines
@@ -159,11 +158,6 @@ class StepNetwork:
         """Whether every flow goes over all its equal-cost paths alike, so that exchanges may be taken as a whole."""
         return self._spread is None
 
-    @property
-    def changed(self) -> bool:
-        """Whether a link has another capacity than the topology says."""
-        return bool(self._changed)
-
     def carry(self, step: Step, exactly_ns: float | None = None) -> Transfer:
         """Put a step on its links; the event fires when all has drained, or after `exactly_ns` whatever the links say.
 
@@ -215,10 +209,6 @@ class StepNetwork:
         for link in links:
             self.capacities[link] = bytes_per_s
             self._limits[link] = bytes_per_s
-            if bytes_per_s == self.topology.links[link].capacity_bytes_per_s:
-                self._changed.pop(link, None)
-            else:
-                self._changed[link] = None
 
     def _begun(self, defused: bool) -> Transfer:
         transfer = Transfer(self.env)
