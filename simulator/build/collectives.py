@@ -8,7 +8,7 @@ from simpy import Event
 
 from simulator import catalog
 from simulator.build.flows import is_one_step
-from simulator.build.network import Live
+from simulator.build.network import Live, spread
 from simulator.clock import Clock
 from simulator.errors import InputError, Problem
 from simulator.network.collectives import Collectives
@@ -26,6 +26,7 @@ from simulator.network.dispatch import (
 from simulator.network.expert_routing import ExpertRouting
 from simulator.network.fabric import DeadLinkError, Fabric
 from simulator.network.operations import Operation, collective, expert_exchange, link_bytes, run
+from simulator.network.routing import Spread
 from simulator.randomness import stream
 from simulator.scenario.collective import CollectiveRun, ExpertExchange
 from simulator.scenario.schema import Scenario
@@ -36,6 +37,7 @@ from simulator.units import NS_PER_S
 
 Groups = tuple[tuple[int, ...], ...]
 IDEAL = "ideal"
+MOST_FLOWS = 3_000_000
 FORMS = {"low_latency": low_latency, "high_throughput": high_throughput}
 
 
@@ -93,6 +95,8 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
         try:
             groups = groups_of(section, len(topology.sites))
             operations = _operations(scenario, section, groups, collectives, index)
+            if scenario.network.fidelity == "flow" and section.sharing == "flows":
+                _refuse_too_many(operations, topology, spread(scenario, topology), scenario.seed)
             found.append(Plan(index, section, groups, operations))
         except (InputError, ValueError) as error:
             said = error.problems if isinstance(error, InputError) else (Problem(str(error)),)
@@ -101,6 +105,29 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
     if problems:
         raise InputError(problems)
     return tuple(found)
+
+
+def _refuse_too_many(operations: Sequence[Operation], topology: Topology, policy: Spread | None, seed: int) -> None:
+    """Raise InputError for more flows at once than memory holds: some kilobytes each."""
+    total = 0
+    for operation in operations:
+        largest = 0
+        for phase in operation.phases:
+            exchange = phase.exchange
+            ends = (phase.shards[0][:2] if phase.shards else (0, 0)) if exchange is None else _farthest(exchange)
+            ways = len(policy(topology, seed, *ends, 0)) if policy is not None else 1
+            count = len(phase.shards) if exchange is None else len(exchange.ranks) * (len(exchange.ranks) - 1)
+            largest = max(largest, count * max(1, ways))
+        total += largest
+    if total > MOST_FLOWS:
+        what = f"some {total:,} flows at once, {MOST_FLOWS:,} at most"
+        others = "`sharing: background`, `network.fidelity: load`, or fewer `paths` of `network.routing.spray`"
+        raise InputError(Problem(what, allowed=others))
+
+
+def _farthest(exchange: Exchange) -> tuple[int, int]:
+    """Return two ranks of an exchange, of different nodes if it has several."""
+    return exchange.ranks[0], exchange.ranks[-1]
 
 
 def _constants(scenario: Scenario, topology: Topology, notes: list[str]) -> str:

@@ -110,6 +110,16 @@ def test_what_is_refused_says_where(tmp_path, sections, says):
     assert not (tmp_path / "run").exists()
 
 
+def test_more_flows_than_memory_holds_are_refused_before_anything_runs(tmp_path):
+    section = "traffic: {collectives: [{run: {all_to_all: {bytes: 1 GB, algorithm: direct}}}]}"
+    path = write(tmp_path, "network: {collectives: h100-sxm}", section, topology="{preset: clos3-h100}")
+    with pytest.raises(InputError, match="16,773,120 flows at once"):
+        simulate(load(path), out=tmp_path / "run")
+    assert (
+        simulate(load(path, ["network.fidelity=load"]), out=tmp_path / "run").summary["collectives"]["completed"] == 1
+    )
+
+
 def test_what_is_resolved_loads_back_equal(tmp_path):
     sections = [
         "network: {routing: {spray: {paths: 4}}, transport: {roce_v2: {message_latency: 1 us}}, background: "
