@@ -7,7 +7,7 @@ import numpy as np
 from simpy import Event
 
 from simulator import catalog
-from simulator.build.flows import is_one_step
+from simulator.build.flows import is_one_step, refuse_too_many
 from simulator.build.network import Live, spread
 from simulator.clock import Clock
 from simulator.errors import InputError, Problem
@@ -37,7 +37,6 @@ from simulator.units import NS_PER_S
 
 Groups = tuple[tuple[int, ...], ...]
 IDEAL = "ideal"
-MOST_FLOWS = 3_000_000
 FORMS = {"low_latency": low_latency, "high_throughput": high_throughput}
 
 
@@ -96,7 +95,7 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
             groups = groups_of(section, len(topology.sites))
             operations = _operations(scenario, section, groups, collectives, index)
             if scenario.network.fidelity == "flow" and section.sharing == "flows":
-                _refuse_too_many(operations, topology, spread(scenario, topology), scenario.seed)
+                _refuse_too_many_of(operations, topology, spread(scenario, topology), scenario.seed)
             found.append(Plan(index, section, groups, operations))
         except (InputError, ValueError) as error:
             said = error.problems if isinstance(error, InputError) else (Problem(str(error)),)
@@ -107,7 +106,7 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
     return tuple(found)
 
 
-def _refuse_too_many(operations: Sequence[Operation], topology: Topology, policy: Spread | None, seed: int) -> None:
+def _refuse_too_many_of(operations: Sequence[Operation], topology: Topology, policy: Spread | None, seed: int) -> None:
     """Raise InputError for more flows at once than memory holds: some kilobytes each."""
     total = 0
     for operation in operations:
@@ -119,10 +118,7 @@ def _refuse_too_many(operations: Sequence[Operation], topology: Topology, policy
             count = len(phase.shards) if exchange is None else len(exchange.ranks) * (len(exchange.ranks) - 1)
             largest = max(largest, count * max(1, ways))
         total += largest
-    if total > MOST_FLOWS:
-        what = f"some {total:,} flows at once, {MOST_FLOWS:,} at most"
-        others = "`sharing: background`, `network.fidelity: load`, or fewer `paths` of `network.routing.spray`"
-        raise InputError(Problem(what, allowed=others))
+    refuse_too_many(total)
 
 
 def _farthest(exchange: Exchange) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from simulator.units import NS_PER_S
 from simulator.workload.flows import Flow, all_to_all, incast, permutation, poisson, read_flows
 
 NO_END = -1
+MOST_FLOWS = 3_000_000
 
 
 class Going(NamedTuple):
@@ -92,6 +93,9 @@ def flows_of(scenario: Scenario, traffic: Traffic, ways: Ways) -> Callable[[], I
     if traffic.pattern is None or is_one_step(scenario, traffic):
         return lambda: known
     _drawn(scenario, traffic, ways.topology)  # so that a pattern that does not fit is known now
+    if traffic.pattern.name == "all_to_all":
+        devices = len(ways.topology.sites)
+        refuse_too_many(devices * (devices - 1) * len(ways.over((0, devices - 1), None, 0)))
     offset = first + len(written)
 
     def merged() -> Iterator[Going]:
@@ -102,6 +106,13 @@ def flows_of(scenario: Scenario, traffic: Traffic, ways: Ways) -> Callable[[], I
         return heapq.merge(known, drawn, key=lambda going: going.flow.start_ns) if known else chain(drawn)
 
     return merged
+
+
+def refuse_too_many(flows: int) -> None:
+    """Raise InputError for more flows at once than memory holds: some kilobytes each."""
+    if flows > MOST_FLOWS:
+        others = "`network.fidelity: load`, fewer `paths` of `network.routing.spray`, or collectives in the background"
+        raise InputError(Problem(f"some {flows:,} flows at once, {MOST_FLOWS:,} at most", allowed=others))
 
 
 def is_one_step(scenario: Scenario, traffic: Traffic) -> bool:

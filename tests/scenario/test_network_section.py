@@ -115,9 +115,11 @@ def test_more_flows_than_memory_holds_are_refused_before_anything_runs(tmp_path)
     path = write(tmp_path, "network: {collectives: h100-sxm}", section, topology="{preset: clos3-h100}")
     with pytest.raises(InputError, match="16,773,120 flows at once"):
         simulate(load(path), out=tmp_path / "run")
-    assert (
-        simulate(load(path, ["network.fidelity=load"]), out=tmp_path / "run").summary["collectives"]["completed"] == 1
-    )
+    lower = simulate(load(path, ["network.fidelity=load"]), out=tmp_path / "run")
+    assert lower.summary["collectives"]["completed"] == 1
+    path = write(tmp_path, "traffic: {pattern: {all_to_all: {bytes: 1 MB}}}", topology="{preset: clos3-h100}")
+    with pytest.raises(InputError, match="16,773,120 flows at once"):
+        simulate(load(path), out=tmp_path / "other")
 
 
 def test_what_is_resolved_loads_back_equal(tmp_path):
