@@ -24,7 +24,8 @@ class Load(NamedTuple):
     """What one algorithm asks of the links, as multiples of the message on the most loaded link of each kind.
 
     `own` is the part that each rank handles in its own memory. `serial`: the phases within a node and between nodes
-    follow each other; otherwise chunks are pipelined through both and the slower sets the pace.
+    follow each other; otherwise chunks are pipelined through both and the slower sets the pace. `to_all`: within a node
+    each rank sends to all others alike, and not to its neighbour only.
     """
 
     local_hops: float
@@ -34,6 +35,7 @@ class Load(NamedTuple):
     cross: float = 0.0
     own: float = 0.0
     serial: bool = False
+    to_all: bool = False
 
 
 class Choice(NamedTuple):
@@ -135,7 +137,9 @@ def _direct(shape: GroupShape) -> Load:
     """Every rank sends 1/n of its message to each other at once."""
     per_node, ranks = shape.ranks_per_node, shape.ranks
     fewest = per_node if shape.even else 1
-    return Load(per_node - 1, shape.nodes - 1, (per_node - 1) / ranks, 0, (ranks - fewest) / ranks, 1 / ranks)
+    return Load(
+        per_node - 1, shape.nodes - 1, (per_node - 1) / ranks, 0, (ranks - fewest) / ranks, 1 / ranks, to_all=True
+    )
 
 
 def _relayed(serial: bool) -> Form:
@@ -146,7 +150,7 @@ def _relayed(serial: bool) -> Form:
             return None
         per_node, nodes = shape.ranks_per_node, shape.nodes
         local, rail = (per_node - 1) / per_node, (nodes - 1) / nodes
-        return Load(per_node - 1, nodes - 1, local, rail, own=1 / shape.ranks, serial=serial)
+        return Load(per_node - 1, nodes - 1, local, rail, own=1 / shape.ranks, serial=serial, to_all=True)
 
     return form
 
@@ -158,12 +162,12 @@ def _send(shape: GroupShape) -> Load | None:
 
 
 def _one_shot(shape: GroupShape) -> Load | None:
-    return Load(shape.ranks - 1, 0, shape.ranks - 1) if shape.nodes == 1 else None
+    return Load(shape.ranks - 1, 0, shape.ranks - 1, to_all=True) if shape.nodes == 1 else None
 
 
 def _two_shot(shape: GroupShape) -> Load | None:
     ranks = shape.ranks
-    return Load(2 * (ranks - 1), 0, 2 * (ranks - 1) / ranks) if shape.nodes == 1 else None
+    return Load(2 * (ranks - 1), 0, 2 * (ranks - 1) / ranks, to_all=True) if shape.nodes == 1 else None
 
 
 def _depth(nodes: int) -> int:
@@ -221,7 +225,7 @@ def line(kernel: Kernel, load: Load, shape: GroupShape) -> tuple[float, float]:
     """Return (latency in ns, ns per byte) of an algorithm's load under one kernel's constants on a shape."""
     network_hop = max(kernel.network_hop, shape.latency_ns)
     latency_ns = kernel.base + load.local_hops * kernel.local_hop + load.network_hops * network_hop
-    local = load.local / (kernel.local_share * shape.local_bytes_per_s) if load.local else 0.0
+    local = load.local / (kernel.local_share * shape.rate_inside(load.to_all)) if load.local else 0.0
     rail = load.rail / shape.rail_bytes_per_s if load.rail else 0.0
     cross = load.cross / shape.cross_bytes_per_s if load.cross else 0.0
     network = max(rail, cross) / kernel.network_share
@@ -266,7 +270,7 @@ def choices(
 
 def cut_off(load: Load, shape: GroupShape) -> bool:
     """Return whether a load needs links that carry nothing."""
-    needs = ((load.local, shape.local_bytes_per_s), (load.rail, shape.rail_bytes_per_s))
+    needs = ((load.local, shape.rate_inside(load.to_all)), (load.rail, shape.rail_bytes_per_s))
     return any(asked and not rate for asked, rate in (*needs, (load.cross, shape.cross_bytes_per_s)))
 
 
@@ -318,23 +322,24 @@ class Envelope:
 
 
 class Collectives:
-    """Times and flows of collectives on one topology, with the least-time choice cached per group shape.
+    """Times of collectives on one topology, with the least-time choice cached per group shape.
 
     Times are affine in the message for each choice, so the cache holds their lower envelope, which is exact for every
-    size. `health` counts the changes of capacity that `update` has been told of. `plane`, where given, carries all.
+    size. `capacities` are bytes/s by link index, and `health` counts how often `update` has been told of others.
+    `plane`, where given, carries all.
     """
 
     def __init__(self, topology: Topology, constants: CollectiveConstants, plane: str | None = None) -> None:
         self.topology, self.constants, self.plane = topology, constants, plane
         self.health = 0
-        self._capacities: Sequence[float] | None = None
+        self.capacities: Sequence[float] = [link.capacity_bytes_per_s for link in topology.links]
         self._shapes: dict[tuple[int, ...], GroupShape] = {}
         self._envelopes: dict[tuple[str, GroupShape, tuple[str, ...] | None, Protocol | None], Envelope] = {}
 
     def update(self, capacities: Sequence[float]) -> None:
         """Take other capacities (bytes/s by link index) from now on, such as `Fabric.capacities` after a failure."""
         self.health += 1
-        self._capacities = list(capacities)
+        self.capacities = list(capacities)
         self._shapes.clear()
 
     def shape(self, devices: Sequence[int]) -> GroupShape:
@@ -342,7 +347,7 @@ class Collectives:
         key = tuple(sorted(devices))
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = group_shape(self.topology, devices, self._capacities, self.plane)
+            shape = self._shapes[key] = group_shape(self.topology, devices, self.capacities, self.plane)
         return shape
 
     def choose(

@@ -4,7 +4,8 @@ Model: every flow of a pattern is spread evenly over its equal-cost paths; the m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import permutations
 from math import inf
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from simulator.errors import InputError
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import exchange_loads, shard_loads
+
+SAME = 1e-9
+"""Rates that differ by less are one, but for rounding."""
 
 Nodes = tuple[tuple[int, ...], ...]
 """The devices of a group node by node, each node's in the order of their slots."""
@@ -23,9 +27,10 @@ class GroupShape:
     """What a collective's time depends on; equal shapes take equal times.
 
     `ranks_per_node` is that of the fullest node. Rates are bytes/s of one rank, one way: `local` to its neighbour in
-    the node, `rail` when every rank sends to its like in the next node (of an uneven group only the last rank, to the
-    first), `cross` when it sends to all ranks of other nodes evenly (zero where some have no way to others); a rate of
-    links that the group does not use is infinite. `latency_ns` is that of the longest path between neighbouring nodes.
+    the node, `inside` to all others of the node evenly (None: as to its neighbour, which a switch sees to), `rail` when
+    every rank sends to its like in the next node (of an uneven group only the last rank, to the first), `cross` when it
+    sends to all ranks of other nodes evenly (zero where some have no way to others); a rate of links that the group
+    does not use is infinite. `latency_ns` is that of the longest path between neighbouring nodes.
     """
 
     ranks: int
@@ -35,6 +40,11 @@ class GroupShape:
     rail_bytes_per_s: float = inf
     cross_bytes_per_s: float = inf
     latency_ns: int = 0
+    inside_bytes_per_s: float | None = None
+
+    def rate_inside(self, to_all: bool) -> float:
+        """Return the bytes/s of a rank to its neighbour, or to all others of its node evenly."""
+        return self.inside_bytes_per_s if to_all and self.inside_bytes_per_s is not None else self.local_bytes_per_s
 
     @property
     def even(self) -> bool:
@@ -73,6 +83,9 @@ def group_shape(
         ranks_per_node=max(len(node) for node in nodes),
         local_bytes_per_s=pattern_rate(topology, ring, at, plane),
     )
+    inside = _inside_rate(topology, nodes, at, plane)
+    if inside < inf and abs(inside - shape.local_bytes_per_s) > SAME * inside:
+        shape = replace(shape, inside_bytes_per_s=inside)
     if len(nodes) == 1:
         return shape
     turns = list(zip(nodes, nodes[1:] + nodes[:1], strict=True))
@@ -81,14 +94,11 @@ def group_shape(
         if shape.even
         else [(here[-1], there[0]) for here, there in turns]
     )
-    return GroupShape(
-        shape.ranks,
-        shape.nodes,
-        shape.ranks_per_node,
-        shape.local_bytes_per_s,
-        pattern_rate(topology, rails, at, plane),
-        _cross_rate(topology, nodes, at, plane),
-        max(topology.path_latency_ns(topology.paths(a, b, plane)[0]) for a, b in rails),
+    return replace(
+        shape,
+        rail_bytes_per_s=pattern_rate(topology, rails, at, plane),
+        cross_bytes_per_s=_cross_rate(topology, nodes, at, plane),
+        latency_ns=max(topology.path_latency_ns(topology.paths(a, b, plane)[0]) for a, b in rails),
     )
 
 
@@ -103,6 +113,19 @@ def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
     """Return how many times a second links of `capacities` (bytes/s) carry `loads` (bytes), the slowest of them."""
     used = np.flatnonzero(loads)
     return float((np.array([capacities[link] for link in used.tolist()]) / loads[used]).min(initial=inf))
+
+
+def _inside_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], plane: str | None) -> float:
+    """Return the rate of one rank that sends to all others of its node evenly, all ranks at once.
+
+    Where nodes differ, a rank of the fullest.
+    """
+    most_others = max(len(node) for node in nodes) - 1
+    if len(nodes) == 1:
+        return _rate(exchange_loads(topology, nodes[0], 1 / max(1, most_others), plane), capacities)
+    return most_others * pattern_rate(
+        topology, [pair for node in nodes for pair in permutations(node, 2)], capacities, plane
+    )
 
 
 def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], plane: str | None) -> float:

@@ -108,7 +108,6 @@ def collective(
     own_ns = 0.0
     if kernel.own_share is not None and shape.local_bytes_per_s < inf:
         own_ns = load.own * size_bytes / (kernel.own_share * shape.local_bytes_per_s) * NS_PER_S
-
     one = Operation(
         choice.algorithm,
         choice.protocol,
@@ -117,7 +116,7 @@ def collective(
         round(choice.latency_ns),
         tuple(phases(topology, operation, choice.algorithm, group_nodes(topology, devices), size_bytes, plane)),
         round(own_ns),
-        engine=kernel.local_share * shape.local_bytes_per_s,
+        engine=_engine(kernel.local_share, shape.rate_inside(load.to_all)),
         engine_for_all=choice.algorithm == "ring",
         network_share=kernel.network_share,
         plane=plane,
@@ -134,8 +133,7 @@ def expert_exchange(
     processors: int | None = None,
 ) -> Operation:
     """Return the dispatch or combine of one group: `traffic` between its ranks, in the order of `devices`."""
-    topology, plane, shape = collectives.topology, collectives.plane, collectives.shape(devices)
-
+    topology, local = collectives.topology, collectives.shape(devices).rate_inside(to_all=True)
     shards = [shard for round_ in traffic.rounds(devices) for shard in round_]
     sent: dict[int, int] = {}
     for source, _, size in shards:
@@ -147,14 +145,19 @@ def expert_exchange(
         0.0,
         start_ns(traffic, constants),
         (Phase(shards),) if shards else (),
-        engine=constants.local_share * shape.local_bytes_per_s,
+        engine=_engine(constants.local_share, local),
         engine_in=True,
         paced=False,
         network_share=constants.network_share,
-        least_ns=round(work_ns(traffic, constants, shape.local_bytes_per_s, processors)),
-        plane=plane,
+        least_ns=round(work_ns(traffic, constants, local, processors)),
+        plane=collectives.plane,
     )
     return replace(one, ideal_ns=healthy_ns(topology, one))
+
+
+def _engine(local_share: float, bytes_per_s: float) -> float:
+    """Return the rate of a rank's kernel: its share of the links to its node; one that reaches all is no limit."""
+    return local_share * bytes_per_s if local_share < 1 else inf
 
 
 def closed_ns(operation: Operation, steps: Sequence[Step], drain_ns: Callable[[Step], float]) -> float:
