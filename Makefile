@@ -23,6 +23,8 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/network.py
+	$(BIN)/python benchmarks/topology.py
+	$(BIN)/python benchmarks/network_studies.py
 
 golden: $(VENV)/.dev
 	$(BIN)/python tests/golden/regenerate.py

@@ -23,8 +23,12 @@ from floor import bare_events_per_s
 
 from simulator.clock import Clock
 from simulator.network import Fabric
+from simulator.network.collectives import Collectives
+from simulator.network.collectives_constants import load_constants
 from simulator.network.flow_arrays import Starts
 from simulator.network.incremental import IncrementalShares, replay_flows
+from simulator.network.operations import collective, run
+from simulator.network.step_network import StepNetwork
 from simulator.randomness import stream
 from simulator.topology import build_topology
 
@@ -201,6 +205,19 @@ def fabric_all_to_all(devices: int) -> tuple[int, float]:
     return fabric.completed_flows, taken_s
 
 
+def load_all_to_all(preset: str, nodes: int) -> tuple[int, float]:
+    """Return flows and CPU seconds of an all-to-all at fidelity `load`, the fabric's building included."""
+    begin = time.process_time()
+    topology = build_topology(preset, {"nodes": nodes})
+    devices = range(len(topology.sites))
+    network = StepNetwork(Clock(), topology, 1, "load")
+    one = collective(Collectives(topology, load_constants("ideal")), "all_to_all", devices, 1 << 32, "direct")
+    network.env.process(run(network.env, network, topology, one))
+    network.env.run()
+    network.check()
+    return len(devices) * (len(devices) - 1), time.process_time() - begin
+
+
 def sequential(transfers: int) -> tuple[int, float]:
     """Return flows and CPU seconds of transfers of four shards, one after another, as a KV cache moves."""
     env = Clock()
@@ -218,6 +235,8 @@ def sequential(transfers: int) -> tuple[int, float]:
 
 
 CASES: dict[str, Callable[[], tuple[int, float]]] = {
+    "load, all-to-all of 4,096, three tiers": lambda: load_all_to_all("clos3-h100", 512),
+    "load, all-to-all of 4,096, eight planes": lambda: load_all_to_all("multi-plane-h800", 512),
     "solver, Poisson, load 0.3": lambda: solver_poisson(0.3, 200_000),
     "solver, Poisson, load 0.6": lambda: solver_poisson(0.6, 200_000),
     "solver, Poisson, load 0.5, 10,000 flows": lambda: solver_poisson(0.5, 10_000),
