@@ -303,3 +303,12 @@ def test_a_sprayed_flow_claims_no_more_than_a_flow_of_one_path(tmp_path):
     text = "traffic: {transfers: [{source: 0, target: 8, bytes: 100 MB}, {source: 0, target: 9, bytes: 100 MB}]}"
     found = run(tmp_path, "{preset: clos-h100, nodes: 2}", "network: {routing: spray}", text)
     assert took_ns(found) == pytest.approx([4e6, 4e6], rel=0.01)
+
+
+def test_links_that_carry_more_than_they_can_at_a_lower_fidelity_are_told(tmp_path):
+    # two flows of B over one link, 0.1 B/C apart: each takes B/C as if alone, so the link carries 2 B in 1.1 B/C
+    text = "{transfers: [{source: a, target: b, bytes: 1 MB}, {source: a, target: b, bytes: 1 MB, start: 100 us}]}"
+    for fidelity, told in (("load", True), ("alpha_beta", True), ("flow", False)):
+        found = run(tmp_path, "{graph: line.json}", f"network: {{fidelity: {fidelity}}}", f"traffic: {text}")
+        assert any("1 links carried more" in warning for warning in found.summary["warnings"]) == told
+        assert took_ns(found)[0] == (1_901_000 if fidelity == "flow" else 1_001_000)

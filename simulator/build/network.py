@@ -132,6 +132,13 @@ def start_faults(env: Clock, health: LinkHealth, planned: Planned, seed: int, re
             env.process(strike_at_random(env, health, fault, stream(seed, f"faults/{index}"), report))
 
 
+def overlapping(network: "Live", end_ns: int) -> list[str]:
+    """Return a note if links carried more than they can: at fidelities below `flow` steps do not see each other."""
+    links = 0 if isinstance(network, Fabric) else network.overloaded(end_ns)
+    what = "carried more than their capacity, for steps that overlap do not see each other; `flow` shares them"
+    return [f"network.fidelity: {links:,} links {what}"] if links else []
+
+
 def too_late(planned: Planned, end_ns: int) -> list[str]:
     """Return a note if faults at given times would have come after the run's end."""
     late = sum(isinstance(fault, Fault) and fault.at_ns > end_ns for fault in planned)

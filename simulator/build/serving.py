@@ -10,7 +10,15 @@ import numpy as np
 from simpy import Event
 
 from simulator import catalog
-from simulator.build.network import Planned, check_network, live_network, plan_faults, start_faults, too_late
+from simulator.build.network import (
+    Planned,
+    check_network,
+    live_network,
+    overlapping,
+    plan_faults,
+    start_faults,
+    too_late,
+)
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
@@ -248,7 +256,7 @@ class System:
             for instance in pool.instances:
                 instance.settle()
         self.transfer.settle()
-        self.notes += too_late(self.blueprint.faults, self.env.now)
+        self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
         open_requests = list(self.frontend.in_flight.values())
         if open_requests and expected_end and all(self.fabric.capacities):
             raise InvariantError(f"{len(open_requests)} requests never ended, the first is {open_requests[0]!r}")

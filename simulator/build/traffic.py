@@ -15,6 +15,7 @@ from simulator.build.network import (
     Planned,
     check_network,
     live_network,
+    overlapping,
     plan_faults,
     spread,
     spread_on,
@@ -218,7 +219,7 @@ class System:
             raise InvariantError(f"{still} flows or collectives never ended")
         if still:
             self.notes.append(f"traffic: {still} flows or collectives were still under way, or stalled, at the end")
-        self.notes += too_late(self._faults, self.env.now)
+        self.notes += too_late(self._faults, self.env.now) + overlapping(self.fabric, self.env.now)
         for going, ideal_ns in self._under_way.values():
             self._row(going.flow, -1, ideal_ns, completed=False)
         self._runner.settle()

@@ -21,7 +21,7 @@ from simulator.network.component import FORGIVEN_NS
 from simulator.network.fabric import DeadLinkError, LinkRow, Send, Transfer
 from simulator.network.routing import Shares, Spread
 from simulator.network.transport import PLAIN, Transport
-from simulator.topology.graph import Topology
+from simulator.topology.graph import Path, Topology
 from simulator.topology.spreading import path_weights
 from simulator.units import NS_PER_S
 
@@ -130,14 +130,14 @@ class StepNetwork:
                 continue
             if self._spread is None:
                 paths = self.topology.paths(source, target)
-                self._add(transfer, path_weights(paths), size_bytes, self.topology.path_latency_ns(paths[0]))
+                self._add(transfer, path_weights(paths), size_bytes, paths[0])
                 continue
             shares = self.route(source, target)
             loads: dict[int, float] = {}
             for path, share in shares:
                 for link in path:
                     loads[link] = loads.get(link, 0.0) + share
-            self._add(transfer, loads, size_bytes, max(self.topology.path_latency_ns(path) for path, _ in shares))
+            self._add(transfer, loads, size_bytes, max((path for path, _ in shares), key=self.topology.path_latency_ns))
         return self._under_way(transfer)
 
     def launch(
@@ -147,10 +147,9 @@ class StepNetwork:
         transfer = self._begun(defused)
         for send in sends:
             loads = dict.fromkeys((*send.path, *send.through), 1.0)
-            latency = self.topology.path_latency_ns(send.path) if latency_ns is None else latency_ns
             cap = send.cap_bytes_per_s
             least_ns = send.size_bytes * NS_PER_S / cap if cap else 0.0
-            self._add(transfer, loads, send.size_bytes, latency, latency_ns is None, least_ns)
+            self._add(transfer, loads, send.size_bytes, send.path, latency_ns, least_ns)
         return self._under_way(transfer)
 
     @property
@@ -221,15 +220,17 @@ class StepNetwork:
         transfer: Transfer,
         loads: dict[int, float],
         size_bytes: int,
-        latency_ns: int,
-        with_transport: bool = True,
+        path: Path,
+        latency_ns: int | None = None,
         least_ns: float = 0.0,
     ) -> None:
-        wire, transport = size_bytes, self.transport
-        if transport is not PLAIN:
-            wire = transport.wire_bytes(size_bytes)
-            if with_transport:
-                capacities = [self.capacities[link] for link in loads if link < len(self.capacities)]
+        """Add a flow: its share of the bytes on each limit, and the path whose latency it has if none is given."""
+        transport = self.transport
+        wire = size_bytes if transport is PLAIN else transport.wire_bytes(size_bytes)
+        if latency_ns is None:
+            latency_ns = self.topology.path_latency_ns(path)
+            if transport is not PLAIN:
+                capacities = [self.topology.links[link].capacity_bytes_per_s for link in path]
                 latency_ns += (transport.message_latency or 0) + transport.forwarding_ns(size_bytes, capacities)
         limits = np.fromiter(loads.keys(), np.intp, len(loads))
         shares = np.fromiter(loads.values(), np.float64, len(loads))
