@@ -59,7 +59,7 @@ class Operation:
     kernel: what it sends to ranks of its own node or, with `engine_for_all`, all that it sends; with `engine_in` also
     what it gets. What leaves a node is 1 / `network_share` of the payload on the wire. The phases take `least_ns` at
     least. `paced`: the flows of a phase wait for each other chunk by chunk, so each claims bandwidth in proportion to
-    its bytes. `plane` carries all of it, if there is one that does.
+    its bytes, the largest between nodes as much as any flow does. `plane` carries all of it, if there is one that does.
     """
 
     algorithm: str
@@ -312,15 +312,28 @@ def _sends(network: Network, topology: Topology, operation: Operation, phase: Ph
     halves = [(half, ((half.device, half.inward),) if limited else ()) for half in phase.halves if half.size_bytes]
     for half, keys in halves:
         engines.expect(keys, half.size_bytes, half.size_bytes)
-    largest = max((wire_bytes for *_, wire_bytes, _ in shards), default=1)
+    unit = _unit_bytes(topology, shards, [half.size_bytes for half, _ in halves]) if operation.paced else None
     sends: list[Send] = []
     for source, target, _, wire_bytes, keys in shards:
         if not wire_bytes:
             continue
         shares, through = network.route(source, target), engines.through(keys)
-        weight = wire_bytes / largest if operation.paced else 1.0
+        weight = wire_bytes / unit if unit is not None else 1.0
         for (path, share), part in zip(shares, split_bytes(wire_bytes, shares) if shares else (), strict=True):
             if part:
                 sends.append(Send(path, part, (source, target), weight * share, None, through))
-    sends += [Send(half.path, half.size_bytes, None, 1, None, engines.through(keys)) for half, keys in halves]
+    for half, keys in halves:
+        weight = half.size_bytes / unit if unit is not None else 1.0
+        sends.append(Send(half.path, half.size_bytes, None, weight, None, engines.through(keys)))
     return sends
+
+
+def _unit_bytes(topology: Topology, shards: Sequence[Shard], halves: Sequence[int]) -> int:
+    """Return the bytes of a phase that claim as much bandwidth as one flow of other traffic.
+
+    Those of the largest flow between nodes: a ring has one on each rail, and within a node an edge of many rings is as
+    many flows. Within one node those of the largest flow.
+    """
+    place = topology.endpoints
+    between = [wire for source, target, _, wire, _ in shards if place[source].node != place[target].node]
+    return max(between, default=0) or max([*halves, *(wire for *_, wire, _ in shards)], default=1)

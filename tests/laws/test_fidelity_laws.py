@@ -205,6 +205,29 @@ def test_groups_on_links_of_their_own_do_not_slow_each_other_and_on_the_same_the
     assert closed_ns(RAILS, one, again) == closed_ns(RAILS, one)  # each as if alone
 
 
+@pytest.mark.parametrize("algorithm", ["ring", "tree", "hierarchical"])
+@pytest.mark.parametrize("width", [1, 4, 8])
+def test_on_a_nic_a_collective_claims_what_one_flow_does(algorithm, width):
+    # R bytes of each rank's edge to the other node and R of a plain flow on one NIC of C: both have C / 2 until 2 R / C
+    group = [*range(width), *range(8, 8 + width)]
+    one = collective(Collectives(RAILS, IDEAL), "all_reduce", group, SIZE, algorithm)
+    [rail] = [phase for phase in one.phases if any(source < 8 <= target for source, target, _ in phase.shards)]
+    edge = sum(size for source, target, size in rail.shards if source == 0 and target >= 8)
+    network, ended = Fabric(Clock(), RAILS, 1), []
+    before_ns = one.latency_ns + (closed_ns(RAILS, one) - one.latency_ns - edge / 50) / 2 * (
+        algorithm == "hierarchical"
+    )
+
+    def other():
+        yield network.env.timeout(round(before_ns) - RAILS.path_latency_ns(RAILS.paths(0, 8)[0]))
+        yield network.transfer([(0, 8, edge)])
+        ended.append(network.env.now)
+
+    network.env.process(other())
+    took_ns(network, [one])
+    assert ended == [pytest.approx(before_ns + 2 * edge / 50, abs=4)]
+
+
 def test_a_lane_above_goes_first():
     one, again = (collective(Collectives(RAILS, IDEAL), "all_reduce", [0, 8], SIZE, "ring") for _ in range(2))
     ends = []
@@ -349,6 +372,22 @@ def exchanged(topology, ranks, form, direction="dispatch", loads=None, constants
 def exchange(topology, ranks, form, direction="dispatch", loads=None, constants=H100):
     traffic, phase = exchanged(topology, ranks, form, direction, loads, constants)
     return expert_exchange(Collectives(topology, constants), range(ranks), traffic, phase, form)
+
+
+def test_few_processors_bound_an_exchange_at_every_fidelity():
+    # c copies of a rank, each t on one of P processors: c t / P where that is more than the ports take
+    traffic, phase = exchanged(RAILS, 16, "high_throughput")
+    collectives = Collectives(RAILS, H100)
+    shape = collectives.shape(range(16))
+    times = []
+    for processors in (None, 8, 4, 2):
+        one = expert_exchange(collectives, range(16), traffic, phase, "high_throughput", processors)
+        ports_ns = exchange_ns(traffic, phase, shape.local_bytes_per_s, shape.rail_bytes_per_s, processors)
+        for ns in (one.ideal_ns, flow_ns(RAILS, one), load_ns(RAILS, one), closed_ns(RAILS, one)):
+            assert ns == pytest.approx(ports_ns, abs=2)
+        times.append(ports_ns - one.latency_ns)
+    assert times[3] == pytest.approx(2 * times[2])
+    assert times[0] < times[3]
 
 
 @pytest.mark.parametrize("form", ["low_latency", "high_throughput"])
