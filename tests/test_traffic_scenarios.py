@@ -312,3 +312,10 @@ def test_links_that_carry_more_than_they_can_at_a_lower_fidelity_are_told(tmp_pa
         found = run(tmp_path, "{graph: line.json}", f"network: {{fidelity: {fidelity}}}", f"traffic: {text}")
         assert any("1 links carried more" in warning for warning in found.summary["warnings"]) == told
         assert took_ns(found)[0] == (1_901_000 if fidelity == "flow" else 1_001_000)
+
+
+def test_what_only_flows_heed_is_told_at_a_lower_fidelity(tmp_path):
+    text = "traffic: {lane: 1, on_dead_link: stall, transfers: [{source: a, target: b, bytes: 1 MB, weight: 2.0}]}"
+    for fidelity, told in (("load", 3), ("flow", 0)):
+        found = run(tmp_path, "{graph: line.json}", f"network: {{fidelity: {fidelity}}}", text)
+        assert sum("no effect at fidelity" in warning for warning in found.summary["warnings"]) == told

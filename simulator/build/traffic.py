@@ -63,7 +63,7 @@ def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
     topology = graph_topology(File(graph)) if graph else build_topology(str(preset), scenario.topology.parameters)
     check_network(scenario, topology)
     ways = Ways(topology, scenario.seed, lambda plane: spread_on(scenario, topology, plane))
-    notes: list[str] = []
+    notes = _without_effect(scenario, traffic)
     problems: list[Problem] = []
     flows = _attempt(lambda: flows_of(scenario, traffic, ways), problems)
     collectives = _attempt(lambda: plan_collectives(scenario, traffic, topology, notes), problems)
@@ -72,6 +72,19 @@ def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
     if problems or flows is None or collectives is None or changes is None or faults is None:
         raise InputError(problems)
     return Blueprint(scenario, topology, flows, collectives, changes, faults, notes)
+
+
+def _without_effect(scenario: Scenario, traffic: Traffic) -> list[str]:
+    """Return notes of what only flows heed, where none are simulated."""
+    if scenario.network.fidelity == "flow":
+        return []
+    given = {
+        "traffic.lane": traffic.lane != 0,
+        "traffic.on_dead_link": traffic.on_dead_link != "fail",
+        "lane or weight of traffic.transfers": any(t.lane is not None or t.weight != 1 for t in traffic.transfers),
+        "lane of traffic.collectives": any(run.lane for run in traffic.collectives),
+    }
+    return [f"{key}: no effect at fidelity {scenario.network.fidelity}" for key, there in given.items() if there]
 
 
 def _attempt(call: Callable[[], Found], problems: list[Problem]) -> Found | None:
