@@ -21,7 +21,7 @@ from simulator.network.collectives_constants import Phase as Constants
 from simulator.network.collectives_phases import Exchange, Phase, phases
 from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, start_ns, work_ns
-from simulator.network.fabric import Send, Transfer
+from simulator.network.fabric import DeadLinkError, Send, Transfer
 from simulator.network.routing import Shares, split_bytes
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport
@@ -207,6 +207,30 @@ def run(
     rest_ns = max(0, begun_ns + operation.least_ns - env.now) + operation.last_ns
     if rest_ns:
         yield env.timeout(rest_ns)
+
+
+def run_together(env: Clock, parts: Sequence[Generator[Event, Any, None]]) -> Generator[Event, Any, None]:
+    """Run processes at once, such as the operations of several groups, until all of them have ended.
+
+    Raises the first DeadLinkError, in the order of `parts`, when the last has ended: a lost part stops no other.
+    """
+    processes = [env.process(part) for part in parts]
+    for process in processes:
+        process.callbacks.append(_keep)
+    lost: DeadLinkError | None = None
+    for process in processes:
+        try:
+            yield process
+        except DeadLinkError as error:
+            lost = lost or error
+    if lost is not None:
+        raise lost
+
+
+def _keep(process: Event) -> None:
+    """Let a failure wait until it is asked for; anything but a dead link is at once a defect."""
+    if not process.ok and isinstance(process.value, DeadLinkError):
+        process.defused = True
 
 
 def link_bytes(topology: Topology, operation: Operation) -> Floats:

@@ -21,7 +21,7 @@ from simulator.network.collectives_shape import group_nodes
 from simulator.network.dispatch import exchange_ns, expected_copies, high_throughput, low_latency, token_bytes
 from simulator.network.expert_routing import ExpertRouting
 from simulator.network.fabric import DeadLinkError, Fabric
-from simulator.network.operations import collective, expert_exchange, run
+from simulator.network.operations import collective, expert_exchange, run, run_together
 from simulator.network.routing import routing
 from simulator.network.step_network import StepNetwork
 from simulator.network.transport import RoceV2
@@ -338,6 +338,46 @@ def test_a_dead_link_fails_a_group_that_needs_it_and_no_other(algorithm):
             took_ns(network, [hurt])
         begun = network.env.now
         assert took_ns(network, [whole]) - begun == pytest.approx(whole.ideal_ns, abs=rounding_ns(whole))
+
+
+@pytest.mark.parametrize("fidelity", ["flow", "load", "alpha_beta"])
+def test_groups_that_are_lost_stop_no_other_and_are_told_when_all_have_ended(fidelity):
+    # of eight groups, a rail each, the NICs of rails 2 and 5 are dead; the last of the others ends when it would alone
+    collectives = Collectives(RAILS, H100)
+    groups = [collective(collectives, "all_gather", (rail, 8 + rail), (1 + rail) * SIZE, "ring") for rail in range(8)]
+    network = Fabric(Clock(), RAILS, 1, on_dead_link="fail")
+    if fidelity != "flow":
+        network = StepNetwork(Clock(), RAILS, 1, fidelity)
+    dead = [
+        link.index for link in RAILS.links if link.source in ("node0/nic2", "node0/nic5") and link.tier == "nic-leaf"
+    ]
+    network.set_capacity(dead, 0)
+    env, ended = network.env, []
+
+    def part(operation):
+        yield from run(env, network, RAILS, operation)
+        ended.append(operation)
+
+    with pytest.raises(DeadLinkError, match="node0/nic2"):
+        env.run(env.process(run_together(env, [part(group) for group in groups])))
+    assert ended == [group for rail, group in enumerate(groups) if rail not in (2, 5)]
+    assert env.now == pytest.approx(groups[7].ideal_ns, abs=rounding_ns(groups[7]))
+    network.check()
+
+
+def test_what_is_no_dead_link_is_not_kept():
+    env = Clock()
+
+    def wrong():
+        yield env.timeout(1)
+        raise ValueError("a defect")
+
+    def long():
+        yield env.timeout(100)
+
+    with pytest.raises(ValueError, match="a defect"):
+        env.run(env.process(run_together(env, [long(), wrong()])))
+    assert env.now == 1
 
 
 def test_a_stalled_operation_ends_after_the_repair():
