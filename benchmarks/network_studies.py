@@ -19,7 +19,7 @@ STUDIES: dict[str, tuple[str, ...]] = {
     "Rail-only against Clos": ("rail-only", "clos"),
     "Multi-plane against multi-rail": ("multi-plane", "multi-rail", "multi-plane-no-relay"),
     "A KV cache over three planes": ("kv-over-planes",),
-    "Hashing against spraying": ("ecmp", "spray"),
+    "Hashing against spraying": ("ecmp", "adaptive", "spray"),
     "A plane lost": ("plane-lost",),
 }
 

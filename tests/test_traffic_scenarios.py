@@ -188,11 +188,12 @@ def test_spraying_is_never_slower_than_hashing_for_a_permutation(tmp_path):
         routing: run(
             tmp_path, "{preset: clos-h100, attachment: node}", f"network: {{routing: {routing}}}", text
         ).summary["fct"]["max"]
-        for routing in ("ecmp", "spray", "valiant", "rail_aligned")
+        for routing in ("ecmp", "adaptive", "spray", "valiant", "rail_aligned")
     }
     # non-blocking: sprayed, every flow has its NIC for itself, B / 50 GB/s
     assert longest["spray"] == pytest.approx(2e-3, rel=0.01)
     assert longest["ecmp"] > 1.5 * longest["spray"]
+    assert longest["spray"] <= longest["adaptive"] < longest["ecmp"]
 
 
 def test_a_collective_in_the_background_takes_its_share_of_the_links(tmp_path):
@@ -319,3 +320,31 @@ def test_what_only_flows_heed_is_told_at_a_lower_fidelity(tmp_path):
     for fidelity, told in (("load", 3), ("flow", 0)):
         found = run(tmp_path, "{graph: line.json}", f"network: {{fidelity: {fidelity}}}", text)
         assert sum("no effect at fidelity" in warning for warning in found.summary["warnings"]) == told
+
+
+def test_adaptive_flows_take_cables_of_their_own_as_long_as_there_are_some(tmp_path):
+    # 16 devices of two nodes under one leaf send B each to 16 of another: as many cables lead up as down, and with all
+    # paths compared each flow finds one that is free both ways, so it takes B / C; hashed, some share.
+    sends = ", ".join(f"{{source: {i}, target: {64 + i}, bytes: 100 MB, start: {i} us}}" for i in range(16))
+    longest = {}
+    for routing in ("{adaptive: {candidates: 1000}}", "ecmp"):
+        network = f"network: {{routing: {routing}}}"
+        found = run(tmp_path, "{preset: clos-h100, attachment: node}", network, f"traffic: {{transfers: [{sends}]}}")
+        longest[routing] = found.summary["slowdown"]["max"]
+    assert longest["{adaptive: {candidates: 1000}}"] == pytest.approx(1, rel=1e-6)
+    assert longest["ecmp"] > 1.5
+
+
+def test_adaptive_routing_forgets_flows_that_end_fail_or_go_another_way(tmp_path):
+    # `check` compares the counts with the flows under way after every couple of thousand events, and at the end
+    for policy in ("fail", "stall", "reroute"):
+        found = run(
+            tmp_path,
+            "{preset: clos-h100, attachment: node}",
+            "network: {routing: adaptive}",
+            "until: 20 ms",
+            "faults: [{what: link, tier: leaf-spine, mtbf: 5 ms, repair: 1 ms}]",
+            "traffic: {pattern: {poisson: {flows: 2000, load: 0.5, sizes: {constant: {value: 10 MB}}}}, "
+            f"on_dead_link: {policy}}}",
+        )
+        assert found.summary["flows"]["completed"] > 0

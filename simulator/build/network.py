@@ -16,7 +16,7 @@ from simulator.cluster.faults import (
 )
 from simulator.errors import InputError, Problem, nearest
 from simulator.network.fabric import Fabric, OnDeadLink
-from simulator.network.routing import ROUTINGS, OnPlane, Spread, routing, spread_of
+from simulator.network.routing import ROUTINGS, AdaptiveRouting, OnPlane, Spraying, Spread, routing, spread_of
 from simulator.network.transport import PLAIN
 from simulator.randomness import stream
 from simulator.scenario.network import FaultSection, Routing
@@ -57,7 +57,8 @@ def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spre
     name = topology.routing if chosen is None else chosen.name
     if plane is None:
         return routing(name, chosen.parameters if chosen is not None else None)
-    if not issubclass(ROUTINGS[name].parameters, OnPlane):  # policies that choose the plane themselves
+    # policies that choose the plane themselves, or by what is under way when a flow starts, which is not known yet
+    if not issubclass(ROUTINGS[name].parameters, OnPlane) or ROUTINGS[name].make is not None:
         return routing("ecmp", OnPlane(plane=plane))
     given = chosen.parameters if chosen is not None else ROUTINGS[name].parameters()
     return routing(name, given.model_copy(update={"plane": plane}))
@@ -70,6 +71,8 @@ def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_lin
     if section.fidelity != "flow":
         from simulator.network.step_network import StepNetwork
 
+        if isinstance(chosen, AdaptiveRouting):  # balanced by how busy paths are: here, evenly
+            chosen = routing("spray", Spraying(plane=chosen.plane)) if chosen.plane is not None else None
         if (section.routing is None and topology.routing == "spray") or section.routing == SPRAY:
             chosen = None  # evenly over all equal-cost paths is what a StepNetwork does by itself
         return StepNetwork(env, topology, scenario.seed, section.fidelity, spread=chosen, transport=transport)

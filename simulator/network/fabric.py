@@ -17,7 +17,7 @@ from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
 from simulator.network.lanes import PriorityShares, advance
-from simulator.network.routing import Routing, Shares, Spread, ecmp, split_bytes
+from simulator.network.routing import AdaptiveRouting, Routing, Shares, Spread, ecmp, split_bytes
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 
@@ -103,6 +103,7 @@ class Fabric:
         self.completed_flows = 0
         self._route = routing
         self._spread = spread
+        self._adaptive = spread if isinstance(spread, AdaptiveRouting) else None
         self._on_dead_link = on_dead_link
         self._transport = transport
         self._compiled_from = compiled_from
@@ -289,6 +290,8 @@ class Fabric:
             if transport is not PLAIN:
                 latency_ns += (transport.message_latency or 0) + self._forwarding_ns(path, size_bytes)
         flow = _Flow(transfer, self._names, path, wire_bytes, lane)
+        if self._adaptive is not None:
+            self._adaptive.enters(path)
         transfer.outstanding += 1
         heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
         return flow
@@ -397,6 +400,8 @@ class Fabric:
     def _arrive(self, flow: _Flow) -> None:
         if flow.through:
             self._give_back(flow)
+        if self._adaptive is not None:
+            self._adaptive.leaves(flow.path)
         transfer = flow.transfer
         transfer.outstanding -= 1
         if not transfer.outstanding and not transfer.triggered:
@@ -415,6 +420,8 @@ class Fabric:
         self._stalled.pop(flow.name, None)
         if self._on_dead_link == "fail":
             self._give_back(flow)
+            if self._adaptive is not None:
+                self._adaptive.leaves(flow.path)
             links = self.topology.links
             dead = next(links[link] for link in flow.path if link in self._dead)
             if not flow.transfer.triggered:
@@ -424,6 +431,9 @@ class Fabric:
         if flow.ends is not None:
             policy = self._route if self._spread is None else self._spread
             way = detour(self.topology, policy, self.seed, flow.ends, flow.name, self._dead)
+            if self._adaptive is not None and way:
+                self._adaptive.leaves(flow.path)
+                self._adaptive.enters(way)
             flow.path = way or flow.path
         whole = left if isinstance(left, int) else -int(-left // 1)
         return self._start(flow, whole, left)
@@ -452,5 +462,10 @@ class Fabric:
         verify_shares(
             [Rated(flows[name].lane, flows[name].links, rate, flows[name].weight) for name, rate in rates.items()], room
         )
+        if self._adaptive is not None:
+            waiting = [flow for _, _, flow in self._starting]
+            hops = sum(len(flow.path) for flow in [*flows.values(), *waiting])
+            if hops != sum(self._adaptive.on_way.values()):
+                raise InvariantError(f"{sum(self._adaptive.on_way.values())} flows by link, {hops} hops of flows")
         if sum(self._shares.ended_bytes()) != self._shares.byte_hops:
             raise InvariantError(f"{sum(self._shares.ended_bytes())} link bytes, {self._shares.byte_hops} byte hops")

@@ -80,6 +80,51 @@ def hashed(parameters: OnPlane, topology: Topology, seed: int, source: int, targ
     return ((_one(topology.paths(source, target, parameters.plane), seed, source, target, sequence), 1.0),)
 
 
+class Adaptive(OnPlane):
+    """Each transfer takes the equal-cost path that is least busy when it starts, and keeps it."""
+
+    candidates: Count = 16
+    """Paths that are compared at most, evenly spaced among all from a place drawn by hash."""
+
+
+class AdaptiveRouting:
+    """Adaptive routing by flow, as switches that know how many flows each of their ports has (CONGA, SIGCOMM 2014).
+
+    A path is as busy as its busiest link: flows on their way over it, per byte/s. The fabric tells it of them.
+    """
+
+    def __init__(self, parameters: Adaptive) -> None:
+        self._parameters = parameters
+        self.plane = parameters.plane
+        self.on_way: dict[int, int] = {}
+        """Flows that have been sent and have not arrived, by link."""
+
+    def __call__(self, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
+        """Return the least busy of the candidates, the first of those alike."""
+        if source == target:
+            return ()
+        found = topology.paths(source, target, self._parameters.plane)
+        count = len(found)
+        first, some = mix(seed, source, target, sequence) % count, min(self._parameters.candidates, count)
+        candidates = [found[(first + at * count // some) % count] for at in range(some)]
+        links, on_way = topology.links, self.on_way
+
+        def busy(path: Path) -> float:
+            return max((1 + on_way.get(link, 0)) / (links[link].capacity_bytes_per_s or 1) for link in path)
+
+        return ((min(candidates, key=busy), 1.0),)
+
+    def enters(self, path: Path) -> None:
+        """Count a flow that is sent over a path."""
+        for link in path:
+            self.on_way[link] = self.on_way.get(link, 0) + 1
+
+    def leaves(self, path: Path) -> None:
+        """Count a flow that has arrived, was lost or is sent another way."""
+        for link in path:
+            self.on_way[link] -= 1
+
+
 def rail_aligned(
     parameters: NoParameters, topology: Topology, seed: int, source: int, target: int, sequence: int
 ) -> Shares:
@@ -154,15 +199,21 @@ def split_bytes(size_bytes: int, shares: Shares) -> list[int]:
 
 
 class RoutingKind(NamedTuple):
-    """A registered routing: its parameters as they stand in a scenario, and the policy over them."""
+    """A registered routing: its parameters as they stand in a scenario, and the policy over them.
+
+    `policy` takes the parameters before the arguments of a Spread. One that has to know the flows under way is made
+    anew for each fabric by `make`.
+    """
 
     parameters: type[Strict]
-    policy: Callable[..., Shares]
+    policy: Callable[..., Shares] | None
+    make: Callable[[Any], Spread] | None = None
 
 
 ROUTINGS: dict[str, RoutingKind] = {
     "ecmp": RoutingKind(OnPlane, hashed),
     "spray": RoutingKind(Spraying, spray),
+    "adaptive": RoutingKind(Adaptive, None, AdaptiveRouting),
     "rail_aligned": RoutingKind(NoParameters, rail_aligned),
     "valiant": RoutingKind(NoParameters, valiant),
 }
@@ -173,7 +224,12 @@ def routing(name: str, parameters: Strict | None = None, known: Mapping[str, Any
     if name not in known:
         raise InputError(unknown("routing", name, known))
     kind = known[name]
-    return partial(kind.policy, parameters if parameters is not None else kind.parameters())
+    given = parameters if parameters is not None else kind.parameters()
+    if kind.make is not None:
+        made: Spread = kind.make(given)
+        return made
+    assert kind.policy is not None
+    return partial(kind.policy, given)
 
 
 def spread_of(topology: Topology) -> Spread | None:
