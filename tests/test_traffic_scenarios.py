@@ -348,3 +348,27 @@ def test_adaptive_routing_forgets_flows_that_end_fail_or_go_another_way(tmp_path
             f"on_dead_link: {policy}}}",
         )
         assert found.summary["flows"]["completed"] > 0
+
+
+@pytest.mark.parametrize("fidelity", ["flow", "load", "alpha_beta"])
+def test_groups_that_a_dead_node_cuts_off_are_rows_at_every_fidelity(tmp_path, fidelity):
+    # eight groups along the rails of four nodes: without node 2 none is whole, nor are all groups of one node each
+    runs = "{run: {all_gather: {bytes: 64 MB}}, group: 4, stride: 8, start: 2 ms}, "
+    runs += "{run: {all_gather: {bytes: 64 MB}}, group: 8, start: 10 ms}, {run: {all_gather: {bytes: 64 MB}}, group: 8}"
+    faults = 'faults: [{what: node, name: "2", at: 1 ms}]'
+    network = f"network: {{fidelity: {fidelity}}}"
+    found = run(tmp_path, "{preset: clos-h100, nodes: 4}", network, faults, f"traffic: {{collectives: [{runs}]}}")
+    rows = found.table("collectives").to_pandas().sort_values("run")
+    assert rows.completed.tolist() == [False, False, True]
+    links = found.table("links").to_pandas()
+    assert links[links.tier == "nvlink"].bytes.sum() > 0
+
+
+def test_links_carry_the_same_bytes_at_every_fidelity(tmp_path):
+    totals = []
+    for fidelity in ("flow", "load", "alpha_beta"):
+        text = "traffic: {collectives: [{run: {all_reduce: {bytes: 64 MB, algorithm: ring}}}]}"
+        found = run(tmp_path, "{preset: clos-h100, nodes: 2}", f"network: {{fidelity: {fidelity}}}", text)
+        totals.append(found.table("links").to_pandas().groupby("tier").bytes.sum())
+    for total in totals[1:]:
+        assert total.tolist() == pytest.approx(totals[0].tolist(), rel=1e-6)

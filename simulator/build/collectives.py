@@ -25,7 +25,7 @@ from simulator.network.dispatch import (
 )
 from simulator.network.expert_routing import ExpertRouting
 from simulator.network.fabric import DeadLinkError, Fabric
-from simulator.network.operations import Operation, collective, expert_exchange, link_bytes, run
+from simulator.network.operations import Operation, collective, expert_exchange, link_bytes, run, run_together
 from simulator.network.routing import Spread
 from simulator.randomness import stream
 from simulator.scenario.collective import CollectiveRun, ExpertExchange
@@ -223,12 +223,11 @@ Row = Callable[..., None]
 class Runner:
     """The actors of all collectives: each entry runs its groups at once, and again when all of them are through."""
 
-    def __init__(self, env: Clock, network: Live, topology: Topology, planned: Planned, closed: bool, row: Row) -> None:
+    def __init__(self, env: Clock, network: Live, topology: Topology, planned: Planned, row: Row) -> None:
         self._env = env
         self._network = network
         self._topology = topology
         self._planned = planned
-        self._closed = closed
         self._row = row
         self._open: dict[int, tuple[int, int]] = {}  # by entry: repeat, start
 
@@ -256,7 +255,7 @@ class Runner:
             start_ns, completed = env.now, True
             self._open[plan.number] = repeat, start_ns
             try:
-                yield env.all_of([env.process(self._group(plan, group)) for group in range(len(plan.groups))])
+                yield from run_together(env, [self._group(plan, group) for group in range(len(plan.groups))])
             except DeadLinkError:
                 completed = False
             del self._open[plan.number]
@@ -264,9 +263,7 @@ class Runner:
 
     def _group(self, plan: Plan, group: int) -> Generator[Event, Any, None]:
         operation = plan.operations[group]
-        if self._closed:
-            yield self._env.timeout(round(operation.ideal_ns))
-        elif plan.section.sharing == "background":
+        if plan.section.sharing == "background":
             yield from self._beside(operation, f"collective {plan.number}/{group}")
         else:
             yield from run(self._env, self._network, self._topology, operation, plan.section.lane)

@@ -146,8 +146,7 @@ class System:
         self._flows, self._collectives = folder.writer(FLOWS), folder.writer(COLLECTIVES)
         self._events = folder.writer(EVENTS)
         self._health = LinkHealth(self.fabric, topology)
-        closed = scenario.network.fidelity == "alpha_beta"
-        self._runner = Runner(env, self.fabric, topology, blueprint.collectives, closed, self._collective_row)
+        self._runner = Runner(env, self.fabric, topology, blueprint.collectives, self._collective_row)
         sources = [self._start(blueprint.flows()), self._change(blueprint.changes), *self._runner.actors()]
         self._sources = len(sources)
         for source in sources:
