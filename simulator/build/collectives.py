@@ -1,6 +1,7 @@
 """The collectives of a `traffic:` section: who takes part, what each is by the device's constants, and their actors."""
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,14 +26,21 @@ from simulator.network.dispatch import (
 )
 from simulator.network.expert_routing import ExpertRouting
 from simulator.network.fabric import DeadLinkError, Fabric
-from simulator.network.operations import Operation, collective, expert_exchange, link_bytes, run, run_together
+from simulator.network.operations import (
+    Operation,
+    collective,
+    expert_exchange,
+    healthy_ns,
+    link_bytes,
+    run,
+    run_together,
+)
 from simulator.network.routing import Spread
 from simulator.randomness import stream
 from simulator.scenario.collective import CollectiveRun, ExpertExchange
 from simulator.scenario.schema import Scenario
 from simulator.scenario.traffic import Traffic as TrafficSection
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads
 from simulator.units import NS_PER_S
 
 Groups = tuple[tuple[int, ...], ...]
@@ -60,22 +68,28 @@ def plan_collectives(scenario: Scenario, traffic: TrafficSection, topology: Topo
             f"traffic.pattern: at fidelity {scenario.network.fidelity} an all-to-all is one step, a row of "
             "collectives.parquet in the place of its flows"
         )
-        step = _whole_pattern(topology, len(traffic.collectives), traffic.pattern.parameters.bytes)
+        each_bytes, plane = traffic.pattern.parameters.bytes, _plane(scenario)
+        step = _whole_pattern(topology, len(traffic.collectives), each_bytes, plane)
         return *_listed(scenario, traffic, topology, notes), step
     return _listed(scenario, traffic, topology, notes)
 
 
-def _whole_pattern(topology: Topology, number: int, each_bytes: int) -> Plan:
+def _plane(scenario: Scenario) -> str | None:
+    """Return the plane that carries everything, if the run's routing has one."""
+    chosen = scenario.network.routing
+    plane: str | None = getattr(chosen.parameters, "plane", None) if chosen is not None else None
+    return plane
+
+
+def _whole_pattern(topology: Topology, number: int, each_bytes: int, plane: str | None) -> Plan:
     """Return the step in which every device sends `each_bytes` to every other one, without any kernel's constants."""
     devices = tuple(range(len(topology.sites)))
     whole = each_bytes * len(devices)
     section = CollectiveRun.model_validate({"run": {"all_to_all": {"bytes": f"{whole} B", "algorithm": "direct"}}})
-    latency_ns = max((topology.path_latency_ns(topology.paths(0, other)[0]) for other in devices[1:]), default=0)
-    capacities = np.array([link.capacity_bytes_per_s for link in topology.links])
-    drain_ns = float((exchange_loads(topology, devices, each_bytes) / capacities).max()) * NS_PER_S
+    latency_ns = max((topology.path_latency_ns(topology.paths(0, other, plane)[0]) for other in devices[1:]), default=0)
     exchange = Phase([], exchange=Exchange(group_nodes(topology, devices), whole))
-    operation = Operation("direct", None, whole, latency_ns + drain_ns, latency_ns, (exchange,))
-    return Plan(number, section, (devices,), (operation,))
+    one = Operation("direct", None, whole, 0.0, latency_ns, (exchange,), plane=plane)
+    return Plan(number, section, (devices,), (replace(one, ideal_ns=healthy_ns(topology, one)),))
 
 
 def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, notes: list[str]) -> Planned:
@@ -85,9 +99,8 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
         raise InputError(
             Problem("a graph has no nodes of devices; collectives need a preset", path="traffic.collectives")
         )
-    routing = scenario.network.routing
-    plane = getattr(routing.parameters, "plane", None) if routing is not None else None
-    collectives = Collectives(topology, load_constants(_constants(scenario, topology, notes)), plane)
+    constants = load_constants(_constants(scenario, topology, notes))
+    collectives = Collectives(topology, constants, _plane(scenario))
     found: list[Plan] = []
     problems: list[Problem] = []
     for index, section in enumerate(traffic.collectives):
