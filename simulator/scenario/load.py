@@ -52,7 +52,7 @@ def locate(path: str | Path) -> Path:
     shipped = catalog.names("scenarios")
     if str(path) in shipped:
         return catalog.locate("scenarios", str(path))
-    near = nearest(file.stem, shipped)
+    near = nearest(str(path), shipped) or nearest(file.stem, shipped)
     raise InputError(
         Problem("no such scenario file", str(path), allowed=f"a file, or {', '.join(shipped)}", nearest=near)
     )
