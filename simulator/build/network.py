@@ -16,10 +16,10 @@ from simulator.cluster.faults import (
 )
 from simulator.errors import InputError, Problem, nearest
 from simulator.network.fabric import Fabric, OnDeadLink
-from simulator.network.routing import ROUTINGS, AdaptiveRouting, OnPlane, Spraying, Spread, routing, spread_of
+from simulator.network.routing import ROUTINGS, OnPlane, Spread, routing, spread_of
 from simulator.network.transport import PLAIN
 from simulator.randomness import stream
-from simulator.scenario.network import FaultSection, Routing
+from simulator.scenario.network import FaultSection
 from simulator.scenario.schema import Scenario
 from simulator.topology.graph import Topology
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     Live = Fabric | StepNetwork
 else:
     Live = Fabric
-
-SPRAY = Routing.model_validate("spray")
 
 Planned = tuple[Fault | RandomFaults, ...]
 
@@ -71,15 +69,26 @@ def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_lin
     if section.fidelity != "flow":
         from simulator.network.step_network import StepNetwork
 
-        if isinstance(chosen, AdaptiveRouting):  # balanced by how busy paths are: here, evenly
-            chosen = routing("spray", Spraying(plane=chosen.plane)) if chosen.plane is not None else None
-        if (section.routing is None and topology.routing == "spray") or section.routing == SPRAY:
-            chosen = None  # evenly over all equal-cost paths is what a StepNetwork does by itself
-        return StepNetwork(env, topology, scenario.seed, section.fidelity, spread=chosen, transport=transport)
+        even, plane = _evenly(scenario, topology)
+        return StepNetwork(
+            env, topology, scenario.seed, section.fidelity, None if even else chosen, transport, plane if even else None
+        )
     fabric = Fabric(env, topology, scenario.seed, on_dead_link=on_dead_link, transport=transport, spread=chosen)
     for item in section.background:
         fabric.set_background(links_of(topology, item.tier), "background", item.share)
     return fabric
+
+
+def _evenly(scenario: Scenario, topology: Topology) -> tuple[bool, str | None]:
+    """Return whether, where no flow is simulated, the routing is an even spread over all paths, and of which plane.
+
+    It is for spraying, for hashes taken on average, and for the least busy path.
+    """
+    section = scenario.network.routing
+    name = topology.routing if section is None else section.name
+    plane: str | None = getattr(section.parameters, "plane", None) if section is not None else None
+    some = getattr(section.parameters, "paths", None) if section is not None else None
+    return name in ("ecmp", "adaptive", "spray") and some is None, plane
 
 
 def links_of(topology: Topology, tier: str) -> list[int]:

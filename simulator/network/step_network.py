@@ -78,8 +78,8 @@ def _arrived(transfer: Transfer, event: Event) -> None:
 class StepNetwork:
     """Moves bytes over a topology without simulating how they share it; the calls are those of a Fabric.
 
-    Without a `spread` bytes go evenly over all equal-cost paths: hash collisions are not seen. Lanes and weights have
-    no effect. A flow over a dead link fails.
+    Without a `spread` bytes go evenly over all equal-cost paths (of `plane`, if one carries everything): hash
+    collisions are not seen. Lanes and weights have no effect. A flow over a dead link fails.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class StepNetwork:
         fidelity: Fidelity,
         spread: Spread | None = None,
         transport: Transport = PLAIN,
+        plane: str | None = None,
     ) -> None:
         self.env = env
         self.topology = topology
@@ -99,6 +100,7 @@ class StepNetwork:
         self.fidelity = fidelity
         self.transport = transport
         self._spread = spread
+        self._plane = plane
         self._names = 0
         self._limits = np.array(self.capacities, dtype=np.float64)  # then engines
         self._unused: list[int] = []
@@ -117,7 +119,7 @@ class StepNetwork:
             return ()
         if self._spread is not None:
             return self._spread(self.topology, self.seed, source, target, self._names)
-        paths = self.topology.paths(source, target)
+        paths = self.topology.paths(source, target, self._plane)
         return tuple((path, 1 / len(paths)) for path in paths)
 
     def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
@@ -129,7 +131,7 @@ class StepNetwork:
             if source == target:
                 continue
             if self._spread is None:
-                paths = self.topology.paths(source, target)
+                paths = self.topology.paths(source, target, self._plane)
                 self._add(transfer, path_weights(paths), size_bytes, paths[0])
                 continue
             shares = self.route(source, target)
