@@ -36,6 +36,10 @@ class InputError(Exception):
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def at(self, path: str) -> list[Problem]:
+        """Return the problems as those of what stands at `path` of the scenario."""
+        return [Problem(p.what, path=path, allowed=p.allowed, nearest=p.nearest) for p in self.problems]
+
 
 class OutputError(Exception):
     """The results could not be written in the middle of a run (disk full, folder gone); exit code 1."""

@@ -1,7 +1,6 @@
 """The collectives of a `traffic:` section: who takes part, what each is by the device's constants, and their actors."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,10 +29,10 @@ from simulator.network.operations import (
     Operation,
     collective,
     expert_exchange,
-    healthy_ns,
     link_bytes,
     run,
     run_together,
+    timed,
 )
 from simulator.network.routing import Spread
 from simulator.randomness import stream
@@ -88,8 +87,8 @@ def _whole_pattern(topology: Topology, number: int, each_bytes: int, plane: str 
     section = CollectiveRun.model_validate({"run": {"all_to_all": {"bytes": f"{whole} B", "algorithm": "direct"}}})
     latency_ns = max((topology.path_latency_ns(topology.paths(0, other, plane)[0]) for other in devices[1:]), default=0)
     exchange = Phase([], exchange=Exchange(group_nodes(topology, devices), whole))
-    one = Operation("direct", None, whole, 0.0, latency_ns, (exchange,), plane=plane)
-    return Plan(number, section, (devices,), (replace(one, ideal_ns=healthy_ns(topology, one)),))
+    one = Operation("direct", None, whole, latency_ns, (exchange,), plane=plane)
+    return Plan(number, section, (devices,), (timed(topology, one),))
 
 
 def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, notes: list[str]) -> Planned:
@@ -111,9 +110,8 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
                 _refuse_too_many_of(operations, topology, spread(scenario, topology), scenario.seed)
             found.append(Plan(index, section, groups, operations))
         except (InputError, ValueError) as error:
-            said = error.problems if isinstance(error, InputError) else (Problem(str(error)),)
-            at = f"traffic.collectives[{index}]"
-            problems += [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in said]
+            said = error if isinstance(error, InputError) else InputError(str(error))
+            problems += said.at(f"traffic.collectives[{index}]")
     if problems:
         raise InputError(problems)
     return tuple(found)

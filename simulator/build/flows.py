@@ -85,8 +85,7 @@ def flows_of(scenario: Scenario, traffic: Traffic, ways: Ways) -> Callable[[], I
         try:
             written.append(_written(transfer, first + index, ways, traffic.lane))
         except InputError as error:
-            at = f"traffic.transfers[{index}]"
-            problems += [Problem(p.what, path=at, nearest=p.nearest, allowed=p.allowed) for p in error.problems]
+            problems += error.at(f"traffic.transfers[{index}]")
     if problems:
         raise InputError(problems)
     known = sorted([*listed, *written], key=lambda going: going.flow.start_ns)

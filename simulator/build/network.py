@@ -1,6 +1,5 @@
 """The live network of a scenario, whatever runs over it: its fidelity, its routing, its background, its faults."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from simulator.clock import Clock
@@ -43,7 +42,10 @@ def spread(scenario: Scenario, topology: Topology) -> Spread | None:
         return spread_of(topology)
     plane = getattr(chosen.parameters, "plane", None)
     if plane is not None:
-        _placed(lambda: topology.plane(plane), f"network.routing.{chosen.name}.plane")
+        try:
+            topology.plane(plane)
+        except InputError as error:
+            raise InputError(error.at(f"network.routing.{chosen.name}.plane")) from None
     if chosen.name == "ecmp" and plane is None:
         return None
     return routing(chosen.name, chosen.parameters)
@@ -118,8 +120,7 @@ def plan_faults(scenario: Scenario, topology: Topology) -> Planned:
         try:
             found.append(_planned(section, topology))
         except InputError as error:
-            at = f"faults[{index}]"
-            problems += [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in error.problems]
+            problems += error.at(f"faults[{index}]")
     if problems:
         raise InputError(problems)
     return tuple(found)
@@ -155,12 +156,3 @@ def too_late(planned: Planned, end_ns: int) -> list[str]:
     """Return a note if faults at given times would have come after the run's end."""
     late = sum(isinstance(fault, Fault) and fault.at_ns > end_ns for fault in planned)
     return [f"faults: {late} had no effect, they come after the end of the run"] if late else []
-
-
-def _placed(call: Callable[[], object], at: str) -> None:
-    try:
-        call()
-    except InputError as error:
-        raise InputError(
-            [Problem(p.what, path=at, allowed=p.allowed, nearest=p.nearest) for p in error.problems]
-        ) from None

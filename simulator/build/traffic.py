@@ -137,7 +137,6 @@ class System:
         self.env = env = Clock()
         self.notes = blueprint.notes
         self.topology = topology = blueprint.topology
-        self._lane = scenario.traffic.lane
         self._spread = spread(scenario, topology)
         self.fabric = live_network(env, scenario, topology, scenario.traffic.on_dead_link)
         self.ended = 0

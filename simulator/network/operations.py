@@ -55,17 +55,16 @@ class Network(Protocol):
 class Operation:
     """What one group runs; rates in bytes/s, times in ns.
 
-    `ideal_ns` is the closed form on the network as it was built. A rank moves at most `engine` of what passes its
-    kernel: what it sends to ranks of its own node or, with `engine_for_all`, all that it sends; with `engine_in` also
-    what it gets. What leaves a node is 1 / `network_share` of the payload on the wire. The phases take `least_ns` at
-    least. `paced`: the flows of a phase wait for each other chunk by chunk, so each claims bandwidth in proportion to
-    its bytes, the largest between nodes as much as any flow does. `plane` carries all of it, if there is one that does.
+    `ideal_ns` is the closed form on the network as it was built (see `timed`). A rank moves at most `engine` of what
+    passes its kernel: what it sends to ranks of its own node or, with `engine_for_all`, all that it sends; with
+    `engine_in` also what it gets. What leaves a node is 1 / `network_share` of the payload on the wire. The phases take
+    `least_ns` at least. `paced`: the flows of a phase wait for each other chunk by chunk, so each claims bandwidth in
+    proportion to its bytes. `plane` carries all of it, if there is one that does.
     """
 
     algorithm: str
     protocol: str | None
     size_bytes: int
-    ideal_ns: float
     latency_ns: int
     phases: tuple[Phase, ...]
     last_ns: int = 0
@@ -75,6 +74,7 @@ class Operation:
     network_share: float = 1.0
     least_ns: int = 0
     paced: bool = True
+    ideal_ns: float = 0.0
     plane: str | None = None
     _steps: dict[Transport, tuple[Step, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -100,7 +100,7 @@ def collective(
     named = None if algorithm is None else [algorithm]
     choice = collectives.choose(operation, devices, size_bytes, named, protocol)
     if len(devices) == 1:
-        return Operation(choice.algorithm, None, size_bytes, 0.0, 0, ())
+        return Operation(choice.algorithm, None, size_bytes, 0, ())
     kernel = kernel_of(collectives.constants, operation, choice.algorithm, choice.protocol)
     topology, plane, shape = collectives.topology, collectives.plane, collectives.shape(devices)
     load = FORMS[operation][choice.algorithm][1](shape)
@@ -112,7 +112,6 @@ def collective(
         choice.algorithm,
         choice.protocol,
         size_bytes,
-        choice.time_ns(size_bytes),
         round(choice.latency_ns),
         tuple(phases(topology, operation, choice.algorithm, group_nodes(topology, devices), size_bytes, plane)),
         round(own_ns),
@@ -121,7 +120,7 @@ def collective(
         network_share=kernel.network_share,
         plane=plane,
     )
-    return replace(one, ideal_ns=healthy_ns(topology, one))
+    return timed(topology, one)
 
 
 def expert_exchange(
@@ -142,7 +141,6 @@ def expert_exchange(
         form,
         None,
         max(sent.values(), default=0),
-        0.0,
         start_ns(traffic, constants),
         (Phase(shards),) if shards else (),
         engine=_engine(constants.local_share, local),
@@ -152,7 +150,7 @@ def expert_exchange(
         least_ns=round(work_ns(traffic, constants, local, processors)),
         plane=collectives.plane,
     )
-    return replace(one, ideal_ns=healthy_ns(topology, one))
+    return timed(topology, one)
 
 
 def _engine(local_share: float, bytes_per_s: float) -> float:
@@ -169,14 +167,14 @@ def closed_ns(operation: Operation, steps: Sequence[Step], drain_ns: Callable[[S
     return operation.latency_ns + max(busy_ns, operation.least_ns) + operation.last_ns
 
 
-def healthy_ns(topology: Topology, operation: Operation) -> float:
-    """Return the closed form on a network as it was built, without what a transport adds."""
+def timed(topology: Topology, operation: Operation) -> Operation:
+    """Return the operation with its closed form on the network as it was built, without what a transport adds."""
 
     def drain_ns(step: Step) -> float:
         capacities = np.array([topology.links[link].capacity_bytes_per_s for link in step.links.tolist()])
         return float((step.bytes / capacities).max(initial=0.0)) * NS_PER_S
 
-    return closed_ns(operation, operation.steps(topology, PLAIN), drain_ns)
+    return replace(operation, ideal_ns=closed_ns(operation, operation.steps(topology, PLAIN), drain_ns))
 
 
 def run(

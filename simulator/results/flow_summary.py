@@ -1,6 +1,6 @@
 """The figures of a network-only run, streamed from its tables: completion times, slowdown, collectives, losses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from simulator.units import NS_PER_S
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import pandas as pd
 
 _FINE = 1_000_000  # a slowdown is counted in millionths, so that its quantiles are those of integers
 
@@ -47,8 +46,11 @@ def _collectives(path: Path) -> dict[str, Any]:
 
     `bus_bytes_per_s` is nccl-tests' bus bandwidth: the rate of the busiest rank's link if the ring were all there is.
     """
-    import pandas as pd
     import pyarrow.parquet as pq
+
+    if not pq.read_metadata(path).num_rows:
+        return {"total": 0, "completed": 0, "time": _of_values(()), "slowdown": _of_values(()), "runs": []}
+    import pandas as pd
 
     rows = pq.read_table(path).to_pandas()
     rows["time_s"] = (rows["finish_ns"] - rows["start_ns"]) / NS_PER_S
@@ -74,8 +76,8 @@ def _collectives(path: Path) -> dict[str, Any]:
     return {
         "total": len(rows),
         "completed": len(done),
-        "time": _of_values(done["time_s"]),
-        "slowdown": _of_values(done["slowdown"].dropna()),
+        "time": _of_values(done["time_s"].tolist()),
+        "slowdown": _of_values(done["slowdown"].dropna().tolist()),
         "runs": lines,
     }
 
@@ -91,17 +93,15 @@ def _bus_rate(operation: str, ranks: int, size_bytes: int, mean_s: float | None)
     return factor * size_bytes / mean_s
 
 
-def _of_values(values: "pd.Series[float]") -> dict[str, Any]:
+def _of_values(values: Sequence[float]) -> dict[str, Any]:
     names = ("mean", *QUANTILES, "max")
-    if not len(values):
+    if not values:
         return {"count": 0, **dict.fromkeys(names)}
     import numpy as np
 
     quantiles = [float(q) for q in np.quantile(values, list(QUANTILES.values()), method="inverted_cdf")]
-    return {
-        "count": len(values),
-        **dict(zip(names, (float(values.mean()), *quantiles, float(values.max())), strict=True)),
-    }
+    figures = (float(np.mean(values)), *quantiles, max(values))
+    return {"count": len(values), **dict(zip(names, figures, strict=True))}
 
 
 def _groups(path: Path) -> Iterator[dict[str, Any]]:
