@@ -100,6 +100,11 @@ Compute = Annotated[
     float, *_quantity("compute rate", units.parse_compute, lambda v: f"{_number(v)} FLOPS", "989 TFLOPS")
 ]
 Power = Annotated[float, *_quantity("power", units.parse_power, lambda v: f"{_number(v)} W", "700 W")]
+Frequency = Annotated[float, *_quantity("frequency", units.parse_frequency, lambda v: f"{_number(v)} Hz", "1980 MHz")]
+Price = Annotated[float, BeforeValidator(units.parse_price), PlainSerializer(lambda dollars: f"{dollars!r} $")]
+HourlyPrice = Annotated[
+    float, *_quantity("price per hour", units.parse_hourly_price, lambda v: f"{_number(v)} $/h", "2.5 $/h")
+]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 PositiveRate = Annotated[Rate, AfterValidator(_positive)]
 Count = Annotated[int, Field(ge=1, le=10**12)]

@@ -49,6 +49,9 @@ POWER_W: Mapping[str, Fraction] = {
     "kW": Fraction(1000),
     "MW": Fraction(10**6),
 }
+DOLLARS: Mapping[str, int] = {"$": 1, "k$": 1000, "M$": 10**6, "B$": 10**9}
+DOLLARS_PER_H: Mapping[str, int] = {"$/h": 1, "$ / h": 1}
+FREQUENCY_HZ: Mapping[str, int] = {"Hz": 1, "kHz": 10**3, "MHz": 10**6, "GHz": 10**9}
 
 
 class UnitError(ValueError):
@@ -127,6 +130,30 @@ def parse_power(text: object) -> float:
     value = parse(text, POWER_W, "power", "700 W")
     if value < 0:
         raise UnitError(f"{text!r} is negative; a power is zero or more")
+    return float(value)
+
+
+def parse_frequency(text: object) -> float:
+    """Return a clock frequency such as `1980 MHz` in hertz."""
+    value = parse(text, FREQUENCY_HZ, "frequency", "1980 MHz")
+    if value <= 0:
+        raise UnitError(f"{text!r} must be more than zero")
+    return float(value)
+
+
+def parse_price(text: object) -> float:
+    """Return a price such as `79.6 k$` in dollars."""
+    value = parse(text, DOLLARS, "price", "79.6 k$")
+    if value < 0:
+        raise UnitError(f"{text!r} is negative; a price is zero or more")
+    return float(value)
+
+
+def parse_hourly_price(text: object) -> float:
+    """Return a price per hour such as `2.5 $/h` in dollars per hour."""
+    value = parse(text, DOLLARS_PER_H, "price per hour", "2.5 $/h")
+    if value < 0:
+        raise UnitError(f"{text!r} is negative; a price is zero or more")
     return float(value)
 
 

@@ -115,9 +115,9 @@ def _plan_pool(
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
-    blocks = kv_blocks_of(section, model, accelerator)
+    blocks = kv_blocks_of(section, model, accelerator, serving.precision)
     _, make_cost = COSTS[serving.cost.name]
-    cost = make_cost(serving.cost.parameters, model, section.layout, accelerator)
+    cost = make_cost(serving.cost.parameters, model, section.layout, accelerator, serving.precision)
     watermark = int(section.kv.watermark * blocks)
     engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark)
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
@@ -210,8 +210,11 @@ class System:
         self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
         self.frontend = Frontend(self.env, self.pools[0], blueprint.admission, recording.ended, self.finished)
         model = blueprint.model
+        serving = scenario.serving
+        assert serving is not None
+        kv_bytes = model.kv_bytes_per_token(serving.precision.kv_bytes)
         self.transfer = KVTransfer(
-            self.env, self.fabric, self.pools[0], self.pools[-1], model.kv_heads, model.kv_bytes_per_token()
+            self.env, self.fabric, self.pools[0], self.pools[-1], model.attention.kv_heads, kv_bytes
         )
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             self._populate(pool, plan, hands_over=len(self.pools) > 1 and pool is self.pools[0])

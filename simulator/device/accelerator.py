@@ -1,35 +1,78 @@
-"""The data sheet of one accelerator: published peaks, and the constants by which real kernels fall short of them.
+"""The data sheet of one accelerator: published peaks, memory tiers, ports, power and price, and fitted efficiencies.
 
 Source: the vendors' data sheets for peaks; measured operator tables, named in each sheet, for the fitted constants.
 """
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from simulator import catalog
-from simulator.strict import Bandwidth, Compute, Count, Duration, Power, Size, Strict
+from simulator.device.efficiency import AllReduce, Efficiency
+from simulator.errors import InputError, Problem, nearest
+from simulator.strict import (
+    Bandwidth,
+    Compute,
+    Count,
+    Duration,
+    Fault,
+    Frequency,
+    HourlyPrice,
+    LocatedError,
+    Power,
+    Price,
+    Size,
+    Strict,
+)
 
-Share = Annotated[float, Field(gt=0, le=1)]
+KIND = "topologies/devices"
 
 
 class Memory(Strict):
-    """Device memory (HBM)."""
+    """Memory next to the compute units: HBM, GDDR, or a processor's own DRAM."""
 
     capacity: Size
     """Bytes that the driver reports."""
     bandwidth: Bandwidth
     """Peak bytes per second."""
+    latency: Duration | None = None
+    """Time of one dependent load."""
+
+
+class Tier(Strict):
+    """Memory farther away: host DRAM, CXL, NVMe, a pool; or nearer, as on-chip SRAM. Figures are one device's share."""
+
+    capacity: Size
+    bandwidth: Bandwidth
+    """Bytes per second of one device, one way."""
+    latency: Duration | None = None
 
 
 class ScaleUp(Strict):
-    """The fast domain among neighbouring devices (NVLink)."""
+    """The fast domain among neighbouring devices (NVLink, Infinity Fabric, UB, ICI)."""
 
     bandwidth: Bandwidth
     """Bytes per second of one device, one way."""
     ranks: Count
     """Devices in one domain."""
+
+
+class Port(Strict):
+    """One kind of link that leaves the device or its host for it."""
+
+    bandwidth: Bandwidth
+    """Bytes per second of one port, one way."""
+    count: Count = 1
+
+
+class Clock(Strict):
+    """Range of the clock of the compute units."""
+
+    boost: Frequency
+    """Highest clock; the peaks hold at it."""
+    base: Frequency | None = None
+    minimum: Frequency | None = None
 
 
 class Draw(Strict):
@@ -39,74 +82,12 @@ class Draw(Strict):
     idle: Power | None = None
 
 
-class Gemm(Strict):
-    """Fitted constants of dense matrix products; see `simulator.device.kernels.gemm_ns`."""
+class Cost(Strict):
+    """What one device costs."""
 
-    compute: Share
-    """Share of the peak that an endless inner product reaches on a full device."""
-    memory: Share
-    """Share of the peak bandwidth that a large operand streams at."""
-    launch: Duration
-    """Time from one kernel's end to the first useful cycle of the next."""
-    fill: float = Field(ge=0)
-    """Pipeline fill of one tile, as elements of the inner dimension."""
-    tile_loss: float = Field(ge=0)
-    """Cost of small tiles: a tile of a x b runs at 1 / (1 + tile_loss (1/a + 1/b)) of the rate of an endless one."""
-
-
-class PrefillAttention(Strict):
-    """Fitted constants of fused attention over a prompt; see `simulator.device.kernels.prefill_attention`."""
-
-    compute: Share
-    """Share of the peak that long sequences reach."""
-    launch: Duration
-    """Fixed time of one call, the write of the new keys and values included."""
-    overhang: float = Field(ge=0)
-    """Extra key positions that block-wise kernels compute for each query."""
-
-
-class DecodeAttention(Strict):
-    """Fitted constants of fused attention for one new token; see `simulator.device.kernels.decode_attention`."""
-
-    memory: Share
-    """Share of the peak bandwidth at which keys and values stream."""
-    launch: Duration
-    """Fixed time of one call, the write of the new keys and values included."""
-    overhang: float = Field(ge=0)
-    """Extra key positions that block-wise kernels read for each sequence."""
-
-
-class Protocol(Strict):
-    """Latency and bandwidth of one way to all-reduce; see `simulator.device.kernels.all_reduce`."""
-
-    latency: Duration
-    bandwidth: Bandwidth
-    """Bus bandwidth: 2 (n - 1) / n of the message is moved at this rate (in-switch reduction may pass the link's)."""
-
-
-class AllReduce(Strict):
-    """Fitted constants of an all-reduce over one number of ranks: engines change protocol with the message size."""
-
-    switch: Size
-    """Messages of this size and more take the `large` protocol."""
-    small: Protocol
-    large: Protocol
-
-    def protocol(self, size_bytes: float) -> Protocol:
-        """Return the protocol of a message of `size_bytes`."""
-        return self.small if size_bytes < self.switch else self.large
-
-
-class Efficiency(Strict):
-    """Everything fitted on measured tables, per device and never per model."""
-
-    gemm: Gemm
-    prefill_attention: PrefillAttention
-    decode_attention: DecodeAttention
-    kernel_launch: Duration
-    """Time of a kernel that has next to nothing to do: norms, rotary, activation at few tokens."""
-    all_reduce: dict[str, AllReduce]
-    """By number of ranks; a number between two entries takes the next larger."""
+    purchase: Price | None = None
+    hourly: HourlyPrice | None = None
+    """Rent of one device in a cloud, on demand."""
 
 
 class Accelerator(Strict):
@@ -116,36 +97,84 @@ class Accelerator(Strict):
     processors: Count
     """Streaming multiprocessors (or the vendor's like): the unit over which tiles are spread in waves."""
     peak: dict[str, Compute]
-    """Dense operations per second by data type, never the sparse figure."""
+    """Dense operations per second by data type of the multipliers, never the sparse figure."""
     memory: Memory
-    scale_up: ScaleUp
+    tiers: dict[str, Tier] = Field(default_factory=dict)
+    """Further memories by name: sram, host, cxl, nvme, pool."""
+    scale_up: ScaleUp | None = None
+    """None: a device that reaches its neighbours only through its host."""
+    ports: dict[str, Port] = Field(default_factory=dict)
+    """Other links by name: pcie, nic, c2c."""
     power: Draw
-    efficiency: Efficiency
+    clock: Clock | None = None
+    price: Cost = Cost()
+    like: str | None = None
+    """Another sheet whose fitted efficiencies this device borrows, for nothing of it was measured."""
+    efficiency: Efficiency | None = None
+    """Fitted constants; a sheet has these or `like`."""
     sources: dict[str, str]
 
     @model_validator(mode="after")
-    def _tables_are_sound(self) -> Self:
-        if "bf16" not in self.peak:
-            raise ValueError("peak needs an entry for bf16")
-        table = self.efficiency.all_reduce
-        if not all(key.isdecimal() for key in table) or str(self.scale_up.ranks) not in table:
-            raise ValueError(
-                f"efficiency.all_reduce is keyed by numbers of ranks and needs one for all {self.scale_up.ranks}"
-            )
+    def _sheet_is_whole(self) -> Self:
+        if "bf16" not in self.peak and "fp16" not in self.peak:
+            raise LocatedError(Fault(("peak",), "needs an entry for bf16 or fp16"))
+        if (self.like is None) == (self.efficiency is None):
+            raise LocatedError(Fault((), "a sheet has fitted `efficiency` or borrows it from another by `like`"))
+        if self.efficiency is not None and self.scale_up is not None:
+            table = self.efficiency.all_reduce
+            if not all(key.isdecimal() for key in table) or str(self.scale_up.ranks) not in table:
+                what = f"is keyed by numbers of ranks and needs one for all {self.scale_up.ranks}"
+                raise LocatedError(Fault(("efficiency", "all_reduce"), what))
         return self
+
+    @property
+    def domain(self) -> int:
+        """Devices of one scale-up domain, 1 when there is none."""
+        return self.scale_up.ranks if self.scale_up else 1
+
+    @property
+    def fitted(self) -> Efficiency:
+        """The efficiencies, own or borrowed; a loaded sheet has them."""
+        assert self.efficiency is not None
+        return self.efficiency
+
+    def rate(self, compute: str) -> float:
+        """Return the dense peak of a data type, in operations per second; fp16 and bf16 stand for each other.
+
+        Raises InputError that names the data types that the device multiplies.
+        """
+        peak = self.peak.get(compute)
+        if peak is None and compute in ("bf16", "fp16"):
+            peak = self.peak.get("fp16") or self.peak.get("bf16")
+        if peak is None:
+            what = f"{self.name} does not multiply in {compute}"
+            raise InputError(
+                Problem(what, path="precision", allowed=", ".join(self.peak), nearest=nearest(compute, self.peak))
+            )
+        return peak
 
     def in_nodes_of(self, devices: int) -> Self:
         """Return the sheet of this device in nodes that hold `devices` of it: its scale-up domain ends at the node."""
+        if self.scale_up is None:
+            return self
         ranks = min(self.scale_up.ranks, devices)
         return self.model_copy(update={"scale_up": self.scale_up.model_copy(update={"ranks": ranks})})
 
     def all_reduce(self, ranks: int) -> AllReduce:
-        """Return the constants for `ranks` devices, at most `scale_up.ranks`: of the next larger number measured."""
-        table = self.efficiency.all_reduce
+        """Return the constants for `ranks` devices, at most `domain`: of the next larger number measured."""
+        table = self.fitted.all_reduce
         measured = sorted(int(key) for key in table)
-        return table[str(next(n for n in measured if n >= ranks))]
+        return table[str(next((n for n in measured if n >= ranks), measured[-1]))]
 
 
 def load_accelerator(name: str, beside: Path | None = None) -> Accelerator:
-    """Return the data sheet `name` of `topologies/devices`, or of a path relative to `beside`."""
-    return catalog.load("topologies/devices", name, Accelerator, beside)
+    """Return the data sheet `name` of `topologies/devices`, or of a path relative to `beside`; borrows what it must."""
+    sheet = catalog.load(KIND, name, Accelerator, beside)
+    if sheet.like is None:
+        return sheet
+    at = catalog.locate(KIND, name, beside).parent
+    lender = catalog.load(KIND, sheet.like, Accelerator, at)
+    if lender.efficiency is None:
+        what = f"{sheet.name} borrows efficiencies from {sheet.like}, which borrows them itself"
+        raise InputError(Problem(what, path="like", allowed="a sheet with fitted efficiency"))
+    return sheet.model_copy(update={"efficiency": lender.efficiency})

@@ -1,34 +1,43 @@
-"""Time of one engine step: prefill of some tokens, or one decode iteration that is affine in the total context.
+"""Time of one engine step: prefill, decode or both; a decode iteration is piecewise affine in the total context.
 
-`roofline` sums the kernels of a dense transformer under tensor parallelism; `linear` takes the user's own constants.
+`roofline` sums the kernels of a model's operators; `linear` takes the user's own constants.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from simulator import units
-from simulator.device import kernels
 from simulator.device.accelerator import Accelerator
 from simulator.device.kernels import Kernel
+from simulator.device.timing import time_of
 from simulator.errors import InputError, Problem
-from simulator.model.transformer import VALUE_BYTES, Layout, Transformer
+from simulator.model.architecture import LatentAttention
+from simulator.model.forward import Pass, Work
+from simulator.model.layout import Layout
+from simulator.model.operators import PromptAttention, Shape, TokenAttention
+from simulator.model.precision import Precision
+from simulator.model.split import check_layout
+from simulator.model.transformer import Transformer
 from simulator.strict import Duration, Strict
 
 
 class DecodeStep(NamedTuple):
     """One decode iteration of a fixed batch whose contexts sum to C tokens lasts fixed + slope * C nanoseconds.
 
-    The context of a sequence is every position that its new token attends to, itself included.
+    The context of a sequence is every position that its new token attends to, itself included. The line holds for
+    contexts up to `until` tokens in all; beyond, ask anew.
     """
 
     fixed_ns: float
     per_context_token_ns: float
+    until: float = inf
 
 
 class Cost(Protocol):
-    """Durations of the two kinds of step of one instance, in ns as float."""
+    """Durations of the steps of one instance, in ns as float."""
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of computing `tokens` (at least 1) prompt tokens of `sequences` requests in one step.
@@ -37,12 +46,16 @@ class Cost(Protocol):
         """
         ...
 
-    def decode(self, batch: int) -> DecodeStep:
-        """Return the coefficients of one iteration that makes one token for each of `batch` (at least 1) requests."""
+    def decode(self, batch: int, context: float) -> DecodeStep:
+        """Return the line of one iteration for each of `batch` (at least 1) requests at `context` tokens in all."""
+        ...
+
+    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
+        """Return the duration of a step that computes prompt tokens and one token of each of `batch` requests."""
         ...
 
 
-class Operator(NamedTuple):
+class OperatorTime(NamedTuple):
     """A kind of kernel and all its calls in one step: `flops`, `size_bytes` and `ns` are sums over the calls."""
 
     name: str
@@ -53,119 +66,126 @@ class Operator(NamedTuple):
     bound: str
 
 
+KNOTS_PER_OCTAVE = 2
+"""Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
+
+
 class RooflineCost:
-    """Steps of a dense transformer on ranks of one scale-up domain, from the kernels of `simulator.device.kernels`.
+    """Steps of a model from the kernels of its operators on one device kind.
 
     The duration of a step is the sum of its kernels (no overlap) plus `step_overhead_ns`. All ranks do equal work.
-    Raises InputError when the layout splits the model unevenly or passes the scale-up domain.
+    Raises InputError when the layout splits the model unevenly or passes the scale-up domain, or the device does not
+    multiply in the precision.
     """
 
     def __init__(
-        self, model: Transformer, layout: Layout, accelerator: Accelerator, step_overhead_ns: float = 0.0
+        self,
+        model: Transformer,
+        layout: Layout,
+        accelerator: Accelerator,
+        precision: Precision | None = None,
+        step_overhead_ns: float = 0.0,
     ) -> None:
-        model.check(layout)
-        if layout.tensor > accelerator.scale_up.ranks:
+        check_layout(model, layout)
+        if layout.tensor > accelerator.domain:
             what = f"{layout.tensor} tensor-parallel ranks do not fit one scale-up domain of {accelerator.name}"
-            raise InputError(Problem(what, path="layout.tensor", allowed=f"at most {accelerator.scale_up.ranks}"))
+            raise InputError(Problem(what, path="layout.tensor", allowed=f"at most {accelerator.domain}"))
         self.model, self.layout, self.accelerator = model, layout, accelerator
+        self.precision = precision or Precision()
         self.step_overhead_ns = step_overhead_ns
-        self._heads, self._kv_heads = model.heads // layout.tensor, model.kv_heads_per_rank(layout)
-        self._dense: dict[int, float] = {}
-        self._head: dict[int, float] = {}
-        self._decode: dict[int, DecodeStep] = {}
-        one, pair, kv = (self._prefill_attention(*point) for point in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
-        self._launch_ns = model.layers * one.fixed_ns
-        self._query_ns = model.layers * one.compute_ns, model.layers * one.memory_ns
-        self._pair_ns, self._kv_token_ns = model.layers * pair.compute_ns, model.layers * kv.memory_ns
+        self._pass = Pass(model, layout, self.precision)
+        self._latent = isinstance(model.attention, LatentAttention)
+        self._rest: dict[tuple[int, ...], float] = {}
+        self._kernels: dict[tuple[type, Shape], Kernel] = {}
+        self._decode: dict[int, list[DecodeStep]] = {}
+        for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
+            self._time(operator.shape)  # every format and group is known, or the error comes now
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
-        dense_ns = self._dense.get(tokens)
-        if dense_ns is None:
-            dense_ns = self._dense[tokens] = sum(k.ns * calls for _, calls, k in self._dense_kernels(tokens))
-        head_ns = self._head.get(sequences)
-        if head_ns is None:
-            head_ns = self._head[sequences] = sum(k.ns * calls for _, calls, k in self._head_kernels(sequences))
-        compute_ns = self._query_ns[0] * tokens + self._pair_ns * attended
-        memory_ns = self._query_ns[1] * tokens + self._kv_token_ns * _kv_tokens(tokens, attended, sequences)
-        busy_ns = compute_ns if compute_ns > memory_ns else memory_ns
-        return self.step_overhead_ns + dense_ns + head_ns + self._launch_ns + busy_ns
+        return self.step_ns(Work(tokens, attended, sequences))
 
-    def decode(self, batch: int) -> DecodeStep:
-        """Return the coefficients of a decode iteration; see `Cost.decode`."""
-        step = self._decode.get(batch)
-        if step is None:
-            base, token = self._decode_attention(batch, 0), self._decode_attention(0, 1)
-            rest = [*self._dense_kernels(batch), *self._head_kernels(batch), ("attention", self.model.layers, base)]
-            fixed_ns = self.step_overhead_ns + sum(k.ns * calls for _, calls, k in rest)
-            slope_ns = self.model.layers * token.busy_ns
-            step = self._decode[batch] = DecodeStep(fixed_ns, slope_ns)
-        return step
+    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
+        """Return the duration of a step of both phases; see `Cost.mixed_ns`."""
+        return self.step_ns(Work(tokens, attended, sequences, batch, context))
 
-    def prefill_operators(self, tokens: int, attended: int, sequences: int) -> list[Operator]:
-        """Return the operator table whose times, with the step overhead, sum to `prefill_ns` of the same arguments."""
-        attention = self._prefill_attention(tokens, attended, _kv_tokens(tokens, attended, sequences))
-        return self._table(tokens, sequences, attention)
+    def step_ns(self, work: Work) -> float:
+        """Return the duration of any step."""
+        work = self._batch(work)
+        return self.step_overhead_ns + self._rest_ns(work) + self._attention_ns(work)
 
-    def decode_operators(self, batch: int, context: int) -> list[Operator]:
-        """Return the operator table of one iteration of `batch` sequences whose contexts sum to `context` tokens."""
-        return self._table(batch, batch, self._decode_attention(batch, context))
+    def decode(self, batch: int, context: float) -> DecodeStep:
+        """Return the line of a decode iteration about `context`; see `Cost.decode`."""
+        pieces = self._decode.get(batch)
+        if pieces is None:
+            pieces = self._decode[batch] = []
+        for piece in pieces:
+            if context <= piece.until:
+                return piece
+        while True:
+            piece = self._next_piece(batch, pieces[-1].until if pieces else 0.0)
+            pieces.append(piece)
+            if context <= piece.until:
+                return piece
 
-    def _table(self, tokens: int, sequences: int, attention: Kernel) -> list[Operator]:
-        rows = [*self._dense_kernels(tokens), *self._head_kernels(sequences)]
-        names = [name for name, _, _ in rows]
-        rows.insert(names.index("output projection"), ("attention", self.model.layers, attention))
+    def operators(self, work: Work) -> list[OperatorTime]:
+        """Return the operator table whose times, with the step overhead, sum to `step_ns` of the same work."""
         table = [
-            Operator(n, calls, calls * k.flops, calls * k.size_bytes, calls * k.ns, k.bound) for n, calls, k in rows
+            OperatorTime(name, calls, calls * k.flops, calls * k.size_bytes, calls * k.ns, k.bound)
+            for name, calls, k in (
+                (o.name, o.calls, self._time(o.shape)) for o in self._pass.operators(self._batch(work))
+            )
         ]
         if self.step_overhead_ns:
-            table.append(Operator("step overhead", 1, 0.0, 0.0, self.step_overhead_ns, "host"))
+            table.append(OperatorTime("step overhead", 1, 0.0, 0.0, self.step_overhead_ns, "host"))
         return table
 
-    def _prefill_attention(self, tokens: int, attended: float, kv_tokens: float) -> Kernel:
-        shape = self._heads, self._kv_heads, self.model.head_dim
-        return kernels.prefill_attention(tokens, attended, kv_tokens, *shape, self.accelerator)
+    def _batch(self, work: Work) -> Work:
+        """Return what one micro-batch of a decode step has.
 
-    def _decode_attention(self, batch: int, context: float) -> Kernel:
-        shape = self._heads, self._kv_heads, self.model.head_dim
-        return kernels.decode_attention(batch, context, *shape, self.accelerator)
+        A pipeline of p stages decodes p of them at once, each waiting for its own last token: an iteration of all lasts
+        as long as one takes through every stage.
+        """
+        stages = self.layout.pipeline
+        if stages == 1 or work.prompt_tokens:
+            return work
+        return work._replace(batch=-(-work.batch // stages), context=work.context / stages)
 
-    def _dense_kernels(self, tokens: int) -> list[tuple[str, int, Kernel]]:
-        """Return (name, calls per step, kernel) of everything that sees each token alone, up to the final norm."""
-        model, accelerator, tensor = self.model, self.accelerator, self.layout.tensor
-        queries, keys = self._heads * model.head_dim, self._kv_heads * model.head_dim
-        width, layers, hidden = model.intermediate // tensor, model.layers, model.hidden
-        row = VALUE_BYTES * tokens
-        norm = kernels.elementwise(row * 4 * hidden, accelerator)  # reads and writes the input and the residual sum
-        rows = [
-            ("embedding", 1, kernels.elementwise(row * 2 * hidden, accelerator)),
-            ("norm and residual", 2 * layers + 1, norm),
-            ("QKV projection", layers, kernels.gemm(tokens, queries + 2 * keys, hidden, accelerator)),
-            ("rotary positions", layers, kernels.elementwise(row * 2 * (queries + keys), accelerator)),
-            ("output projection", layers, kernels.gemm(tokens, hidden, queries, accelerator)),
-            ("gate and up projection", layers, kernels.gemm(tokens, 2 * width, hidden, accelerator)),
-            ("activation", layers, kernels.elementwise(row * 3 * width, accelerator)),
-            ("down projection", layers, kernels.gemm(tokens, hidden, width, accelerator)),
-        ]
-        if tensor > 1:  # after the embedding, the output projection and the down projection
-            rows.append(("all-reduce", 2 * layers + 1, kernels.all_reduce(row * hidden, tensor, accelerator)))
-        return rows
+    def _time(self, shape: Shape) -> Kernel:
+        key = type(shape), shape
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = time_of(shape, self.accelerator)
+            if not isinstance(shape, PromptAttention | TokenAttention):
+                self._kernels[key] = kernel
+        return kernel
 
-    def _head_kernels(self, rows: int) -> list[tuple[str, int, Kernel]]:
-        """Return (name, calls, kernel) of the LM head and the sampling of one token for each of `rows` sequences."""
-        model, accelerator, tensor = self.model, self.accelerator, self.layout.tensor
-        logits = rows * model.vocabulary
-        table = [("LM head", 1, kernels.gemm(rows, model.vocabulary_per_rank(self.layout), model.hidden, accelerator))]
-        if tensor > 1:
-            table.append(("logits gather", 1, kernels.all_gather(VALUE_BYTES * logits, tensor, accelerator)))
-        # reads the logits, writes and reads them as 4-byte floats
-        table.append(("sampling", 1, kernels.elementwise(logits * (VALUE_BYTES + 4 + 4), accelerator)))
-        return table
+    def _rest_ns(self, work: Work) -> float:
+        """Return the time of everything but attention over the context: it follows from the numbers of tokens."""
+        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0
+        known = self._rest.get(key)
+        if known is None:
+            known = self._rest[key] = sum(
+                o.calls * self._time(o.shape).ns
+                for o in self._pass.operators(work)
+                if not isinstance(o.shape, PromptAttention | TokenAttention)
+            )
+        return known
 
+    def _attention_ns(self, work: Work) -> float:
+        return sum(o.calls * time_of(o.shape, self.accelerator).ns for o in self._pass.attention(work))
 
-def _kv_tokens(tokens: int, attended: float, sequences: int) -> float:
-    """Return the tokens of keys and values that a prefill reads: exact when all its sequences are of equal length."""
-    return attended * sequences / tokens + (tokens - sequences) / 2
+    def _next_piece(self, batch: int, start: float) -> DecodeStep:
+        """Return the line of decode steps from `start` tokens of context on, to the next knot or for ever."""
+        first = 32.0 * batch
+        end = max(first, start * 2 ** (1 / KNOTS_PER_OCTAVE))
+        here, there, far = (self._decode_ns(batch, context) for context in (start, end, 64 * end))
+        slope = (there - here) / (end - start)
+        straight = abs(there + slope * 63 * end - far) <= 1e-9 * far
+        return DecodeStep(here - slope * start, slope, inf if straight else end)
+
+    def _decode_ns(self, batch: int, context: float) -> float:
+        return self.step_ns(Work(batch=batch, context=context))
 
 
 def _parse_fine_ns(text: object) -> float:
@@ -219,8 +239,14 @@ class LinearCost:
         fixed_ns, token_ns, pair_ns = self._prefill
         return fixed_ns + token_ns * tokens + pair_ns * attended
 
-    def decode(self, batch: int) -> DecodeStep:
-        """Return the coefficients of a decode iteration; see `Cost.decode`."""
+    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
+        """Return the duration of a step of both phases: the fixed parts once, the larger of the two, and the rest."""
+        prompt, step = self._prefill, self._decode
+        rest = prompt[1] * tokens + prompt[2] * attended + step.per_sequence * batch + step.per_context_token * context
+        return max(prompt[0], step.fixed) + rest
+
+    def decode(self, batch: int, context: float) -> DecodeStep:
+        """Return the line of a decode iteration; see `Cost.decode`."""
         return DecodeStep(self._decode.fixed + self._decode.per_sequence * batch, self._decode.per_context_token)
 
 
@@ -231,14 +257,18 @@ class RooflineParameters(Strict):
     """Time that the engine adds to every step: scheduling, input preparation, all that the device waits for."""
 
 
-Factory = Callable[[Any, Transformer, Layout, Accelerator], Cost]
+Factory = Callable[[Any, Transformer, Layout, Accelerator, Precision], Cost]
 
 
-def _roofline(parameters: RooflineParameters, model: Transformer, layout: Layout, accelerator: Accelerator) -> Cost:
-    return RooflineCost(model, layout, accelerator, parameters.step_overhead)
+def _roofline(
+    parameters: RooflineParameters, model: Transformer, layout: Layout, accelerator: Accelerator, precision: Precision
+) -> Cost:
+    return RooflineCost(model, layout, accelerator, precision, parameters.step_overhead)
 
 
-def _linear(parameters: LinearParameters, model: Transformer, layout: Layout, accelerator: Accelerator) -> Cost:
+def _linear(
+    parameters: LinearParameters, model: Transformer, layout: Layout, accelerator: Accelerator, precision: Precision
+) -> Cost:
     return LinearCost(parameters)
 
 
@@ -246,4 +276,4 @@ COSTS: dict[str, tuple[type[Strict], Factory]] = {
     "roofline": (RooflineParameters, _roofline),
     "linear": (LinearParameters, _linear),
 }
-"""Cost models by name: the model of their parameters and the function (parameters, model, layout, device) -> Cost."""
+"""Cost models by name: the model of their parameters and the function that makes one for a model on a device kind."""

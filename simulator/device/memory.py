@@ -4,13 +4,25 @@ Source: the activation peak is the widest set of tensors alive at once in a fuse
 NCCL's documented defaults. Allocator fragmentation and the CUDA context are what `utilisation` leaves out.
 """
 
+from math import ceil
 from typing import NamedTuple
 
 from simulator.device.accelerator import Accelerator
 from simulator.errors import InputError, Problem
-from simulator.model.transformer import VALUE_BYTES, Layout, Transformer
+from simulator.model.architecture import LatentAttention
+from simulator.model.layout import Layout
+from simulator.model.precision import Precision
+from simulator.model.split import (
+    check_layout,
+    kv_bytes_per_token_per_rank,
+    kv_heads_per_rank,
+    weight_bytes_per_rank,
+)
+from simulator.model.transformer import Transformer
 
 GIB = 1 << 30
+VALUE_BYTES = 2
+"""Bytes of one activation."""
 NCCL_CHANNELS, NCCL_BUFFER_BYTES = 24, 4 << 20
 """Channels that NCCL opens on an NVSwitch node, and NCCL_BUFFSIZE, the default size of each one's buffer."""
 
@@ -28,23 +40,37 @@ class Ledger(NamedTuple):
 def activation_bytes(model: Transformer, layout: Layout, max_batch_tokens: int, max_sequences: int) -> int:
     """Return the peak of activations in a step of at most `max_batch_tokens` tokens that samples `max_sequences` rows.
 
-    Per token: the residual sum and the layer's input or output, and the wider of (QKV and attention output) and
-    (gate, up and their product). At the end instead of the latter: the logits of each sequence in 2 and in 4 bytes.
+    Per token: the residual sum and the layer's input or output, and the widest of (queries, keys, values and attention
+    output), (gate, up and their product) and (what routed experts take in and give back). At the end instead of
+    those: the logits of each sequence in 2 and in 4 bytes. A data-parallel rank has its part of tokens and sequences.
     """
-    tensor = layout.tensor
-    queries = model.heads // tensor * model.head_dim
-    keys = model.kv_heads_per_rank(layout) * model.head_dim
-    stream = 2 * model.hidden * VALUE_BYTES * max_batch_tokens
-    layer = max(2 * queries + 2 * keys, 3 * (model.intermediate // tensor)) * VALUE_BYTES * max_batch_tokens
-    logits = max_sequences * model.vocabulary * (VALUE_BYTES + 4)
-    return stream + max(layer, logits)
+    tensor, part = layout.tensor, model.attention
+    tokens = -(-max_batch_tokens // (layout.data * layout.context))
+    heads = part.heads // tensor
+    if isinstance(part, LatentAttention):  # keys and values made explicit
+        attention = heads * (2 * part.key_dim + 2 * part.value_dim)
+    else:
+        attention = (2 * heads + 2 * kv_heads_per_rank(model, layout)) * part.head_dim
+    widths = [attention, (3 if model.gated else 2) * (model.intermediate // tensor)]
+    if model.experts is not None:
+        spread = layout.data * layout.context
+        rows = model.experts.active * spread / layout.expert  # of each token held here, after dispatch
+        width = 2 * model.hidden + (3 if model.gated else 2) * (model.experts.intermediate // layout.expert_tensor)
+        widths.append(round(rows * width))
+    stream = 2 * model.hidden * VALUE_BYTES * tokens
+    logits = -(-max_sequences // layout.data) * model.vocabulary * (VALUE_BYTES + 4)
+    return stream + max(max(widths) * VALUE_BYTES * tokens, logits)
 
 
 def buffer_bytes(model: Transformer, layout: Layout, max_batch_tokens: int) -> int:
-    """Return the bytes for collectives: send and receive buffers of every channel and one all-reduced activation."""
-    if layout.tensor == 1:
+    """Return the bytes for collectives: send and receive buffers of every channel and one activation of all tokens.
+
+    Each dimension of the layout with more than one rank has a communicator of its own.
+    """
+    groups = sum(degree > 1 for degree in (layout.tensor, layout.pipeline, layout.data * layout.context))
+    if not groups:
         return 0
-    return 2 * NCCL_CHANNELS * NCCL_BUFFER_BYTES + max_batch_tokens * model.hidden * VALUE_BYTES
+    return 2 * groups * NCCL_CHANNELS * NCCL_BUFFER_BYTES + max_batch_tokens * model.hidden * VALUE_BYTES
 
 
 def ledger(
@@ -54,35 +80,39 @@ def ledger(
     max_batch_tokens: int,
     max_sequences: int = 256,
     utilisation: float = 0.9,
+    precision: Precision | None = None,
 ) -> Ledger:
     """Return where the memory of the fullest device of one instance goes.
 
     Raises InputError that names the largest term and what is missing when nothing is left for the KV cache, and when
     the layout cannot split the model.
     """
-    model.check(layout)
+    check_layout(model, layout)
     usable = int(accelerator.memory.capacity * utilisation)
     terms = {
-        "weights": model.weight_bytes_per_rank(layout),
+        "weights": weight_bytes_per_rank(model, layout, precision),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),
     }
     rest = usable - sum(terms.values())
-    if rest < model.kv_bytes_per_token_per_rank(layout):
+    token = ceil(kv_bytes_per_token_per_rank(model, layout, precision))
+    if rest < token:
         binding = max(terms, key=terms.__getitem__)
         parts = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in terms.items())
-        missing = (model.kv_bytes_per_token_per_rank(layout) - rest) / GIB
+        missing = (token - rest) / GIB
         what = (
-            f"{model.name} does not fit {accelerator.name} with tensor {layout.tensor}: {binding} take most "
+            f"{model.name} does not fit {accelerator.name} under {layout}: {binding} take most "
             f"({parts}) of {usable / GIB:.1f} GiB usable, {missing:.1f} GiB too little before any KV cache"
         )
         raise InputError(Problem(what, path="layout.tensor", allowed="a larger tensor degree, device or utilisation"))
     return Ledger(usable, terms["weights"], terms["activations"], terms["communication buffers"], rest)
 
 
-def kv_blocks(book: Ledger, model: Transformer, layout: Layout, block_tokens: int) -> int:
+def kv_blocks(
+    book: Ledger, model: Transformer, layout: Layout, block_tokens: int, precision: Precision | None = None
+) -> int:
     """Return how many KV blocks of `block_tokens` tokens the device holds; raises InputError when not even one fits."""
-    block = block_tokens * model.kv_bytes_per_token_per_rank(layout)
+    block = ceil(block_tokens * kv_bytes_per_token_per_rank(model, layout, precision))
     if book.kv_bytes < block:
         what = (
             f"one KV block of {block_tokens} tokens needs {block / GIB:.3f} GiB, {book.kv_bytes / GIB:.3f} GiB are left"

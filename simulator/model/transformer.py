@@ -1,111 +1,136 @@
-"""Decoder-only transformer (pre-norm, gated MLP, rotary positions, MHA or GQA) as exact parameter and byte counts.
+"""A model card: the shape of a transformer, dense or with experts, decoder alone or with an encoder, exactly counted.
 
-Source: the Llama-2, Llama-3 and Qwen2.5 technical reports; tensor-parallel split of Shoeybi et al., arXiv:1909.08053.
+Source: the publishers' `config.json` and reports, named in each card.
 """
 
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from simulator import catalog
-from simulator.errors import InputError, Problem
-from simulator.strict import Count, Strict
+from simulator.model.architecture import Encoder, GroupedAttention, LatentAttention, MixtureOfExperts, Vision
+from simulator.strict import Count, Fault, LocatedError, Strict
 
-VALUE_BYTES = 2
-"""Bytes of one weight, activation, key or value in bf16 or fp16."""
-
-
-class Layout(Strict):
-    """A parallel layout: over how many devices one instance is split, and how."""
-
-    tensor: Count = 1
-    """Tensor-parallel degree: heads, MLP columns and vocabulary are split over this many devices."""
-
-    @property
-    def devices(self) -> int:
-        """Devices of one instance."""
-        return self.tensor
+RELATIVE_BUCKETS = 32
+"""Distances that T5 tells apart, each with one bias per head."""
 
 
 class Transformer(Strict):
-    """A model card: the shape of a dense decoder; numbers from the publisher's `config.json`."""
+    """A model card; numbers from the publisher's `config.json`."""
 
     name: str
     layers: Count
+    """Decoder layers."""
     hidden: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
+    attention: Annotated[GroupedAttention | LatentAttention, Field(discriminator="kind")]
     intermediate: Count
-    """Width of the gated MLP."""
+    """Width of the dense MLP."""
+    gated: bool = True
+    """An MLP with gate and up projection (SwiGLU and the like); otherwise with an up projection alone."""
+    mlp_bias: bool = False
+    experts: MixtureOfExperts | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    """RMS norms have a weight, layer norms a bias too."""
+    positions: Literal["rotary", "learned", "relative", "alibi"] = "rotary"
+    position_rows: Count | None = None
+    """Rows of the table of learned positions."""
+    embedding_norm: bool = False
     vocabulary: Count
     tied_embeddings: bool = False
     """True when the input embedding is also the LM head."""
-    qkv_bias: bool = False
+    encoder: Encoder | None = None
+    vision: Vision | None = None
+    draft_layers: int = Field(default=0, ge=0)
+    """Extra layers that predict further tokens (multi-token prediction); not among `parameters`."""
     max_context: Count
     """Longest sequence in tokens, prompt and output together."""
     sources: dict[str, str]
     """Where each number is from: dotted path of a field to the text of its source."""
 
     @model_validator(mode="after")
-    def _groups_are_whole(self) -> Self:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+    def _parts_agree(self) -> Self:
+        faults = []
+        if self.experts is not None and self.experts.layers > self.layers:
+            what = f"{self.experts.layers} layers with experts are more than all {self.layers}"
+            faults.append(Fault(("experts", "layers"), what))
+        window = getattr(self.attention, "window", None)
+        if window is not None and window.layers > self.layers:
+            what = f"{window.layers} layers with a window are more than all {self.layers}"
+            faults.append(Fault(("attention", "window", "layers"), what))
+        if (self.positions == "learned") != (self.position_rows is not None):
+            faults.append(Fault(("position_rows",), "learned positions have a number of rows, others have none"))
+        if faults:
+            raise LocatedError(*faults)
         return self
+
+    # -- what a layer is made of ----------------------------------------------------------------------------------
+
+    @property
+    def norm_width(self) -> int:
+        """Parameters of one norm over the hidden width."""
+        return self.hidden * (2 if self.norm == "layer" else 1)
+
+    @property
+    def expert_layers(self) -> int:
+        """Decoder layers with experts."""
+        return self.experts.layers if self.experts else 0
+
+    def mlp_parameters(self, width: int) -> int:
+        """Return the parameters of a dense MLP of so many columns."""
+        bias = (width * (2 if self.gated else 1) + self.hidden) if self.mlp_bias else 0
+        return (3 if self.gated else 2) * self.hidden * width + bias
+
+    def router_parameters(self) -> int:
+        """Return the parameters of one layer's router and of the gate on its shared experts."""
+        if self.experts is None:
+            return 0
+        bias = self.experts.experts if self.experts.router_bias else 0
+        return self.experts.experts * self.hidden + bias + (self.hidden if self.experts.shared_gate else 0)
 
     @cached_property
     def parameters(self) -> int:
-        """The exact number of parameters."""
-        return self._layer_parameters(self.heads, self.kv_heads, self.intermediate) * self.layers + (
-            self.hidden + (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
-        )
+        """The exact number of parameters, drafting layers left out."""
+        return self._parameters(None if self.experts is None else self.experts.experts)
 
-    def _layer_parameters(self, heads: int, kv_heads: int, intermediate: int) -> int:
-        qkv_width = (heads + 2 * kv_heads) * self.head_dim
-        attention = self.hidden * qkv_width + heads * self.head_dim * self.hidden
-        bias = qkv_width if self.qkv_bias else 0
-        return attention + bias + 3 * self.hidden * intermediate + 2 * self.hidden
+    @cached_property
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through, embeddings included."""
+        return self._parameters(None if self.experts is None else self.experts.active)
 
-    def kv_bytes_per_token(self, bytes_per_value: int = VALUE_BYTES) -> int:
+    def _parameters(self, experts: int | None) -> int:
+        attention = self.attention.parameters(self.hidden, self.attention.heads, self.attention.kv_heads)
+        total = self.layers * (attention + 2 * self.norm_width) + self._mlps(self.layers, self.expert_layers, experts)
+        total += self.norm_width * (2 if self.embedding_norm else 1)
+        total += (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
+        total += (self.position_rows or 0) * self.hidden
+        if self.positions == "relative":
+            total += RELATIVE_BUCKETS * self.attention.heads * (2 if self.encoder else 1)
+        if self.encoder is not None:
+            total += self.layers * (attention + self.norm_width)  # cross-attention
+            total += self.encoder.layers * (attention + 2 * self.norm_width) + self.norm_width
+            total += self._mlps(self.encoder.layers, self.encoder.expert_layers, experts)
+        return total + (self.vision.parameters(self.hidden) if self.vision else 0)
+
+    def _mlps(self, layers: int, with_experts: int, experts: int | None) -> int:
+        total = (layers - with_experts) * self.mlp_parameters(self.intermediate)
+        if self.experts is not None and experts is not None:
+            each = self.mlp_parameters(self.experts.intermediate)
+            shared = self.mlp_parameters(self.experts.shared_width) if self.experts.shared_width else 0
+            total += with_experts * (experts * each + shared + self.router_parameters())
+        return total
+
+    # -- the KV cache ---------------------------------------------------------------------------------------------
+
+    def kv_values_per_token(self, kv_heads: int | None = None) -> int:
+        """Return the values of keys and values that one position holds over all layers, for so many KV heads."""
+        heads = self.attention.kv_heads if kv_heads is None else kv_heads
+        return self.layers * self.attention.stored_per_token(heads)
+
+    def kv_bytes_per_token(self, bytes_per_value: float = 2) -> int:
         """Return the bytes of keys and values that one token of context holds, over all layers, unsplit."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_value
-
-    def kv_heads_per_rank(self, layout: Layout) -> int:
-        """Return the KV heads that one rank holds; a head is copied when there are more ranks than heads."""
-        return max(1, self.kv_heads // layout.tensor)
-
-    def kv_bytes_per_token_per_rank(self, layout: Layout, bytes_per_value: int = VALUE_BYTES) -> int:
-        """Return the bytes of keys and values that one token of context holds on each rank, copies included."""
-        return 2 * self.layers * self.kv_heads_per_rank(layout) * self.head_dim * bytes_per_value
-
-    def vocabulary_per_rank(self, layout: Layout) -> int:
-        """Return the rows of embedding and LM head on one rank: the vocabulary is split evenly and rounded up."""
-        return -(-self.vocabulary // layout.tensor)
-
-    def weight_bytes_per_rank(self, layout: Layout, bytes_per_value: int = VALUE_BYTES) -> int:
-        """Return the weight bytes on the fullest rank; norms are copied, KV heads as `kv_heads_per_rank` says."""
-        layer = self._layer_parameters(
-            self.heads // layout.tensor, self.kv_heads_per_rank(layout), self.intermediate // layout.tensor
-        )
-        tables = (1 if self.tied_embeddings else 2) * self.vocabulary_per_rank(layout) * self.hidden
-        return (layer * self.layers + self.hidden + tables) * bytes_per_value
-
-    def splits_over(self, tensor: int) -> bool:
-        """Return whether `tensor` ranks get equal shares of heads and MLP columns, KV heads shared or copied evenly."""
-        even = self.heads % tensor == 0 and self.intermediate % tensor == 0
-        return even and (self.kv_heads % tensor == 0 or tensor % self.kv_heads == 0)
-
-    def check(self, layout: Layout) -> None:
-        """Raise InputError when this model cannot be split as `layout` says; it names the degrees that can."""
-        if not self.splits_over(layout.tensor):
-            what = (
-                f"{self.name} ({self.heads} heads, {self.kv_heads} KV heads, {self.intermediate} MLP columns) "
-                f"does not split evenly over {layout.tensor} tensor-parallel ranks"
-            )
-            allowed = ", ".join(str(degree) for degree in range(1, self.heads + 1) if self.splits_over(degree))
-            raise InputError(Problem(what, path="layout.tensor", allowed=allowed))
+        return round(self.kv_values_per_token() * bytes_per_value)
 
 
 def load_model(name: str, beside: Path | None = None) -> Transformer:

@@ -16,6 +16,8 @@ from simulator.device.cost import COSTS
 from simulator.device.memory import kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
+from simulator.model.precision import Precision
+from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.scenario.schema import Pool, Scenario, Serving
 from simulator.topology.presets import resolve_preset
@@ -157,21 +159,24 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     constants = serving.cost.parameters
     for role, pool in serving.pools.items():
         at = ("serving", role, "layout", "tensor")
-        attempt(partial(model.check, pool.layout), document, problems, at)
+        attempt(partial(check_layout, model, pool.layout), document, problems, at)
         if len(problems) == before:
-            attempt(partial(make_cost, constants, model, pool.layout, device), document, problems, at)
-            attempt(partial(kv_blocks_of, pool, model, device), document, problems, at)
+            attempt(
+                partial(make_cost, constants, model, pool.layout, device, serving.precision), document, problems, at
+            )
+            attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), document, problems)
 
 
-def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator) -> int:
+def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision: Precision) -> int:
     """Return the KV blocks of one engine: those given, or what the ledger leaves; raises InputError when none fits."""
     if pool.kv.blocks is not None:
         return pool.kv.blocks
     limits = pool.batcher.parameters
-    book = ledger(model, pool.layout, device, limits.max_batch_tokens, limits.max_running, pool.kv.memory_utilisation)
-    return kv_blocks(book, model, pool.layout, pool.kv.block_tokens)
+    most = limits.max_batch_tokens, limits.max_running
+    book = ledger(model, pool.layout, device, *most, pool.kv.memory_utilisation, precision)
+    return kv_blocks(book, model, pool.layout, pool.kv.block_tokens, precision)
 
 
 def _check_devices(serving: Serving, parameters: Nodes, document: Document, problems: list[Problem]) -> None:

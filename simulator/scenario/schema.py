@@ -20,7 +20,8 @@ from pydantic import (
 from simulator.device.cost import COSTS
 from simulator.documents import Document, path_key
 from simulator.errors import Problem
-from simulator.model.transformer import Layout
+from simulator.model.layout import Layout
+from simulator.model.precision import Precision
 from simulator.results.metrics import FLOW_METRICS, NETWORK_METRICS
 from simulator.scenario.expectation import (
     Expectation,
@@ -103,8 +104,8 @@ class Serving(Strict):
 
     model: str
     """Name of a shipped model card, or the path of one's own."""
-    weights: Literal["bf16", "fp16"] = "bf16"
-    """Data type of weights, activations and KV; both have 16 bits and the same peak, so the figures are equal."""
+    precision: Precision = Precision()
+    """Formats of weights, KV cache and activations; a plain name, such as `fp8`, is that of the weights."""
     max_context: Count | None = None
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     router: Router = Router.model_validate("least_loaded")

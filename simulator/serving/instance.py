@@ -25,8 +25,8 @@ class EngineCost(Protocol):
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
 
-    def decode(self, batch: int) -> tuple[float, float]:
-        """Return a decode step's (fixed_ns, per_context_token_ns)."""
+    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
+        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
 
 
 class Engine(NamedTuple):
@@ -224,7 +224,9 @@ class Instance:
             if request.decode_start_ns < 0:
                 request.decode_start_ns = self.env.now
         size = len(batch.members)
-        fixed, slope = self.engine.step_ticks(size)
+        until, fixed, slope = self.engine.step_ticks(size, batch.context + size)
+        if until < batch.context + steps * size:  # the line ends within the jump
+            steps = int(until - batch.context) // size
         self._jump = jump = Jump(self._ticks, steps, size, batch.context, fixed, slope)
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)

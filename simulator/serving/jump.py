@@ -11,28 +11,34 @@ TICKS_PER_NS = 1 << TICK_BITS
 
 
 class DecodeCost(Protocol):
-    """What a jump needs of a cost model: a step's fixed part and its slope per token of context, for one batch size."""
+    """What a jump needs of a cost model: the line of a step over the context, for one batch size."""
 
-    def decode(self, batch: int) -> tuple[float, float]:
-        """Return (fixed_ns, per_context_token_ns)."""
+    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
+        """Return (fixed_ns, per_context_token_ns, the context up to which they hold) at `context` tokens in all."""
 
 
 class StepTicks:
-    """Decode step coefficients in ticks, remembered per batch size."""
+    """Decode step coefficients in ticks, remembered per batch size and stretch of contexts."""
 
     __slots__ = ("_cost", "_known")
 
     def __init__(self, cost: DecodeCost) -> None:
         self._cost = cost
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, list[tuple[float, int, int]]] = {}
 
-    def __call__(self, batch: int) -> tuple[int, int]:
-        """Return (fixed, per token of context) in ticks for a step of `batch` requests."""
-        known = self._known.get(batch)
-        if known is None:
-            fixed_ns, slope_ns = self._cost.decode(batch)
-            known = self._known[batch] = (round(fixed_ns * TICKS_PER_NS), round(slope_ns * TICKS_PER_NS))
-        return known
+    def __call__(self, batch: int, context: int) -> tuple[float, int, int]:
+        """Return (last context, fixed, per token of context) in ticks of a step of `batch` requests at `context`."""
+        lines = self._known.setdefault(batch, [])
+        for line in lines:
+            if context <= line[0]:
+                return line
+        start = lines[-1][0] if lines else -1.0
+        while start < context:  # every line in between too, so that the list stays in order
+            fixed_ns, slope_ns, until = self._cost.decode(batch, min(context, start + 1))
+            line = until, round(fixed_ns * TICKS_PER_NS), round(slope_ns * TICKS_PER_NS)
+            lines.append(line)
+            start = until
+        return line
 
 
 class Jump:

@@ -6,28 +6,19 @@ Source: the unit figures are data, in a preset (`prices:`, `power:`, `sources:`)
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import Field
 
 from simulator import catalog
 from simulator.documents import Document, read_document
 from simulator.errors import InputError, nearest, unknown
-from simulator.strict import Power, Strict, validate
+from simulator.strict import Power, Price, Strict, validate
 from simulator.topology.bill import BillOfMaterials
-from simulator.units import UnitError, parse
+from simulator.units import DOLLARS
 
-DOLLARS = {"$": 1, "k$": 1000, "M$": 10**6, "B$": 10**9}
 FOLDER = "topologies/prices"
 SECTIONS = ("prices", "power", "sources", "valid_for")
-
-
-def parse_price(text: object) -> float:
-    """Return a price such as `79.6 k$` in dollars; raises UnitError."""
-    value = parse(text, DOLLARS, "price", "79.6 k$")
-    if value < 0:
-        raise UnitError(f"{text!r} is negative; a price is zero or more")
-    return float(value)
 
 
 def format_price(dollars: float) -> str:
@@ -40,9 +31,6 @@ def format_power(watts: float) -> str:
     """Return watts as a short text, such as `1.25 MW`."""
     scale, unit = next(((s, u) for s, u in ((1e6, "MW"), (1e3, "kW")) if abs(watts) >= s), (1.0, "W"))
     return f"{watts / scale:.3g} {unit}"
-
-
-Price = Annotated[float, BeforeValidator(parse_price), PlainSerializer(lambda dollars: f"{dollars!r} $")]
 
 
 class UnitCosts(Strict):

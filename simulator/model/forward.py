@@ -1,0 +1,345 @@
+"""The operators of one forward pass of a decoder as its busiest rank runs them: prefill, decode or both in one batch.
+
+Source: the layers of the Llama, Qwen, DeepSeek-V3 and gpt-oss reports; tensor parallelism as Megatron-LM, sequence
+parallelism as arXiv:2205.05198, expert parallelism as 2412.19437, MLA with absorbed projections as 2405.04434.
+"""
+
+from typing import NamedTuple
+
+from simulator.model.architecture import GroupedAttention, LatentAttention
+from simulator.model.layout import Layout
+from simulator.model.operators import (
+    Collective,
+    Elementwise,
+    Experts,
+    Gemm,
+    Operator,
+    PromptAttention,
+    Shape,
+    TokenAttention,
+)
+from simulator.model.precision import FORMATS, Precision
+from simulator.model.split import experts_per_rank, kv_heads_per_rank, vocabulary_per_rank
+from simulator.model.transformer import Transformer
+
+FP32_BYTES = 4
+
+
+class Work(NamedTuple):
+    """What one forward pass computes: new positions of prompts, one position (or a few) of each decoding sequence.
+
+    `pairs` are the query-key pairs of the prompts under the causal mask: for n new after c cached, n c + n (n + 1) / 2.
+    `context` is the sum over decoding sequences of the positions that each attends to, its own included.
+    """
+
+    prompt_tokens: int = 0
+    pairs: float = 0
+    prompts: int = 0
+    batch: int = 0
+    context: float = 0
+    queries: int = 1
+    """Positions fed per decoding sequence: 1, or more when drafted tokens are verified."""
+
+    @property
+    def tokens(self) -> int:
+        """Positions that pass through the layers."""
+        return self.prompt_tokens + self.batch * self.queries
+
+    @property
+    def rows(self) -> int:
+        """Positions whose logits are wanted."""
+        return self.prompts + self.batch * self.queries
+
+    @property
+    def kv_tokens(self) -> float:
+        """Keys and values that the prompts read: exact when they are of equal length."""
+        if not self.prompt_tokens:
+            return 0.0
+        return self.pairs * self.prompts / self.prompt_tokens + (self.prompt_tokens - self.prompts) / 2
+
+    def of_rank(self, layout: Layout) -> "Work":
+        """Return the share of one data-parallel rank, work being spread evenly and rounded up."""
+        n = layout.data
+        if n == 1:
+            return self
+        return Work(
+            -(-self.prompt_tokens // n),
+            self.pairs / n,
+            -(-self.prompts // n),
+            -(-self.batch // n),
+            self.context / n,
+            self.queries,
+        )
+
+
+class Pass:
+    """A model under a layout in a precision: `operators(work)` lists the kernels of a forward pass over all layers.
+
+    Of a pipeline it is the way of one batch through every stage, the sends between stages included.
+    """
+
+    def __init__(self, model: Transformer, layout: Layout, precision: Precision, skew: float = 0.0) -> None:
+        self.model, self.layout, self.precision, self.skew = model, layout, precision, skew
+        self.heads = model.attention.heads // layout.tensor
+        self.kv_heads = kv_heads_per_rank(model, layout)
+        self.value_bytes = precision.activation_bytes
+
+    def operators(self, work: Work) -> list[Operator]:
+        """Return the kernels of the busiest rank, in order of the layers; calls count all layers."""
+        work = work.of_rank(self.layout)
+        tokens = self._spread(work.tokens)
+        model, hidden = self.model, self.model.hidden
+        rows = [Operator("embedding", 1, Elementwise(2 * tokens * hidden * self.value_bytes))]
+        rows += self._attention(work, tokens)
+        rows += self._mlps(tokens)
+        norm_tokens = -(-tokens // self.layout.tensor) if self.layout.sequence_parallel else tokens
+        # reads and writes the input and the residual sum
+        norm = Elementwise(4 * norm_tokens * hidden * self.value_bytes)
+        rows.insert(1, Operator("norm and residual", 2 * model.layers + 1, norm))
+        rows += self._exchange(tokens)
+        return rows + self.head(work.rows)
+
+    def attention(self, work: Work) -> list[Operator]:
+        """Return the kernels among `operators(work)` whose time depends on the contexts."""
+        return self._kernels(work.of_rank(self.layout))
+
+    def _spread(self, tokens: int) -> int:
+        """Return the positions that one context-parallel rank holds of `tokens`."""
+        return -(-tokens // self.layout.context)
+
+    # -- attention ------------------------------------------------------------------------------------------------
+
+    def _attention(self, work: Work, tokens: int) -> list[Operator]:
+        if isinstance(self.model.attention, LatentAttention):
+            return self._latent(self.model.attention, work, tokens)
+        return self._grouped(self.model.attention, work, tokens)
+
+    def _grouped(self, part: GroupedAttention, work: Work, tokens: int) -> list[Operator]:
+        layers, hidden, form = self.model.layers, self.model.hidden, self.precision.of_attention
+        queries, keys = self.heads * part.head_dim, self.kv_heads * part.head_dim
+        rows = [Operator("QKV projection", layers, Gemm(tokens, queries + 2 * keys, hidden, form))]
+        if self.model.positions == "rotary" or part.qk_norm:
+            rows.append(
+                Operator("rotary positions", layers, Elementwise(2 * tokens * (queries + keys) * self.value_bytes))
+            )
+        rows += self._kernels(work)
+        if FORMATS[form].scaled:
+            rows.append(Operator("quantise", layers, self._quantise(tokens, queries, form)))
+        return [*rows, Operator("output projection", layers, Gemm(tokens, hidden, queries, form))]
+
+    def _kernels(self, work: Work) -> list[Operator]:
+        """Return the attention kernels of the layers that see everything and of those with a window."""
+        limit = self.model.attention.window
+        windowed = limit.layers if limit else 0
+        rows = []
+        for calls, window in ((self.model.layers - windowed, 0), (windowed, limit.tokens if limit else 0)):
+            suffix = " in a window" if window else ""
+            if calls and work.prompt_tokens:
+                rows.append(Operator(f"prompt attention{suffix}", calls, self.prompt_attention(work, window)))
+            if calls and work.batch:
+                shape = self.token_attention(work.batch, work.context, work.queries, window)
+                rows.append(Operator(f"attention{suffix}", calls, shape))
+        return rows
+
+    def prompt_attention(self, work: Work, window: int = 0) -> PromptAttention:
+        """Return the attention of prompts on one rank; context-parallel ranks divide the queries evenly (zigzag)."""
+        part, share = self.model.attention, self.layout.context
+        pairs, kv_tokens = clipped(work, window) if window else (work.pairs, work.kv_tokens)
+        tokens = self._spread(work.prompt_tokens)
+        return PromptAttention(
+            tokens,
+            pairs / share,
+            kv_tokens,
+            work.prompts,
+            self.heads,
+            part.heads // self.layout.tensor if isinstance(part, LatentAttention) else self.kv_heads,
+            part.key_dim,
+            part.value_dim,
+            "bf16" if isinstance(part, LatentAttention) else self.precision.kv,
+            window,
+        )
+
+    def token_attention(self, batch: int, context: float, queries: int = 1, window: int = 0) -> TokenAttention:
+        """Return the attention of decoding sequences on one rank; context-parallel ranks divide the keys evenly."""
+        part, share = self.model.attention, self.layout.context
+        if window:
+            context = min(context, batch * window)
+        if isinstance(part, LatentAttention):
+            return TokenAttention(
+                batch,
+                context / share,
+                self.heads,
+                1,
+                part.latent_dim,
+                part.kv_rank,
+                self.precision.kv,
+                queries,
+                latent=True,
+            )
+        return TokenAttention(
+            batch,
+            context / share,
+            self.heads,
+            self.kv_heads,
+            part.key_dim,
+            part.value_dim,
+            self.precision.kv,
+            queries,
+            window,
+        )
+
+    def _latent(self, part: LatentAttention, work: Work, tokens: int) -> list[Operator]:
+        """Return MLA: keys and values made explicit for prompts, projections absorbed around the latent in decode."""
+        layers, hidden, form = self.model.layers, self.model.hidden, self.precision.of_attention
+        queries, latent = self.heads * part.key_dim, part.latent_dim
+        first = (part.query_rank or queries) + latent
+        rows = [Operator("query and latent projection", layers, Gemm(tokens, first, hidden, form))]
+        norm_width = (part.query_rank or 0) + part.kv_rank
+        rows.append(Operator("latent norm", layers, Elementwise(2 * tokens * norm_width * self.value_bytes)))
+        if part.query_rank is not None:
+            rows.append(Operator("query projection", layers, Gemm(tokens, queries, part.query_rank, form)))
+        turned = tokens * (self.heads + 1) * part.rope_dim + tokens * part.kv_rank
+        rows.append(Operator("rotary positions", layers, Elementwise(2 * turned * self.value_bytes)))
+        if work.prompt_tokens:
+            width = self.heads * (part.nope_dim + part.value_dim)
+            made = Gemm(-(-round(work.kv_tokens) // self.layout.context), width, part.kv_rank, form)
+            rows.append(Operator("key and value projection", layers, made))
+        if work.batch:
+            fed = work.batch * work.queries
+            shape = Gemm(fed, part.kv_rank, part.nope_dim, "bf16", self.heads)
+            rows.append(Operator("absorbed key projection", layers, shape))
+        rows += self._kernels(work)
+        if work.batch:
+            shape = Gemm(fed, part.value_dim, part.kv_rank, "bf16", self.heads)
+            rows.append(Operator("absorbed value projection", layers, shape))
+        out = self.heads * part.value_dim
+        if FORMATS[form].scaled:
+            rows.append(Operator("quantise", layers, self._quantise(tokens, out, form)))
+        return [*rows, Operator("output projection", layers, Gemm(tokens, hidden, out, form))]
+
+    def _quantise(self, tokens: int, width: int, form: str) -> Elementwise:
+        """Return the kernel that quantises what attention leaves; before other products it is fused into the norm."""
+        return Elementwise(tokens * width * (self.value_bytes + FORMATS[form].activation_bits / 8))
+
+    # -- MLP and experts ------------------------------------------------------------------------------------------
+
+    def _mlps(self, tokens: int) -> list[Operator]:
+        model = self.model
+        dense = model.layers - model.expert_layers
+        rows = self._mlp(tokens, model.intermediate, dense, "", self.precision.weights) if dense else []
+        if model.experts is not None:
+            rows += self._experts(tokens)
+        return rows
+
+    def _mlp(self, tokens: int, width: int, calls: int, prefix: str, form: str) -> list[Operator]:
+        model, columns = self.model, width // self.layout.tensor
+        up = ("gate and up projection", 2 * columns) if model.gated else ("up projection", columns)
+        moved = tokens * columns * (3 if model.gated else 2) * self.value_bytes
+        return [
+            Operator(prefix + up[0], calls, Gemm(tokens, up[1], model.hidden, form)),
+            Operator(prefix + "activation", calls, Elementwise(moved)),
+            Operator(prefix + "down projection", calls, Gemm(tokens, model.hidden, columns, form)),
+        ]
+
+    def _experts(self, tokens: int) -> list[Operator]:
+        """Return router, shared and routed experts; the tokens of all data- and context-parallel ranks meet here."""
+        model, layout, part = self.model, self.layout, self.model.experts
+        assert part is not None
+        group = tokens * layout.data * layout.context
+        shape = Experts(
+            group,
+            model.hidden,
+            part.intermediate // layout.expert_tensor,
+            part.active,
+            part.experts,
+            experts_per_rank(model, layout),
+            self.precision.of_experts,
+            model.gated,
+            self.skew,
+        )
+        calls = part.layers
+        chosen = Elementwise(tokens * part.experts * FP32_BYTES + tokens * part.active * 2 * FP32_BYTES)
+        rows = [
+            Operator("router", calls, Gemm(tokens, part.experts, model.hidden, "bf16")),
+            Operator("expert choice", calls, chosen),
+            Operator("experts", calls, shape),
+        ]
+        if part.shared_width:
+            rows += self._mlp(tokens, part.shared_width, calls, "shared ", self.precision.of_experts)
+        return rows
+
+    # -- what ranks exchange --------------------------------------------------------------------------------------
+
+    def _exchange(self, tokens: int) -> list[Operator]:
+        model, layout = self.model, self.layout
+        row = tokens * model.hidden * self.value_bytes
+        rows = []
+        spread = layout.data * layout.context > 1
+        # after the embedding, the output projection and the down projection; experts of spread tokens combine instead
+        sums = 2 * model.layers + 1 - (model.expert_layers if spread else 0)
+        if layout.tensor > 1:
+            if layout.sequence_parallel:
+                rows += [
+                    Operator(name, sums, Collective(operation, row, layout.tensor, "tensor"))
+                    for name, operation in (("reduce-scatter", "reduce_scatter"), ("all-gather", "all_gather"))
+                ]
+            else:
+                rows.append(Operator("all-reduce", sums, Collective("all_reduce", row, layout.tensor, "tensor")))
+        if model.experts is not None and spread:
+            rows += self._dispatch(tokens)
+        if layout.context > 1:
+            rows += self._ring(tokens)
+        if layout.pipeline > 1:
+            send = Collective("send_receive", row / layout.tensor, 2, "pipeline")
+            rows.append(Operator("send to next stage", layout.pipeline - 1, send))
+        return rows
+
+    def _dispatch(self, tokens: int) -> list[Operator]:
+        """Return dispatch and combine of routed tokens among the ranks that hold experts."""
+        part, layout = self.model.experts, self.layout
+        assert part is not None
+        form = FORMATS[self.precision.of_experts]
+        sent = -(-tokens // layout.tensor) * min(part.active, layout.expert) * self.model.hidden
+        out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
+        ranks = layout.stage_devices
+        return [
+            Operator("dispatch", part.layers, Collective("all_to_all", out, ranks, "expert")),
+            Operator("combine", part.layers, Collective("all_to_all", sent * self.value_bytes, ranks, "expert")),
+        ]
+
+    def _ring(self, tokens: int) -> list[Operator]:
+        """Return what context-parallel ranks hand around: keys and values of the others, or queries and results."""
+        part, layout, layers = self.model.attention, self.layout, self.model.layers
+        if layout.context_exchange == "pass_kv":
+            width = part.stored_per_token(self.kv_heads) * self.precision.kv_bytes
+        else:
+            width = self.heads * (part.key_dim + part.value_dim) * self.value_bytes
+        shape = Collective("all_gather", tokens * layout.context * width, layout.context, "context")
+        return [Operator(f"context exchange ({layout.context_exchange})", layers, shape)]
+
+    # -- the head -------------------------------------------------------------------------------------------------
+
+    def head(self, rows: int) -> list[Operator]:
+        """Return the LM head and the sampling of one token for each of `rows` positions."""
+        model, layout = self.model, self.layout
+        columns = vocabulary_per_rank(model, layout)
+        table = [Operator("LM head", 1, Gemm(rows, columns, model.hidden, self.precision.head))]
+        logits = rows * model.vocabulary
+        if layout.tensor > 1:
+            gather = Collective("all_gather", logits * self.value_bytes, layout.tensor, "tensor")
+            table.append(Operator("logits gather", 1, gather))
+        # reads the logits, writes and reads them as 4-byte floats
+        table.append(Operator("sampling", 1, Elementwise(logits * (self.value_bytes + 2 * FP32_BYTES))))
+        return table
+
+
+def clipped(work: Work, window: int) -> tuple[float, float]:
+    """Return (pairs, keys read) of prompts whose queries see `window` positions; prompts taken as equally long."""
+    each = work.prompt_tokens / work.prompts
+    past = work.pairs / work.prompt_tokens - (each + 1) / 2  # cached positions of each
+    ramp = min(max(window - past, 0.0), each)  # queries that do not see a full window yet
+    pairs = ramp * past + ramp * (ramp + 1) / 2 + (each - ramp) * window
+    return work.prompts * pairs, work.prompts * min(past + each, window + each)
+
+
+__all__ = ["Pass", "Shape", "Work", "clipped"]

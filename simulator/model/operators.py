@@ -1,0 +1,143 @@
+"""The operators of a forward or training pass as one rank runs them: shapes alone, no device and no time.
+
+Source: the layers of the models' reports; bytes count every operand once, as a fused kernel reads and writes it.
+"""
+
+from typing import NamedTuple
+
+from simulator.model.precision import FORMATS, VALUES
+
+
+class Gemm(NamedTuple):
+    """`batch` products of a rows x inner matrix of activations and an inner x columns matrix of weights."""
+
+    rows: int
+    columns: int
+    inner: int
+    format: str = "bf16"
+    batch: int = 1
+    output: str = "bf16"
+
+    @property
+    def flops(self) -> float:
+        """Operations, a multiply and an add as two."""
+        return 2 * self.batch * self.rows * self.columns * self.inner
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of both operands and the result."""
+        form = FORMATS[self.format]
+        operands = self.rows * form.activation_bits + self.columns * form.weight_bits
+        return self.batch * (self.inner * operands + self.rows * self.columns * VALUES[self.output]) / 8
+
+
+class Experts(NamedTuple):
+    """The routed experts of one rank: gate and up, activation and down of every token sent here, weights of all used.
+
+    `tokens` come from the whole expert-parallel group before routing; each goes to `topk` of `experts`, and `local` of
+    those are here. `skew` is the exponent of the power law by which experts are chosen (0: all alike).
+    """
+
+    tokens: int
+    hidden: int
+    intermediate: int
+    """Width of one expert on this rank, after an expert is split over ranks."""
+    topk: int
+    experts: int
+    local: int
+    format: str = "bf16"
+    gated: bool = True
+    skew: float = 0.0
+
+
+class PromptAttention(NamedTuple):
+    """Fused attention of `tokens` new positions of `sequences` prompts over `pairs` query-key pairs (mask applied).
+
+    `kv_tokens` keys and values are read; heads are those of this rank.
+    """
+
+    tokens: int
+    pairs: float
+    kv_tokens: float
+    sequences: int
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    kv: str = "bf16"
+    window: int = 0
+    causal: bool = True
+
+    @property
+    def flops(self) -> float:
+        """Operations of scores and weighted sums over the pairs that count."""
+        return 2 * self.pairs * self.heads * (self.key_dim + self.value_dim)
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of queries and results in 16 bits and of the keys and values read."""
+        width = self.key_dim + self.value_dim
+        return width * (2 * self.tokens * self.heads + self.kv_tokens * self.kv_heads * VALUES[self.kv] / 8)
+
+
+class TokenAttention(NamedTuple):
+    """Fused attention of `queries` new positions of each of `batch` sequences over `context` keys and values in all.
+
+    `latent`: one shared latent of `key_dim` per position serves as key and, its first `value_dim`, as value (MLA with
+    absorbed projections), so `kv_heads` is 1. `window` is what the context of a sequence was clipped to (0: nothing).
+    """
+
+    batch: int
+    context: float
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    kv: str = "bf16"
+    queries: int = 1
+    window: int = 0
+    latent: bool = False
+
+    @property
+    def flops(self) -> float:
+        """Operations of scores and weighted sums."""
+        return 2 * self.queries * self.context * self.heads * (self.key_dim + self.value_dim)
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of the keys and values read, once per KV head, and of queries and results in 16 bits."""
+        stored = self.key_dim if self.latent else self.kv_heads * (self.key_dim + self.value_dim)
+        moved = 2 * self.batch * self.queries * self.heads * (self.key_dim + self.value_dim)
+        return self.context * stored * VALUES[self.kv] / 8 + moved
+
+
+class Elementwise(NamedTuple):
+    """A kernel that only moves bytes: norm, rotary positions, activation, quantisation, embedding, sampling."""
+
+    size_bytes: float
+    flops: float = 0.0
+
+
+class Collective(NamedTuple):
+    """A collective over `ranks` devices of the layout's `group`; `size_bytes` as each rank holds the whole message."""
+
+    operation: str
+    size_bytes: float
+    ranks: int
+    group: str
+
+    @property
+    def flops(self) -> float:
+        """None that a roofline counts."""
+        return 0.0
+
+
+Shape = Gemm | Experts | PromptAttention | TokenAttention | Elementwise | Collective
+
+
+class Operator(NamedTuple):
+    """One kind of kernel of a pass and how often the rank runs it."""
+
+    name: str
+    calls: int
+    shape: Shape
