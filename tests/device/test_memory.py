@@ -6,7 +6,9 @@ from simulator import catalog
 from simulator.device.accelerator import load_accelerator
 from simulator.device.memory import Ledger, activation_bytes, buffer_bytes, kv_blocks, ledger
 from simulator.errors import InputError
-from simulator.model.transformer import Layout, load_model
+from simulator.model.layout import Layout
+from simulator.model.split import kv_bytes_per_token_per_rank, splits_over, weight_bytes_per_rank
+from simulator.model.transformer import load_model
 
 H100 = load_accelerator("h100-sxm-80gb")
 LLAMA_8B, LLAMA_70B = load_model("llama-3-8b"), load_model("llama-3-70b")
@@ -32,9 +34,9 @@ def test_ledger_of_llama_3_8b_by_hand() -> None:
 )
 def test_terms_add_up_and_blocks_fit(name, device, tensor, tokens, sequences, utilisation) -> None:
     model, layout, sheet = load_model(name), Layout(tensor=tensor), load_accelerator(device)
-    assume(model.splits_over(tensor))
-    needed = model.weight_bytes_per_rank(layout) + activation_bytes(model, layout, tokens, sequences)
-    needed += buffer_bytes(model, layout, tokens) + model.kv_bytes_per_token_per_rank(layout)
+    assume(splits_over(model, tensor))
+    needed = weight_bytes_per_rank(model, layout) + activation_bytes(model, layout, tokens, sequences)
+    needed += buffer_bytes(model, layout, tokens) + kv_bytes_per_token_per_rank(model, layout)
     if needed > int(sheet.memory.capacity * utilisation):
         with pytest.raises(InputError, match="does not fit"):
             ledger(model, layout, sheet, tokens, sequences, utilisation)
@@ -42,7 +44,7 @@ def test_terms_add_up_and_blocks_fit(name, device, tensor, tokens, sequences, ut
     book = ledger(model, layout, sheet, tokens, sequences, utilisation)
     assert min(book) >= 0
     assert sum(book[1:]) == book.usable_bytes <= sheet.memory.capacity
-    assert kv_blocks(book, model, layout, 1) * model.kv_bytes_per_token_per_rank(layout) <= book.kv_bytes
+    assert kv_blocks(book, model, layout, 1) * kv_bytes_per_token_per_rank(model, layout) <= book.kv_bytes
 
 
 def test_more_ranks_leave_more_kv_tokens_and_more_tokens_per_step_leave_fewer() -> None:
@@ -56,7 +58,7 @@ def test_what_does_not_fit_names_the_binding_term_and_what_is_missing() -> None:
     with pytest.raises(InputError) as caught:
         ledger(LLAMA_70B, Layout(), H100, 8192)
     text = str(caught.value)
-    assert "llama-3-70b does not fit h100-sxm-80gb with tensor 1: weights take most" in text
+    assert "llama-3-70b does not fit h100-sxm-80gb under TP1: weights take most" in text
     assert "weights 131.4 GiB" in text
     usable = 81559 / 1024 * 0.9
     missing = 131.415 + 8192 * 2 * (2 * 8192 + 3 * 28672) / 2**30 - usable

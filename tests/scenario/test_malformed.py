@@ -106,7 +106,7 @@ EDITS = {
     "unknown router": ("  colocated:", "  router: best\n  colocated:", r":10:3: serving.router.*unknown key 'best'"),
     "unknown batcher": ("batcher: continuous", "batcher: static", r":13:5: .*batcher.*unknown key 'static'"),
     "unknown cost": ("  colocated:", "  cost: magic\n  colocated:", r":10:3: serving.cost.*unknown key 'magic'"),
-    "unknown weights": ("  colocated:", "  weights: bf61\n  colocated:", r"unknown value 'bf61'; .*mean 'bf16'"),
+    "unknown format": ("  colocated:", "  precision: bf61\n  colocated:", r"unknown format 'bf61'; .*mean 'bf16'"),
     "tensor that splits no head": ("tensor: 2", "tensor: 3", r":12:\d+: serving.colocated.layout.tensor: .*32 heads"),
     "tensor beyond NVLink": ("tensor: 2", "tensor: 16", r":12:\d+: serving.colocated.layout.tensor: .*scale-up"),
     "model too large for its memory": (

@@ -10,13 +10,12 @@ from simulator.topology.costs import (
     costs_of,
     format_power,
     format_price,
-    parse_price,
     quantities,
     read_price_list,
     require_valid,
     unit_costs,
 )
-from simulator.units import UnitError
+from simulator.units import UnitError, parse_price
 
 PRESETS = catalog.names("topologies")
 
