@@ -23,7 +23,10 @@ TICK = 1 << 20
 
 @dataclass(frozen=True)
 class Costs:
-    """A cost model with a fixed part per step and per prompt, per token, per pair and per sequence."""
+    """A cost model with a fixed part per step and per prompt, per token, per pair and per sequence.
+
+    From every multiple of `bend` tokens of context on, a decode step follows another line: the whole jumps by a tenth.
+    """
 
     fixed: float
     per_sequence: float
@@ -31,9 +34,14 @@ class Costs:
     prefill_fixed: float
     prefill_token: float
     prefill_pair: float
+    bend: int = 0
 
-    def decode(self, batch):
-        return self.fixed + self.per_sequence * batch, self.per_context
+    def decode(self, batch, context):
+        fixed, slope = self.fixed + self.per_sequence * batch, self.per_context
+        if not self.bend:
+            return fixed, slope, float("inf")
+        piece = max(0, ceil(context / self.bend) - 1)  # piece n holds for contexts in (n, n + 1] x bend
+        return fixed * 1.1**piece, slope * 1.1**piece, (piece + 1.0) * self.bend
 
     def prefill_ns(self, tokens, attended, sequences):
         return self.prefill_fixed + self.prefill_token * tokens + self.prefill_pair * attended
@@ -146,8 +154,8 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
                 victim["held"] = 0
                 victim["preemptions"] += 1
                 waiting.insert(0, victim)
-            fixed, slope = costs.decode(len(running))
             context = sum(r["held"] + 1 for r in running)
+            fixed, slope, _ = costs.decode(len(running), context)
             ticks += round(fixed * TICK) + round(slope * TICK) * context
             for r in running:
                 r["held"] += 1
@@ -174,6 +182,7 @@ all_costs = st.builds(
     prefill_fixed=st.floats(0, 20_000),
     prefill_token=slopes,
     prefill_pair=st.floats(0, 1),
+    bend=st.sampled_from([0, 37, 400]),
 )
 
 

@@ -148,8 +148,8 @@ class Twin:
             return
         for r in engine["running"]:
             r.setdefault("decode", self.now)
-        fixed, slope = self.costs.decode(len(engine["running"]))
         context = sum(r["kv"] + 1 for r in engine["running"])
+        fixed, slope, _ = self.costs.decode(len(engine["running"]), context)
         engine["ticks"] += round(fixed * TICK) + round(slope * TICK) * context
         self.at(engine["ticks"] // TICK, 2, self.stepped, engine)
 
@@ -225,6 +225,7 @@ all_costs = st.builds(
     prefill_fixed=st.floats(1500.7, 20_000),
     prefill_token=st.floats(3.1, 50),
     prefill_pair=st.floats(0.013, 1),
+    bend=st.sampled_from([0, 97]),
 )
 
 

@@ -11,7 +11,8 @@ from simulator import load, simulate
 from simulator.build import serving
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
-from simulator.model.transformer import Layout, load_model
+from simulator.model.layout import Layout
+from simulator.model.transformer import load_model
 
 SPLIT = """
 schema: 1
@@ -53,8 +54,8 @@ def test_one_request_is_a_closed_form(tmp_path):
     assert row.kv_transfer_bytes == size
     drain_ns = ceil(Fraction(size, 2) * 10**9 / (450 * 10**9))
     assert 0 < row.kv_transfer_ns - drain_ns < 5000  # what is left is the latency of two NVLink hops
-    fixed, slope = cost.decode(1)
-    steps = sum(fixed + slope * (prompt + i) for i in range(1, output))
+    lines = ((prompt + i, cost.decode(1, prompt + i)) for i in range(1, output))
+    steps = sum(line.fixed_ns + line.per_context_token_ns * context for context, line in lines)
     assert row.finish_ns - row.decode_start_ns == pytest.approx(steps, abs=2)
     assert row.decode_start_ns == row.first_token_ns + row.kv_transfer_ns
 
