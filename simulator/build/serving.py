@@ -208,7 +208,15 @@ class System:
         self.finished = Event(self.env)
         self.recording = recording
         self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
-        self.frontend = Frontend(self.env, self.pools[0], blueprint.admission, recording.ended, self.finished)
+        clients = getattr(getattr(scenario.workload, "arrivals", None), "closed_loop", None)
+        self.frontend = Frontend(
+            self.env,
+            self.pools[0],
+            blueprint.admission,
+            recording.ended,
+            self.finished,
+            clients.clients if clients else None,
+        )
         model = blueprint.model
         serving = scenario.serving
         assert serving is not None

@@ -113,6 +113,19 @@ class Diurnal(Strict):
         return Diurnal(self.rate, self.peak_to_mean, self.period)
 
 
+class ClosedLoop(Strict):
+    """So many clients, each of which sends its next request when the one before has ended."""
+
+    clients: Count
+    """Requests in flight at most (vLLM's benchmark: --max-concurrency)."""
+
+    def law(self) -> "arrivals.ClosedLoop":
+        """Return the arrival process."""
+        from simulator.workload.arrivals import ClosedLoop
+
+        return ClosedLoop(self.clients)
+
+
 class Fixed(Strict):
     """The same number of tokens for every request."""
 
@@ -202,6 +215,7 @@ ARRIVALS: dict[str, type[Strict]] = {
     "gamma": Gamma,
     "mmpp": Mmpp,
     "diurnal": Diurnal,
+    "closed_loop": ClosedLoop,
 }
 LENGTHS: dict[str, type[Strict]] = {
     "constant": Fixed,

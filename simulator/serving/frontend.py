@@ -1,6 +1,7 @@
 """The front of the cluster: requests arrive, are admitted or refused, and go to an instance of the first pool.
 
-Model: an open loop; a request arrives at its recorded time whatever happened to those before it.
+Model: an open loop, in which a request arrives at its recorded time whatever happened to those before it; or a closed
+one of so many clients, each of which sends its next request when the one before has ended.
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -48,9 +49,17 @@ class Frontend:
     """Counts every request from its arrival to its one outcome; `ended` hears of each, `finished` is when all have."""
 
     def __init__(
-        self, env: Clock, pool: Pool, admission: Admission, ended: Callable[[Request], None], finished: Event
+        self,
+        env: Clock,
+        pool: Pool,
+        admission: Admission,
+        ended: Callable[[Request], None],
+        finished: Event,
+        clients: int | None = None,
     ) -> None:
         self.env = env
+        self._clients = clients
+        self._freed: Event | None = None  # what waits for a client of a closed loop
         self._all_arrived = False
         self._finished = finished
         self.in_flight: dict[int, Request] = {}
@@ -66,7 +75,12 @@ class Frontend:
         number = 0
         for batch in batches:
             for arrival_ns, prompt, output, session, turn in zip(*batch, strict=False):
-                if arrival_ns > env.now:
+                if self._clients is not None:
+                    if len(in_flight) >= self._clients:
+                        self._freed = Event(env)
+                        yield self._freed
+                    arrival_ns = env.now
+                elif arrival_ns > env.now:
                     yield env.timeout(arrival_ns - env.now)
                 request = Request(number, arrival_ns, prompt, output, session, turn)
                 number += 1
@@ -87,6 +101,9 @@ class Frontend:
         self.finished += 1
         del self.in_flight[request.request_id]
         self._row(request)
+        if self._freed is not None:
+            self._freed.succeed()
+            self._freed = None
         if self._all_arrived and not self.in_flight:
             self._finished.succeed()
 

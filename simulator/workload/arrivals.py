@@ -187,7 +187,22 @@ class Diurnal:
             yield candidates[keep]
 
 
-ARRIVALS: dict[str, type[Constant] | type[Poisson] | type[Gamma] | type[Mmpp] | type[Diurnal]] = {
+@dataclass(frozen=True)
+class ClosedLoop:
+    """So many clients, each of which sends its next request when the one before has ended; all begin at time 0.
+
+    Here every request is ready at once; the front of the cluster lets no more than `clients` of them in.
+    """
+
+    clients: int
+
+    def times(self, rng: np.random.Generator) -> Iterator[Times]:
+        """Yield zeros; `rng` is not used."""
+        while True:
+            yield np.zeros(BLOCK, dtype=np.int64)
+
+
+ARRIVALS: dict[str, type[Constant | Poisson | Gamma | Mmpp | Diurnal]] = {
     "constant": Constant,
     "poisson": Poisson,
     "gamma": Gamma,
