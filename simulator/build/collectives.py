@@ -98,7 +98,7 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
         raise InputError(
             Problem("a graph has no nodes of devices; collectives need a preset", path="traffic.collectives")
         )
-    constants = load_constants(_constants(scenario, topology, notes))
+    constants = load_constants(constants_of(scenario, topology, notes))
     collectives = Collectives(topology, constants, _plane(scenario))
     found: list[Plan] = []
     problems: list[Problem] = []
@@ -137,7 +137,7 @@ def _farthest(exchange: Exchange) -> tuple[int, int]:
     return exchange.ranks[0], exchange.ranks[-1]
 
 
-def _constants(scenario: Scenario, topology: Topology, notes: list[str]) -> str:
+def constants_of(scenario: Scenario, topology: Topology, notes: list[str]) -> str:
     """Return the constants that the scenario names, or those of the device, or the ideal ones with a note."""
     if scenario.network.collectives is not None:
         return scenario.network.collectives

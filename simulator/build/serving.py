@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from simpy import Event
 
 from simulator import catalog
+from simulator.build.collectives import constants_of
 from simulator.build.network import (
     Planned,
     check_network,
@@ -23,9 +25,12 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS
+from simulator.device.cost import COSTS, Subject
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
+from simulator.network.collectives import Collectives
+from simulator.network.collectives_constants import load_constants
+from simulator.network.group_times import GroupTimes
 from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
 from simulator.scenario.reference import kv_blocks_of
@@ -84,8 +89,14 @@ def plan(scenario: Scenario) -> Blueprint:
     inventory = Inventory(topology.sites)
     model = load_model(serving.model)
     notes: list[str] = []
+
+    @cache
+    def collectives() -> Collectives:
+        return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
+
     pools = tuple(
-        _plan_pool(role, section, serving, model, topology, inventory) for role, section in serving.pools.items()
+        _plan_pool(role, section, serving, model, topology, inventory, collectives)
+        for role, section in serving.pools.items()
     )
     first, last = pools[0].engine, pools[-1].engine
     admission = Admission(
@@ -110,17 +121,26 @@ def _set(scenario: Scenario, key: str) -> bool:
 
 
 def _plan_pool(
-    role: str, section: PoolSection, serving: Serving, model: Transformer, topology: Topology, inventory: Inventory
+    role: str,
+    section: PoolSection,
+    serving: Serving,
+    model: Transformer,
+    topology: Topology,
+    inventory: Inventory,
+    collectives: Callable[[], Collectives],
 ) -> PoolPlan:
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
-    _, make_cost = COSTS[serving.cost.name]
-    cost = make_cost(serving.cost.parameters, model, section.layout, accelerator, serving.precision)
     watermark = int(section.kv.watermark * blocks)
-    engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark)
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
+    links = None
+    if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
+        links = GroupTimes(collectives(), section.layout, leases[0].devices)
+    _, make_cost = COSTS[serving.cost.name]
+    cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
+    engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark)
     router = section.router or serving.router
     return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
 

@@ -17,11 +17,14 @@ from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import PromptAttention, Shape, TokenAttention
+from simulator.model.operators import Collective, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
 from simulator.strict import Duration, Strict
+
+Links = Callable[[Collective], tuple[float, float]]
+"""(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
 
 
 class DecodeStep(NamedTuple):
@@ -85,11 +88,10 @@ class RooflineCost:
         accelerator: Accelerator,
         precision: Precision | None = None,
         step_overhead_ns: float = 0.0,
+        links: Links | None = None,
     ) -> None:
         check_layout(model, layout)
-        if layout.tensor > accelerator.domain:
-            what = f"{layout.tensor} tensor-parallel ranks do not fit one scale-up domain of {accelerator.name}"
-            raise InputError(Problem(what, path="layout.tensor", allowed=f"at most {accelerator.domain}"))
+        self._links = links
         self.model, self.layout, self.accelerator = model, layout, accelerator
         self.precision = precision or Precision()
         self.step_overhead_ns = step_overhead_ns
@@ -155,10 +157,24 @@ class RooflineCost:
         key = type(shape), shape
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = time_of(shape, self.accelerator)
+            kernel = self._collective(shape) if isinstance(shape, Collective) else time_of(shape, self.accelerator)
             if not isinstance(shape, PromptAttention | TokenAttention):
                 self._kernels[key] = kernel
         return kernel
+
+    def _collective(self, shape: Collective) -> Kernel:
+        """Return a collective by the device's own constants within a scale-up domain, by the topology beyond it."""
+        if shape.ranks <= self.accelerator.domain and shape.group == "tensor":
+            return time_of(shape, self.accelerator)
+        if self._links is not None:
+            latency_ns, link_ns = self._links(shape)
+            return Kernel(link_ns=link_ns, fixed_ns=latency_ns)
+        if self.layout.devices > self.accelerator.domain:
+            what = (
+                f"{shape.ranks} {shape.group}-parallel ranks do not fit one scale-up domain of {self.accelerator.name}"
+            )
+            raise InputError(Problem(what, path="layout", allowed=f"at most {self.accelerator.domain}, or a topology"))
+        return time_of(shape, self.accelerator)
 
     def _rest_ns(self, work: Work) -> float:
         """Return the time of everything but attention over the context: it follows from the numbers of tokens."""
@@ -257,18 +273,24 @@ class RooflineParameters(Strict):
     """Time that the engine adds to every step: scheduling, input preparation, all that the device waits for."""
 
 
-Factory = Callable[[Any, Transformer, Layout, Accelerator, Precision], Cost]
+class Subject(NamedTuple):
+    """What steps are timed of: a model under a layout on a device kind, in formats, with the links of its place."""
+
+    model: Transformer
+    layout: Layout
+    accelerator: Accelerator
+    precision: Precision
+    links: Links | None = None
 
 
-def _roofline(
-    parameters: RooflineParameters, model: Transformer, layout: Layout, accelerator: Accelerator, precision: Precision
-) -> Cost:
-    return RooflineCost(model, layout, accelerator, precision, parameters.step_overhead)
+Factory = Callable[[Any, Subject], Cost]
 
 
-def _linear(
-    parameters: LinearParameters, model: Transformer, layout: Layout, accelerator: Accelerator, precision: Precision
-) -> Cost:
+def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters.step_overhead, of.links)
+
+
+def _linear(parameters: LinearParameters, of: Subject) -> Cost:
     return LinearCost(parameters)
 
 

@@ -9,7 +9,14 @@ from simulator.device.kernels import Kernel
 from simulator.model.operators import Collective
 from simulator.units import NS_PER_S
 
-PARTS = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 1.0, "all_to_all": 1.0}
+PARTS = {
+    "all_reduce": 2.0,
+    "all_gather": 1.0,
+    "reduce_scatter": 1.0,
+    "all_to_all": 1.0,
+    "dispatch": 1.0,
+    "combine": 1.0,
+}
 """How often (n - 1) / n of the message passes a rank's link."""
 
 

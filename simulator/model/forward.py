@@ -298,13 +298,14 @@ class Pass:
         """Return dispatch and combine of routed tokens among the ranks that hold experts."""
         part, layout = self.model.experts, self.layout
         assert part is not None
-        form = FORMATS[self.precision.of_experts]
-        sent = -(-tokens // layout.tensor) * min(part.active, layout.expert) * self.model.hidden
+        form, ranks = FORMATS[self.precision.of_experts], layout.stage_devices
+        # a rank gets one copy of a token however many of its experts are chosen
+        copies = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active) * layout.expert_tensor
+        sent = -(-tokens // layout.tensor) * copies * self.model.hidden
         out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
-        ranks = layout.stage_devices
         return [
-            Operator("dispatch", part.layers, Collective("all_to_all", out, ranks, "expert")),
-            Operator("combine", part.layers, Collective("all_to_all", sent * self.value_bytes, ranks, "expert")),
+            Operator("dispatch", part.layers, Collective("dispatch", out, ranks, "expert")),
+            Operator("combine", part.layers, Collective("combine", sent * self.value_bytes, ranks, "expert")),
         ]
 
     def _ring(self, tokens: int) -> list[Operator]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, cast
 from simulator import catalog
 from simulator.cluster.inventory import Inventory
 from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.cost import COSTS
+from simulator.device.cost import COSTS, Subject
 from simulator.device.memory import kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
@@ -158,12 +158,11 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     make_cost = COSTS[serving.cost.name][1]
     constants = serving.cost.parameters
     for role, pool in serving.pools.items():
-        at = ("serving", role, "layout", "tensor")
+        at = ("serving", role, "layout")
         attempt(partial(check_layout, model, pool.layout), document, problems, at)
         if len(problems) == before:
-            attempt(
-                partial(make_cost, constants, model, pool.layout, device, serving.precision), document, problems, at
-            )
+            subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
+            attempt(partial(make_cost, constants, subject), document, problems, at)
             attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), document, problems)

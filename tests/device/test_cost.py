@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, Cost, LinearCost, LinearParameters, RooflineCost, RooflineParameters
+from simulator.device.cost import COSTS, Cost, LinearCost, LinearParameters, RooflineCost, RooflineParameters, Subject
 from simulator.documents import parse_document
 from simulator.errors import InputError
 from simulator.model.forward import Work
@@ -193,6 +193,9 @@ def test_one_device_has_no_collectives() -> None:
     assert next(row for row in split if row.name == "all-reduce").calls == 2 * 32 + 1
 
 
+SUBJECT = Subject(load_model("llama-3-8b"), Layout(), load_accelerator("h100-sxm-80gb"), Precision())
+
+
 def parsed(text: str) -> LinearParameters:
     return validate(LinearParameters, parse_document(text, "x.yaml"))
 
@@ -224,15 +227,13 @@ def test_linear_parameters_survive_writing_and_reading() -> None:
 @pytest.mark.parametrize("name", sorted(COSTS))
 def test_every_registered_cost_is_built_from_its_parameters(name: str) -> None:
     parameters, make = COSTS[name]
-    cost: Cost = make(parameters(), load_model("llama-3-8b"), Layout(), load_accelerator("h100-sxm-80gb"), Precision())
+    cost: Cost = make(parameters(), SUBJECT)
     assert cost.prefill_ns(1, 1, 1) >= 0
     assert cost.decode(1, 1).fixed_ns >= 0
 
 
 def test_roofline_parameters_reach_the_cost() -> None:
     parameters = validate(RooflineParameters, parse_document("step_overhead: 3 ms", "x.yaml"))
-    cost = COSTS["roofline"][1](
-        parameters, load_model("llama-3-8b"), Layout(), load_accelerator("h100-sxm-80gb"), Precision()
-    )
+    cost = COSTS["roofline"][1](parameters, SUBJECT)
     assert isinstance(cost, RooflineCost)
     assert cost.step_overhead_ns == 3_000_000

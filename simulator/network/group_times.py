@@ -1,0 +1,70 @@
+"""Times of the collectives of one instance on its own devices of a topology, each group by itself on idle links.
+
+Model: `simulator.network.collectives` for the operations of a library; dispatch and combine as DeepEP's kernels: a
+base, and the bytes of a rank over the slower of its link within the node and its way to the other nodes.
+"""
+
+from collections.abc import Sequence
+
+from simulator.errors import InputError, Problem
+from simulator.model.layout import Layout
+from simulator.model.operators import Collective
+from simulator.network.collectives import Collectives
+from simulator.network.collectives_constants import Phase
+from simulator.network.collectives_shape import GroupShape
+from simulator.units import NS_PER_S
+
+
+def group(layout: Layout, name: str, devices: Sequence[int]) -> tuple[int, ...]:
+    """Return the devices of the first group `name` of a layout; ranks of `tensor` are next to each other in a lease.
+
+    Those of `context` and `data` are `tensor` apart, and the stages of a pipeline follow each other.
+    """
+    stage = layout.stage_devices
+    groups = {
+        "tensor": devices[: layout.tensor],
+        "context": devices[: layout.tensor * layout.context : layout.tensor],
+        "expert": devices[:stage],
+        "pipeline": devices[: stage + 1 : stage],
+    }
+    return tuple(groups[name])
+
+
+class GroupTimes:
+    """Latency and time on the links of a collective by the group that it runs in, on the devices of one instance."""
+
+    def __init__(self, collectives: Collectives, layout: Layout, devices: Sequence[int]) -> None:
+        self.collectives, self.layout, self.devices = collectives, layout, tuple(devices)
+
+    def __call__(self, shape: Collective) -> tuple[float, float]:
+        """Return (latency, time on the links) in ns; raises InputError where no algorithm of the library applies."""
+        members = group(self.layout, shape.group, self.devices)
+        if shape.operation in ("dispatch", "combine"):
+            return self._exchange(shape, self.collectives.shape(members))
+        try:
+            choice = self.collectives.choose(shape.operation, members, round(shape.size_bytes), engine=True)
+        except ValueError as error:
+            raise InputError(Problem(str(error), path="layout")) from None
+        return choice.latency_ns, choice.ns_per_byte * shape.size_bytes
+
+    def nodes(self, name: str) -> int:
+        """Return how many nodes the group `name` spans."""
+        return self.collectives.shape(group(self.layout, name, self.devices)).nodes
+
+    def _exchange(self, shape: Collective, group: GroupShape) -> tuple[float, float]:
+        constants = self.collectives.constants
+        forms = [form for form in (constants.low_latency, constants.high_throughput) if form is not None]
+        if not forms:  # constants of a library alone: its all-to-all
+            return self(shape._replace(operation="all_to_all"))
+        phases: list[Phase] = [getattr(form, shape.operation) for form in forms]
+        return min((exchange(phase, shape.size_bytes, group) for phase in phases), key=sum)
+
+
+def exchange(phase: Phase, size_bytes: float, group: GroupShape) -> tuple[float, float]:
+    """Return (base, time on the links) in ns when each rank sends `size_bytes` evenly to all ranks, itself included."""
+    inside = (group.ranks_per_node - 1) / group.ranks * size_bytes
+    outside = (group.ranks - group.ranks_per_node) / group.ranks * size_bytes
+    local = inside / (phase.local_share * group.rate_inside(to_all=True)) if inside else 0.0
+    network = outside / (phase.network_share * group.cross_bytes_per_s) if outside else 0.0
+    base = phase.base + (phase.network_base if group.nodes > 1 else 0)
+    return base, max(local, network) * NS_PER_S
