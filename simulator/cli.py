@@ -15,6 +15,7 @@ import click
 
 from simulator import __version__
 from simulator.errors import InputError, OutputError, nearest
+from simulator.plugins import import_plugins
 
 if TYPE_CHECKING:
     from simulator.results.run import Run
@@ -26,6 +27,7 @@ MAX_PROBLEMS = 50
 _GROUPS = {
     "trace": ("simulator.trace_cli", "Convert, look at, cut and make request traces."),
     "topology": ("simulator.topology_cli", "Look at cluster topologies."),
+    "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
 }
 
 Call = TypeVar("Call", bound=Callable[..., Any])
@@ -115,7 +117,7 @@ def run(
     plugins: tuple[str, ...],
 ) -> int:
     """Run a scenario and write its results."""
-    _import_plugins(plugins)
+    import_plugins(plugins)
     from simulator.scenario.load import load
 
     if seed is not None:
@@ -160,7 +162,7 @@ def _print_run(outcome: "Run", scenario: "Scenario", as_json: bool) -> None:
 @overriding
 def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> int:
     """Check a scenario without running it."""
-    _import_plugins(plugins)
+    import_plugins(plugins)
     from simulator.scenario.load import load
 
     scenario = load(file, overrides)
@@ -182,7 +184,7 @@ def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[s
 @click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies.")
 def schema(out: Path | None, plugins: tuple[str, ...]) -> int:
     """Write the JSON schema of scenario files, for editors to check and complete from."""
-    _import_plugins(plugins)
+    import_plugins(plugins)
     from simulator.scenario.write import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -205,20 +207,6 @@ def version() -> int:
     """Print the version."""
     click.echo(__version__)
     return DONE
-
-
-def _import_plugins(plugins: tuple[str, ...]) -> None:
-    sys.path.insert(0, os.getcwd())  # as `python -m` does, so that a module beside the scenario is found
-    try:
-        for plugin in plugins:
-            try:
-                importlib.import_module(plugin)
-            except ModuleNotFoundError as error:
-                if error.name is None or not (plugin == error.name or plugin.startswith(f"{error.name}.")):
-                    raise
-                raise InputError(f"--plugin {plugin}: no such module") from None
-    finally:
-        sys.path.pop(0)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,25 +16,6 @@ from simulator.scenario.load import load
 ROOT = Path(__file__).parent.parent
 
 
-class Outcome:
-    def __init__(self, code: object, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def simulate(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(list(arguments))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return Outcome(stop.value.code, out, err)
-
-    return call
-
-
 def process(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "simulator.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

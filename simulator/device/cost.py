@@ -67,6 +67,7 @@ class OperatorTime(NamedTuple):
     size_bytes: float
     ns: float
     bound: str
+    shape: Shape | None = None
 
 
 KNOTS_PER_OCTAVE = 2

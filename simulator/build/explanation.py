@@ -1,0 +1,133 @@
+"""From a scenario, or from a model on a device, to the explanation of its steps, its memory and its ceilings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from simulator.device.accelerator import load_accelerator
+from simulator.device.breakdown import (
+    Explanation,
+    StepBreakdown,
+    book_of,
+    borrowed,
+    ceilings,
+    memory_parts,
+    step_breakdown,
+)
+from simulator.device.cost import RooflineCost
+from simulator.documents import parse_document
+from simulator.errors import InputError, Problem, unknown
+from simulator.model.forward import Work
+from simulator.model.layout import Layout
+from simulator.model.precision import Precision
+from simulator.model.split import kv_bytes_per_token_per_rank
+from simulator.model.transformer import load_model
+from simulator.scenario.schema import Scenario
+from simulator.strict import ModelT, validate
+
+PHASES = ("prefill", "decode", "mixed")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Which steps to explain: prompts of `prompt` tokens after `cached` ones, `batch` sequences of `context` tokens.
+
+    `batch` None: 64, or as many as fit the KV cache.
+    """
+
+    prompt: int = 2048
+    cached: int = 0
+    batch: int | None = None
+    context: int = 2048
+    phases: tuple[str, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine's largest step has, for the memory ledger."""
+
+    batch_tokens: int = 8192
+    sequences: int = 256
+    utilisation: float = 0.9
+
+
+def explain_model(
+    model: str, device: str, layout: Layout, precision: Precision, ask: Ask, step_overhead_ns: float = 0.0
+) -> Explanation:
+    """Return the explanation of one instance within one scale-up domain; raises InputError when it cannot be."""
+    cost = RooflineCost(load_model(model), layout, load_accelerator(device), precision, step_overhead_ns)
+    return explain(f"{model} on {device}", cost, ask, Limits())
+
+
+def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
+    """Return the explanation of one instance of each pool; raises InputError when the scenario cannot run."""
+    from simulator.build.serving import plan
+
+    if scenario.serving is None:
+        raise InputError(Problem("there are no engines to explain: `traffic` is the network alone", path="traffic"))
+    blueprint = plan(scenario)
+    found = []
+    for pool, (role, section) in zip(blueprint.pools, scenario.serving.pools.items(), strict=True):
+        cost = pool.engine.cost
+        limits = section.batcher.parameters
+        engine = Limits(limits.max_batch_tokens, limits.max_running, section.kv.memory_utilisation)
+        phases = ask.phases if role == "colocated" else (role,)
+        found.append(
+            explain(
+                f"{scenario.name}: {role}, {section.instances} instances",
+                _with_operators(cost, scenario.serving.cost.name),
+                Ask(ask.prompt, ask.cached, ask.batch, ask.context, phases),
+                engine,
+            )
+        )
+    return found
+
+
+def _with_operators(cost: Any, name: str) -> RooflineCost:
+    if not isinstance(cost, RooflineCost):
+        what = f"{name} costs are the user's own constants, without operators"
+        raise InputError(Problem(what, path="serving.cost", allowed="roofline, measured"))
+    return cost
+
+
+def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explanation:
+    """Return the explanation of one instance whose steps last as `cost` says."""
+    book = book_of(cost, limits.batch_tokens, limits.sequences, limits.utilisation)
+    token = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
+    fits = int(book.kv_bytes / token / ask.context)
+    batch = ask.batch if ask.batch is not None else max(1, min(64, fits, limits.sequences))
+    notes = borrowed(cost.accelerator, (cost.precision.of_attention, cost.precision.weights))
+    if batch > fits:
+        notes.append(f"the KV cache holds {fits:,} sequences of {ask.context:,} tokens, not {batch:,}")
+    steps = tuple(step_of(cost, phase, ask, batch) for phase in ask.phases)
+    return Explanation(
+        title,
+        cost,
+        steps,
+        book,
+        memory_parts(cost, book),
+        ceilings(cost, book, ask.context),
+        ask.context,
+        token,
+        tuple(notes),
+    )
+
+
+def step_of(cost: RooflineCost, phase: str, ask: Ask, batch: int) -> StepBreakdown:
+    """Return the breakdown of one step of a phase; raises InputError for an unknown phase."""
+    if phase not in PHASES:
+        raise InputError(unknown("phase", phase, PHASES))
+    pairs = ask.prompt * ask.cached + ask.prompt * (ask.prompt + 1) // 2
+    prompt = Work(ask.prompt, pairs, 1)
+    decode = Work(batch=batch, context=batch * ask.context)
+    both = prompt._replace(batch=batch, context=batch * ask.context)
+    return step_breakdown(cost, phase, {"prefill": prompt, "decode": decode, "mixed": both}[phase])
+
+
+def parsed(option: str, text: str, model: type[ModelT], alone: str) -> ModelT:
+    """Return a model from an option such as `tensor=4,expert=8`; a bare word stands for the field `alone`.
+
+    Raises InputError that names the option.
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    lines = [f"{name.strip()}: {value.strip()}" if sign else f"{alone}: {name.strip()}" for name, sign, value in pairs]
+    return validate(model, parse_document("\n".join(lines) or "{}", option))

@@ -1,0 +1,119 @@
+"""The `simulate explain` command: where each microsecond of a step and each byte of a device go."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simulator.errors import InputError
+
+if TYPE_CHECKING:  # pydantic and rich are slow to import; --help must not wait for them
+    from simulator.build.explanation import Ask
+    from simulator.device.breakdown import Explanation
+
+
+PLAIN_WIDTH = 110
+"""Columns where the output is no terminal: enough for every column of a table."""
+
+
+@click.command()
+@click.argument("scenario", required=False, metavar="[SCENARIO]")
+@click.option("--model", metavar="NAME", help="Model card, or a config.json, in the place of a scenario.")
+@click.option("--device", metavar="NAME", help="Device sheet; goes with --model.")
+@click.option("--layout", default="", metavar="DEGREES", help="Such as tensor=4,expert=8; a bare number is tensor.")
+@click.option("--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8.")
+@click.option("--step-overhead", default="0 s", metavar="TIME", help="What the engine adds to every step.")
+@click.option("--phase", "phases", multiple=True, metavar="PHASE", help="prefill, decode or mixed; may be repeated.")
+@click.option("--prompt", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of a prompt.")
+@click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of it that are cached already.")
+@click.option("--batch", type=click.IntRange(1), help="Sequences that decode [64, or those that fit].")
+@click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of each of them.")
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the scenario.")
+@click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with the roofline plot.")
+@click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")
+def explain(
+    scenario: str | None,
+    model: str | None,
+    device: str | None,
+    layout: str,
+    precision: str,
+    step_overhead: str,
+    phases: tuple[str, ...],
+    prompt: int,
+    cached: int,
+    batch: int | None,
+    context: int,
+    overrides: tuple[str, ...],
+    plugins: tuple[str, ...],
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Explain a step: its operators, their bounds and times, the memory of a device, and the ceilings.
+
+    Either of each pool of SCENARIO, or of one instance of --model on --device.
+    """
+    from simulator.build.explanation import Ask
+
+    _check(scenario, model, device, layout, precision)
+    ask = Ask(prompt, cached, batch, context, phases or Ask.phases)
+    if scenario is not None:
+        found = _of_scenario(scenario, overrides, plugins, ask)
+    else:
+        found = [_of_model(str(model), str(device), layout, precision, step_overhead, ask)]
+    if html is not None:
+        from simulator.report.roofline import page
+
+        try:
+            html.write_text(page(found), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {html}: {error.strerror or error}") from None
+    if as_json:
+        click.echo(json.dumps([one.as_data() for one in found], indent=2))
+        return
+    from rich.console import Console
+
+    from simulator.report.explain import print_explanation
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    for number, one in enumerate(found):
+        if number:
+            console.print()
+        print_explanation(one, console)
+
+
+def _check(scenario: str | None, model: str | None, device: str | None, layout: str, precision: str) -> None:
+    if (scenario is None) == (model is None):
+        raise click.UsageError("Give a SCENARIO, or --model and --device.")
+    if model is not None and device is None:
+        raise click.UsageError("--model needs --device.")
+    if scenario is not None and (device or layout or precision):
+        raise click.UsageError("--device, --layout and --precision go with --model; of a scenario use --set.")
+
+
+def _of_scenario(
+    scenario: str, overrides: tuple[str, ...], plugins: tuple[str, ...], ask: "Ask"
+) -> "list[Explanation]":
+    from simulator.build.explanation import explain_scenario
+    from simulator.plugins import import_plugins
+    from simulator.scenario.load import load
+
+    import_plugins(plugins)
+    return explain_scenario(load(scenario, overrides), ask)
+
+
+def _of_model(model: str, device: str, layout: str, precision: str, overhead: str, ask: "Ask") -> "Explanation":
+    from simulator.build.explanation import explain_model, parsed
+    from simulator.model.layout import Layout
+    from simulator.model.precision import Precision
+    from simulator.units import UnitError, parse_duration_ns
+
+    try:
+        overhead_ns = parse_duration_ns(overhead)
+    except UnitError as error:
+        raise InputError(f"--step-overhead: {error}") from None
+    split = parsed("--layout", layout, Layout, "tensor")
+    return explain_model(model, device, split, parsed("--precision", precision, Precision, "weights"), ask, overhead_ns)

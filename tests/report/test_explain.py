@@ -1,0 +1,102 @@
+"""`simulate explain`: the tables add up to the step, the memory to what is usable, and bad asks get one clear error."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from simulator.build.explanation import Ask, explain_model
+from simulator.device.accelerator import load_accelerator
+from simulator.model.layout import Layout
+from simulator.model.precision import Precision
+from simulator.model.transformer import load_model
+from simulator.report.roofline import page, plotted, roofline_svg
+
+ON_H100 = ("explain", "--model", "llama-3-8b", "--device", "h100-sxm-80gb")
+
+
+def explained(simulate, *options: str) -> dict:
+    outcome = simulate(*ON_H100, "--json", *options)
+    assert outcome.code == 0, outcome.err
+    (found,) = json.loads(outcome.out)
+    return found
+
+
+def test_operators_add_up_to_the_step_and_parts_to_the_memory(simulate) -> None:
+    found = explained(simulate, "--layout", "tensor=2", "--batch", "16", "--phase", "prefill", "--phase", "mixed")
+    assert [step["phase"] for step in found["steps"]] == ["prefill", "mixed"]
+    for step in found["steps"]:
+        assert sum(row["ns"] for row in step["operators"]) == pytest.approx(step["ns"])
+        assert 0 < step["compute_utilisation"] < 1
+        assert 0 < step["bandwidth_utilisation"] < 1
+    memory = found["memory"]
+    assert sum(memory.values()) == 2 * memory["usable"]
+    assert found["kv_bytes_per_token_per_device"] == 2 * 32 * 4 * 128 * 2
+
+
+def test_ceilings_by_hand() -> None:
+    # prefill: peak over two operations per weight of the layers; decode: bandwidth over the weights and one KV cache
+    found = explain_model("llama-3-8b", "h100-sxm-80gb", Layout(), Precision(), Ask(context=1000))
+    model, device = load_model("llama-3-8b"), load_accelerator("h100-sxm-80gb")
+    layers = model.parameters - 2 * model.vocabulary * model.hidden
+    assert found.ceilings.prefill_tokens_per_s == pytest.approx(989e12 / (2 * layers))
+    floor = (2 * (model.parameters - model.vocabulary * model.hidden) + 1000 * 131072) / device.memory.bandwidth
+    assert found.ceilings.decode_alone_per_s == pytest.approx(1 / floor, rel=0.01)
+    assert found.ceilings.batch == found.book.kv_bytes // (1000 * 131072)
+    step = found.steps[1]
+    assert step.tokens_per_s < found.ceilings.decode_full_per_s
+    assert found.steps[0].tokens_per_s < found.ceilings.prefill_tokens_per_s
+
+
+def test_a_scenario_is_explained_pool_by_pool(simulate) -> None:
+    outcome = simulate("explain", "quickstart", "--json")
+    prefill, decode = json.loads(outcome.out)
+    assert [step["phase"] for step in prefill["steps"]] == ["prefill"]
+    assert [step["phase"] for step in decode["steps"]] == ["decode"]
+    assert prefill["model"] == decode["model"] == "llama-3.1-70b"
+    shown = simulate("explain", "quickstart")
+    assert "gate and up projection" in shown.out
+    assert "KiB of KV cache per token and device" in shown.out
+    assert max(map(len, shown.out.splitlines())) < 130
+
+
+def test_the_page_draws_every_operator_that_computes(tmp_path: Path, simulate) -> None:
+    found = explain_model("llama-3-8b", "h100-sxm-80gb", Layout(), Precision(), Ask())
+    for step in found.steps:
+        picture = ElementTree.fromstring(roofline_svg(step))
+        dots = [e for e in picture.iter("circle") if e.find("title") is not None]
+        assert len(dots) == len(plotted(step)) > 5
+        for dot in dots:  # under the roof, and so within the picture
+            assert 20 <= float(dot.attrib["cy"]) <= 390
+    text = page([found])
+    assert "http" not in text.replace("http://www.w3.org", "")
+    outcome = simulate(*ON_H100, "--html", str(tmp_path / "page.html"))
+    assert outcome.code == 0
+    assert (tmp_path / "page.html").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("explain", "--model", "llama-3-8b", "--device", "h100-sxm-80bg"), "did you mean 'h100-sxm-80gb'"),
+        ((*ON_H100, "--layout", "tensr=4"), "unknown key 'tensr'"),
+        ((*ON_H100, "--layout", "tensor=5"), "does not split evenly over 5"),
+        ((*ON_H100, "--layout", "expert=2"), "2 expert-parallel ranks do not divide"),
+        ((*ON_H100, "--layout", "tensor=16"), "do not fit one scale-up domain"),
+        ((*ON_H100, "--precision", "nvfp4"), "does not multiply in fp4"),
+        ((*ON_H100, "--precision", "fp9"), "unknown format 'fp9'"),
+        ((*ON_H100, "--phase", "decod"), "did you mean 'decode'"),
+        ((*ON_H100, "--step-overhead", "5"), "has no unit"),
+        ((*ON_H100, "--html", "/nowhere/x.html"), "cannot write"),
+        (("explain", "--model", "llama-3-70b", "--device", "h100-sxm-80gb"), "does not fit"),
+        (("explain", "network/spray"), "no engines to explain"),
+        (("explain",), "Give a SCENARIO"),
+        (("explain", "quickstart", "--layout", "tensor=2"), "of a scenario use --set"),
+    ],
+)
+def test_bad_asks(simulate, words: tuple[str, ...], complaint: str) -> None:
+    outcome = simulate(*words)
+    assert outcome.code == 2
+    assert complaint.lower() in outcome.err.lower()
+    assert "Traceback" not in outcome.err
