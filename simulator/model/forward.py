@@ -75,29 +75,45 @@ class Work(NamedTuple):
 class Pass:
     """A model under a layout in a precision: `operators(work)` lists the kernels of a forward pass over all layers.
 
-    Of a pipeline it is the way of one batch through every stage, the sends between stages included.
+    Of a pipeline it is the way of one batch through every stage, the sends between stages included. `first` and `last`
+    say whether embedding and head belong to it, for a pass over some of the layers.
     """
 
-    def __init__(self, model: Transformer, layout: Layout, precision: Precision, skew: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        layout: Layout,
+        precision: Precision,
+        skew: float = 0.0,
+        first: bool = True,
+        last: bool = True,
+    ) -> None:
         self.model, self.layout, self.precision, self.skew = model, layout, precision, skew
+        self.first, self.last = first, last
         self.heads = model.attention.heads // layout.tensor
         self.kv_heads = kv_heads_per_rank(model, layout)
         self.value_bytes = precision.activation_bytes
 
     def operators(self, work: Work) -> list[Operator]:
         """Return the kernels of the busiest rank, in order of the layers; calls count all layers."""
+        rank = work.of_rank(self.layout)
+        rows = self.embedding(self._spread(rank.tokens)) if self.first else []
+        rows += self.layers(work)
+        return rows + (self.head(rank.rows) if self.last else [])
+
+    def layers(self, work: Work) -> list[Operator]:
+        """Return the kernels among `operators(work)` that are neither embedding nor head."""
         work = work.of_rank(self.layout)
         tokens = self._spread(work.tokens)
-        model, hidden = self.model, self.model.hidden
-        rows = [Operator("embedding", 1, Elementwise(2 * tokens * hidden * self.value_bytes))]
-        rows += self._attention(work, tokens)
-        rows += self._mlps(tokens)
         norm_tokens = -(-tokens // self.layout.tensor) if self.layout.sequence_parallel else tokens
         # reads and writes the input and the residual sum
-        norm = Elementwise(4 * norm_tokens * hidden * self.value_bytes)
-        rows.insert(1, Operator("norm and residual", 2 * model.layers + 1, norm))
-        rows += self._exchange(tokens)
-        return rows + self.head(work.rows)
+        norm = Elementwise(4 * norm_tokens * self.model.hidden * self.value_bytes)
+        rows = [Operator("norm and residual", 2 * self.model.layers + self.last, norm)]
+        return rows + self._attention(work, tokens) + self._mlps(tokens) + self._exchange(tokens)
+
+    def embedding(self, tokens: int) -> list[Operator]:
+        """Return the look-up of so many rows of the embedding."""
+        return [Operator("embedding", 1, Elementwise(2 * tokens * self.model.hidden * self.value_bytes))]
 
     def attention(self, work: Work) -> list[Operator]:
         """Return the kernels among `operators(work)` whose time depends on the contexts."""
@@ -276,7 +292,7 @@ class Pass:
         rows = []
         spread = layout.data * layout.context > 1
         # after the embedding, the output projection and the down projection; experts of spread tokens combine instead
-        sums = 2 * model.layers + 1 - (model.expert_layers if spread else 0)
+        sums = 2 * model.layers + self.first - (model.expert_layers if spread else 0)
         if layout.tensor > 1:
             if layout.sequence_parallel:
                 rows += [

@@ -80,6 +80,25 @@ class PromptAttention(NamedTuple):
         return width * (2 * self.tokens * self.heads + self.kv_tokens * self.kv_heads * VALUES[self.kv] / 8)
 
 
+class AttentionGradient(NamedTuple):
+    """The backward pass of fused attention: gradients of queries, keys and values from those of the result.
+
+    Scores are computed again, so five products stand against two of the forward pass (arXiv:2205.14135).
+    """
+
+    forward: PromptAttention
+
+    @property
+    def flops(self) -> float:
+        """Operations of the five products over the pairs that count."""
+        return 2.5 * self.forward.flops
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of all operands of the forward pass and of a gradient of each."""
+        return 2 * self.forward.size_bytes
+
+
 class TokenAttention(NamedTuple):
     """Fused attention of `queries` new positions of each of `batch` sequences over `context` keys and values in all.
 
@@ -132,7 +151,7 @@ class Collective(NamedTuple):
         return 0.0
 
 
-Shape = Gemm | Experts | PromptAttention | TokenAttention | Elementwise | Collective
+Shape = Gemm | Experts | PromptAttention | AttentionGradient | TokenAttention | Elementwise | Collective
 
 
 class Operator(NamedTuple):
