@@ -23,7 +23,9 @@ PLAIN_WIDTH = 110
 @click.option("--device", metavar="NAME", help="Device sheet; goes with --model.")
 @click.option("--layout", default="", metavar="DEGREES", help="Such as tensor=4,expert=8; a bare number is tensor.")
 @click.option("--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8.")
-@click.option("--step-overhead", default="0 s", metavar="TIME", help="What the engine adds to every step.")
+@click.option(
+    "--engine", default="", metavar="SETTINGS", help="Such as step_overhead=1 ms, or launch=5 us,graphs=none."
+)
 @click.option("--phase", "phases", multiple=True, metavar="PHASE", help="prefill, decode or mixed; may be repeated.")
 @click.option("--prompt", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of a prompt.")
 @click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of it that are cached already.")
@@ -39,7 +41,7 @@ def explain(
     device: str | None,
     layout: str,
     precision: str,
-    step_overhead: str,
+    engine: str,
     phases: tuple[str, ...],
     prompt: int,
     cached: int,
@@ -61,7 +63,7 @@ def explain(
     if scenario is not None:
         found = _of_scenario(scenario, overrides, plugins, ask)
     else:
-        found = [_of_model(str(model), str(device), layout, precision, step_overhead, ask)]
+        found = [_of_model(str(model), str(device), layout, precision, engine, ask)]
     if html is not None:
         from simulator.report.roofline import page
 
@@ -105,15 +107,14 @@ def _of_scenario(
     return explain_scenario(load(scenario, overrides), ask)
 
 
-def _of_model(model: str, device: str, layout: str, precision: str, overhead: str, ask: "Ask") -> "Explanation":
+def _of_model(model: str, device: str, layout: str, precision: str, engine: str, ask: "Ask") -> "Explanation":
     from simulator.build.explanation import explain_model, parsed
+    from simulator.device.engine import RooflineParameters
     from simulator.model.layout import Layout
     from simulator.model.precision import Precision
-    from simulator.units import UnitError, parse_duration_ns
 
-    try:
-        overhead_ns = parse_duration_ns(overhead)
-    except UnitError as error:
-        raise InputError(f"--step-overhead: {error}") from None
     split = parsed("--layout", layout, Layout, "tensor")
-    return explain_model(model, device, split, parsed("--precision", precision, Precision, "weights"), ask, overhead_ns)
+    form = parsed("--precision", precision, Precision, "weights")
+    return explain_model(
+        model, device, split, form, ask, parsed("--engine", engine, RooflineParameters, "step_overhead")
+    )

@@ -14,6 +14,7 @@ from simulator.device.breakdown import (
     step_breakdown,
 )
 from simulator.device.cost import RooflineCost
+from simulator.device.engine import RooflineParameters
 from simulator.documents import parse_document
 from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
@@ -51,10 +52,10 @@ class Limits:
 
 
 def explain_model(
-    model: str, device: str, layout: Layout, precision: Precision, ask: Ask, step_overhead_ns: float = 0.0
+    model: str, device: str, layout: Layout, precision: Precision, ask: Ask, engine: RooflineParameters | None = None
 ) -> Explanation:
     """Return the explanation of one instance within one scale-up domain; raises InputError when it cannot be."""
-    cost = RooflineCost(load_model(model), layout, load_accelerator(device), precision, step_overhead_ns)
+    cost = RooflineCost(load_model(model), layout, load_accelerator(device), precision, engine)
     return explain(f"{model} on {device}", cost, ask, Limits())
 
 

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from simulator import units
 from simulator.device.accelerator import Accelerator
+from simulator.device.engine import RooflineParameters, overlapped_ns
 from simulator.device.kernels import Kernel
 from simulator.device.timing import time_of
 from simulator.errors import InputError, Problem
@@ -21,7 +22,7 @@ from simulator.model.operators import Collective, PromptAttention, Shape, TokenA
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
-from simulator.strict import Duration, Strict
+from simulator.strict import Strict
 
 Links = Callable[[Collective], tuple[float, float]]
 """(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
@@ -74,10 +75,19 @@ KNOTS_PER_OCTAVE = 2
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
 
+class _Rest(NamedTuple):
+    """A step but for its attention: kernels, the exchange with experts on other ranks, and how many kernels in all."""
+
+    kernels_ns: float
+    exchange_ns: float
+    calls: int
+
+
 class RooflineCost:
     """Steps of a model from the kernels of its operators on one device kind.
 
-    The duration of a step is the sum of its kernels (no overlap) plus `step_overhead_ns`. All ranks do equal work.
+    The duration of a step is the sum of its kernels, or the host's chain of launches if that is longer, plus the
+    engine's overhead; two micro-batches may overlap. All ranks do equal work.
     Raises InputError when the layout splits the model unevenly or passes the scale-up domain, or the device does not
     multiply in the precision.
     """
@@ -88,17 +98,17 @@ class RooflineCost:
         layout: Layout,
         accelerator: Accelerator,
         precision: Precision | None = None,
-        step_overhead_ns: float = 0.0,
+        engine: RooflineParameters | None = None,
         links: Links | None = None,
     ) -> None:
         check_layout(model, layout)
         self._links = links
         self.model, self.layout, self.accelerator = model, layout, accelerator
         self.precision = precision or Precision()
-        self.step_overhead_ns = step_overhead_ns
+        self.engine = engine or RooflineParameters()
         self._pass = Pass(model, layout, self.precision)
         self._latent = isinstance(model.attention, LatentAttention)
-        self._rest: dict[tuple[int, ...], float] = {}
+        self._rest: dict[tuple[int, ...], _Rest] = {}
         self._kernels: dict[tuple[type, Shape], Kernel] = {}
         self._decode: dict[int, list[DecodeStep]] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
@@ -115,7 +125,17 @@ class RooflineCost:
     def step_ns(self, work: Work) -> float:
         """Return the duration of any step."""
         work = self._batch(work)
-        return self.step_overhead_ns + self._rest_ns(work) + self._attention_ns(work)
+        rest, engine = self._rest_of(work), self.engine
+        if engine.overlap is not None and rest.exchange_ns and work.tokens > 1:
+            half = work.halved()
+            part = self._rest_of(half)
+            kernels_ns = part.kernels_ns + self._attention_ns(half)
+            busy_ns = overlapped_ns(kernels_ns, part.exchange_ns, self.model.layers, engine.overlap)
+        else:
+            busy_ns = rest.kernels_ns + rest.exchange_ns + self._attention_ns(work)
+        if engine.launch and not engine.is_captured(work.prompt_tokens > 0):
+            busy_ns = max(busy_ns, rest.calls * engine.launch)
+        return engine.step_overhead + busy_ns
 
     def decode(self, batch: int, context: float) -> DecodeStep:
         """Return the line of a decode iteration about `context`; see `Cost.decode`."""
@@ -139,8 +159,14 @@ class RooflineCost:
                 (o.name, o.calls, self._time(o.shape)) for o in self._pass.operators(self._batch(work))
             )
         ]
-        if self.step_overhead_ns:
-            table.append(OperatorTime("step overhead", 1, 0.0, 0.0, self.step_overhead_ns, "host"))
+        engine, busy_ns = self.engine, sum(row.ns for row in table)
+        gap_ns = self.step_ns(work) - engine.step_overhead - busy_ns
+        if abs(gap_ns) > 1e-9 * busy_ns:
+            slower = "two smaller micro-batches" if engine.overlap else "waiting for launches"
+            name = "hidden behind the other micro-batch" if gap_ns < 0 else slower
+            table.append(OperatorTime(name, 1, 0.0, 0.0, gap_ns, "overlap" if engine.overlap else "host"))
+        if engine.step_overhead:
+            table.append(OperatorTime("step overhead", 1, 0.0, 0.0, engine.step_overhead, "host"))
         return table
 
     def _batch(self, work: Work) -> Work:
@@ -177,16 +203,20 @@ class RooflineCost:
             raise InputError(Problem(what, path="layout", allowed=f"at most {self.accelerator.domain}, or a topology"))
         return time_of(shape, self.accelerator)
 
-    def _rest_ns(self, work: Work) -> float:
-        """Return the time of everything but attention over the context: it follows from the numbers of tokens."""
+    def _rest_of(self, work: Work) -> "_Rest":
+        """Return everything but attention over the context: it follows from the numbers of tokens."""
         key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0
         known = self._rest.get(key)
         if known is None:
-            known = self._rest[key] = sum(
-                o.calls * self._time(o.shape).ns
-                for o in self._pass.operators(work)
-                if not isinstance(o.shape, PromptAttention | TokenAttention)
-            )
+            kernels = exchange = 0.0
+            calls = 0
+            for _, times, shape in self._pass.operators(work):
+                calls += times
+                if isinstance(shape, Collective) and shape.operation in ("dispatch", "combine"):
+                    exchange += times * self._time(shape).ns
+                elif not isinstance(shape, PromptAttention | TokenAttention):
+                    kernels += times * self._time(shape).ns
+            known = self._rest[key] = _Rest(kernels, exchange, calls)
         return known
 
     def _attention_ns(self, work: Work) -> float:
@@ -267,13 +297,6 @@ class LinearCost:
         return DecodeStep(self._decode.fixed + self._decode.per_sequence * batch, self._decode.per_context_token)
 
 
-class RooflineParameters(Strict):
-    """What the roofline needs beyond model, layout and data sheet."""
-
-    step_overhead: Duration = 0
-    """Time that the engine adds to every step: scheduling, input preparation, all that the device waits for."""
-
-
 class Subject(NamedTuple):
     """What steps are timed of: a model under a layout on a device kind, in formats, with the links of its place."""
 
@@ -288,7 +311,7 @@ Factory = Callable[[Any, Subject], Cost]
 
 
 def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters.step_overhead, of.links)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links)
 
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:

@@ -57,6 +57,17 @@ class Work(NamedTuple):
             return 0.0
         return self.pairs * self.prompts / self.prompt_tokens + (self.prompt_tokens - self.prompts) / 2
 
+    def halved(self) -> "Work":
+        """Return the larger of two equal micro-batches."""
+        return Work(
+            -(-self.prompt_tokens // 2),
+            self.pairs / 2,
+            -(-self.prompts // 2),
+            -(-self.batch // 2),
+            self.context / 2,
+            self.queries,
+        )
+
     def of_rank(self, layout: Layout) -> "Work":
         """Return the share of one data-parallel rank, work being spread evenly and rounded up."""
         n = layout.data

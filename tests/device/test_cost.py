@@ -177,7 +177,10 @@ def test_layouts_that_do_not_fit_are_refused() -> None:
 
 def test_step_overhead_is_added_once_and_shown() -> None:
     model, layout, device = load_model("llama-3-8b"), Layout(), load_accelerator("h100-sxm-80gb")
-    bare, slow = RooflineCost(model, layout, device), RooflineCost(model, layout, device, step_overhead_ns=2_000_000)
+    bare, slow = (
+        RooflineCost(model, layout, device),
+        RooflineCost(model, layout, device, engine=RooflineParameters(step_overhead="2 ms")),
+    )
     assert slow.prefill_ns(100, 5050, 1) == pytest.approx(bare.prefill_ns(100, 5050, 1) + 2e6)
     assert slow.decode(4, 99).fixed_ns == pytest.approx(bare.decode(4, 99).fixed_ns + 2e6)
     assert slow.operators(Work(batch=4, context=100))[-1].name == "step overhead"
@@ -236,4 +239,4 @@ def test_roofline_parameters_reach_the_cost() -> None:
     parameters = validate(RooflineParameters, parse_document("step_overhead: 3 ms", "x.yaml"))
     cost = COSTS["roofline"][1](parameters, SUBJECT)
     assert isinstance(cost, RooflineCost)
-    assert cost.step_overhead_ns == 3_000_000
+    assert cost.engine.step_overhead == 3_000_000

@@ -87,7 +87,7 @@ def test_the_page_draws_every_operator_that_computes(tmp_path: Path, simulate) -
         ((*ON_H100, "--precision", "nvfp4"), "does not multiply in fp4"),
         ((*ON_H100, "--precision", "fp9"), "unknown format 'fp9'"),
         ((*ON_H100, "--phase", "decod"), "did you mean 'decode'"),
-        ((*ON_H100, "--step-overhead", "5"), "has no unit"),
+        ((*ON_H100, "--engine", "step_overhead=5"), "has no unit"),
         ((*ON_H100, "--html", "/nowhere/x.html"), "cannot write"),
         (("explain", "--model", "llama-3-70b", "--device", "h100-sxm-80gb"), "does not fit"),
         (("explain", "network/spray"), "no engines to explain"),

@@ -1,0 +1,52 @@
+"""What an engine adds to the kernels of a step: time of its host, launches to wait for, streams that overlap.
+
+Source: a step on a slow host lasts as long as its chain of launches (the launch-bound regime of eager execution; a
+captured CUDA graph is one launch); two micro-batches hide the expert exchange of one behind the other's arithmetic
+(DeepSeek-V3, arXiv:2412.19437, 3.4).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simulator.strict import Duration, Strict
+
+
+class TwoBatches(Strict):
+    """Two micro-batches of a step run on two streams: one computes while the other's tokens travel to their experts."""
+
+    processor_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the processors that the exchange takes from arithmetic while it runs (DeepSeek-V3: 20 of 132)."""
+    interference: Annotated[float, Field(ge=0)] = 0.0
+    """By which both streams slow down while they share the memory: 0.1 is ten percent."""
+
+
+class RooflineParameters(Strict):
+    """What a step needs beyond model, layout and data sheet: the engine around the kernels."""
+
+    step_overhead: Duration = 0
+    """Time that the engine adds to every step: scheduling, input preparation, all that the device waits for."""
+    launch: Duration = 0
+    """Time of the host to launch one kernel: a step that is no captured graph lasts at least one for each kernel."""
+    graphs: Literal["decode", "all", "none"] = "decode"
+    """Steps that are captured as one graph and launched at once."""
+    overlap: TwoBatches | None = None
+    """Two micro-batches on two streams; goes with expert-parallel layouts over data-parallel ranks."""
+
+    def is_captured(self, has_prompts: bool) -> bool:
+        """Return whether a step is launched as one graph."""
+        return self.graphs == "all" or (self.graphs == "decode" and not has_prompts)
+
+
+def overlapped_ns(compute_ns: float, exchange_ns: float, layers: int, streams: TwoBatches) -> float:
+    """Return the time of two micro-batches, each with `compute_ns` of kernels and `exchange_ns` on the links.
+
+    The first layer's kernels of the first micro-batch and the last exchange of the second have nothing to hide behind;
+    in between the longer of the two sets the pace.
+    """
+    slow = 1 + streams.interference
+    compute, exchange = 2 * compute_ns * slow, 2 * exchange_ns * slow
+    # while the exchange runs, arithmetic has the other processors; the rest of it runs at full speed
+    shared = min(exchange, compute / (1 - streams.processor_share))
+    compute = shared + max(0.0, compute - shared * (1 - streams.processor_share))
+    return max(compute, exchange) + min(compute_ns, exchange_ns) / layers

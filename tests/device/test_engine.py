@@ -1,0 +1,98 @@
+"""Overlap of two micro-batches and the launch-bound regime: bounds and limits.
+
+Symbols: c kernels and x exchange of one micro-batch, L layers, s the share of the processors that the exchange takes.
+Serially the two take 2 (c + x); perfectly hidden max(2 c, 2 x) and one layer of what has nothing to hide behind.
+"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.device.accelerator import load_accelerator
+from simulator.device.cost import RooflineCost
+from simulator.device.engine import RooflineParameters, TwoBatches, overlapped_ns
+from simulator.model.forward import Work
+from simulator.model.layout import Layout
+from simulator.model.transformer import Transformer, load_model
+
+times = st.floats(1.0, 1e9)
+layers = st.integers(1, 100)
+
+
+@given(times, times, layers)
+def test_without_interference_only_one_layer_is_exposed(c: float, x: float, count: int) -> None:
+    found = overlapped_ns(c, x, count, TwoBatches())
+    assert found == pytest.approx(max(2 * c, 2 * x) + min(c, x) / count)
+    assert found <= 2 * (c + x)
+
+
+@given(times, times, layers, st.floats(0, 0.9), st.floats(0, 1))
+def test_shared_processors_and_interference_only_cost(c: float, x: float, count: int, s: float, more: float) -> None:
+    free = overlapped_ns(c, x, count, TwoBatches())
+    shared = overlapped_ns(c, x, count, TwoBatches(processor_share=s))
+    assert free * (1 - 1e-12) <= shared <= free / (1 - s) * (1 + 1e-12)
+    assert overlapped_ns(c, x, count, TwoBatches(processor_share=s, interference=more)) >= shared * (1 - 1e-12)
+
+
+def test_arithmetic_gives_way_while_the_exchange_runs() -> None:
+    # c = 10, x = 4, s = 1/2: for 8 the arithmetic runs at half speed and gets 4 of its 20 done, the rest takes 16
+    assert overlapped_ns(10, 4, 10**9, TwoBatches(processor_share=0.5)) == pytest.approx(8 + 16)
+    # c = 1, x = 10: the arithmetic takes 4 at half speed and hides in 20
+    assert overlapped_ns(1, 10, 10**9, TwoBatches(processor_share=0.5)) == pytest.approx(20)
+
+
+def sparse() -> Transformer:
+    part = {"kind": "grouped", "heads": 32, "kv_heads": 4, "head_dim": 128}
+    experts = {"experts": 64, "active": 4, "intermediate": 1024, "layers": 30}
+    return Transformer.model_validate(
+        {
+            "name": "x",
+            "layers": 32,
+            "hidden": 4096,
+            "intermediate": 8192,
+            "vocabulary": 32000,
+            "max_context": 8192,
+            "attention": part,
+            "experts": experts,
+            "sources": {},
+        }
+    )
+
+
+def cost(**engine: object) -> RooflineCost:
+    layout, device = Layout(data=8, expert=8), load_accelerator("h100-sxm-80gb")
+    return RooflineCost(sparse(), layout, device, engine=RooflineParameters.model_validate(engine))
+
+
+@pytest.mark.parametrize("work", [Work(batch=2048, context=2048 * 500), Work(16384, 16384 * 1024.5, 8)])
+def test_two_batches_hide_part_of_the_exchange(work: Work) -> None:
+    serial, two = cost(), cost(overlap={})
+    half = work.halved()
+    assert max(serial.step_ns(half), serial.step_ns(work) / 2) < two.step_ns(work) < 2 * serial.step_ns(half)
+    table = two.operators(work)
+    hidden = two.step_ns(work) < serial.step_ns(work)  # a small batch reads the weights twice for little
+    assert table[-1].name == ("hidden behind the other micro-batch" if hidden else "two smaller micro-batches")
+    assert hidden == (work.prompt_tokens > 0)
+    assert sum(row.ns for row in table) == pytest.approx(two.step_ns(work))
+
+
+def test_overlap_does_nothing_without_an_exchange() -> None:
+    model, device = load_model("llama-3-8b"), load_accelerator("h100-sxm-80gb")
+    costs = [
+        RooflineCost(model, Layout(), device, engine=RooflineParameters.model_validate(e))
+        for e in ({}, {"overlap": {}})
+    ]
+    assert costs[0].step_ns(Work(batch=8, context=800)) == costs[1].step_ns(Work(batch=8, context=800))
+
+
+def test_a_slow_host_sets_the_pace_of_what_is_not_captured() -> None:
+    # 100 us per launch is longer than any kernel of a small batch: the step lasts launches x 100 us
+    work, slow = Work(batch=8, context=800), {"launch": "100 us"}
+    calls = sum(row.calls for row in cost().operators(work))
+    assert cost(**slow, graphs="none").step_ns(work) == pytest.approx(calls * 100_000)
+    assert cost(**slow).step_ns(work) == cost().step_ns(work)
+    prompt = Work(16, 136, 1)
+    assert cost(**slow).step_ns(prompt) > 2 * cost(**slow, graphs="all").step_ns(prompt)
+    assert cost(**slow, graphs="none").operators(work)[-1].name == "waiting for launches"
+    fast = {"launch": "1 ns", "graphs": "none"}
+    assert cost(**fast).step_ns(work) == cost().step_ns(work)
