@@ -164,8 +164,18 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
             subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
             attempt(partial(make_cost, constants, subject), document, problems, at)
             attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
+    _check_transfer(serving, document, problems)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), document, problems)
+
+
+def _check_transfer(serving: Serving, document: Document, problems: list[Problem]) -> None:
+    """Add the pools between which no KV cache can move: only the heads of tensor-parallel ranks are matched."""
+    for role, pool in serving.pools.items() if len(serving.pools) > 1 else ():
+        for name in ("pipeline", "data", "context"):
+            if getattr(pool.layout, name) > 1:
+                what = f"KV caches move between tensor-parallel ranks only; {role} engines are {pool.layout}"
+                problems.append(document.problem(("serving", role, "layout", name), what, "1, or `colocated` engines"))
 
 
 def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision: Precision) -> int:

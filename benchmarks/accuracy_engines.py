@@ -1,0 +1,272 @@
+"""Says how far whole engines are from measurements: closed loops of so many clients against measured TTFT and TPOT.
+
+Run `python benchmarks/accuracy_engines.py`; it replays every aggregated row of the public silicon table that the catalog
+covers through the serving engine, prints errors by model, device and engine, and says which rows it leaves out and why.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator import catalog
+from simulator.clock import Clock
+from simulator.device.accelerator import load_accelerator
+from simulator.device.cost import RooflineCost
+from simulator.device.engine import RooflineParameters
+from simulator.device.memory import kv_blocks, ledger
+from simulator.errors import InputError
+from simulator.model.layout import Layout
+from simulator.model.precision import Precision
+from simulator.model.transformer import load_model
+from simulator.serving.batching import BATCHERS
+from simulator.serving.frontend import Admission, Arrivals, Frontend
+from simulator.serving.instance import Engine, Instance, Observer
+from simulator.serving.jump import StepTicks
+from simulator.serving.pool import Pool
+from simulator.serving.request import Request
+from simulator.serving.routing import ROUTERS
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+BLOCK = 64
+ROUNDS = 10
+"""Requests per client: what the benchmark of these tables sends."""
+
+MODELS = {
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2.5",
+    "Qwen/Qwen3-235B-A22B-FP8": "qwen3-235b-a22b",
+    "Qwen/Qwen3-32B": "qwen3-32b",
+    "nvidia/Qwen3-32B-NVFP4": "qwen3-32b",
+    "deepseek-ai/DeepSeek-R1": "deepseek-r1",
+    "deepseek-ai/DeepSeek-V3": "deepseek-v3",
+    "nvidia/DeepSeek-R1-NVFP4": "deepseek-r1",
+    "nvidia/DeepSeek-V3.1-NVFP4": "deepseek-v3",
+    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "moonshotai/Kimi-K2.5": "kimi-k2",
+    "openai/gpt-oss-120b": "gpt-oss-120b",
+}
+DEVICES = {"h100_sxm": "h100-sxm-80gb", "b200_sxm": "b200-sxm", "gb200": "gb200", "b300_sxm": "b300-sxm"}
+BATCHER = {"vllm": "chunked_prefill", "trtllm": "chunked_prefill", "sglang": "continuous"}
+"""What each engine does by default: vLLM splits prompts at its budget, TensorRT-LLM's in-flight batching mixes phases,
+SGLang prefills first."""
+
+
+class Case(NamedTuple):
+    """One measured row as the simulator reads it."""
+
+    model: str
+    device: str
+    backend: str
+    layout: tuple[tuple[str, int], ...]
+    precision: tuple[tuple[str, str], ...]
+    clients: int
+    prompt: int
+    output: int
+    spread: bool
+    """Lengths drawn evenly from 0.8 of the nominal ones to all of them, as that benchmark does."""
+
+
+def read(data: Path) -> pd.DataFrame:
+    """Return the aggregated rows, repeated measurements of one case dropped (the first stays)."""
+    frame = pd.read_csv(data / "aiconfigurator" / "silicon_sample.csv.gz", low_memory=False)
+    frame = frame[frame["mode"] == "agg"]
+    measured = ("id", "silicon_data_source", "silicon_ttft_ms", "silicon_tpot_ms", "backend_version")
+    return frame.drop_duplicates([c for c in frame.columns if c not in measured])
+
+
+def layout_of(row: Any, is_sparse: bool) -> dict[str, int]:
+    """Return the layout of a row. Products of expert degrees beyond a node of 8 count the same devices twice there."""
+    tensor = int(row.tp_size)
+    data = int(row.attention_dp_size) if row.attention_dp_size > 0 else 1
+    if not is_sparse:
+        return {"tensor": tensor, "data": data}
+    expert = int(row.moe_ep_size) if row.moe_ep_size > 0 else 1
+    split = int(row.moe_tp_size) if row.moe_tp_size > 0 else 1
+    if expert == split > 1 and expert * split == tensor * data:
+        tensor, data = (expert, 1) if data == 1 else (1, expert)
+    return {"tensor": tensor, "data": data, "expert": min(expert, tensor * data)}
+
+
+def precision_of(row: Any, model: str) -> dict[str, str]:
+    """Return the formats of a row: those of the checkpoints that these engines serve."""
+    gemm, experts = str(row.gemm_quant_mode), str(row.moe_quant_mode)
+    if gemm == "nan":
+        return {"weights": "bf16"}
+    latent = model.startswith(("deepseek", "kimi"))
+    if model.startswith("gpt-oss"):  # published in MXFP4; what is not an expert stays in 16 bits
+        form = "w4a16_mxfp4" if row.system == "h100_sxm" else "w4a8_mxfp4_mxfp8"
+        return {"weights": "bf16", "experts": form, "kv": "fp8" if row.system != "h100_sxm" else "bf16"}
+    if gemm == "nvfp4" and latent:  # attention is left in 16 bits
+        return {"weights": "nvfp4", "attention_weights": "bf16", "kv": "fp8"}
+    if gemm == "int4_wo":
+        return {"weights": "bf16", "experts": "int4_wo", "kv": "bf16"}
+    block = gemm == "fp8" and (latent or model.startswith(("minimax", "qwen3-235b")))
+    weights = "fp8_block" if block or gemm == "fp8_block" else gemm
+    return {"weights": weights, "experts": "fp8_block" if experts == "fp8_block" else weights, "kv": "fp8"}
+
+
+def case_of(row: Any) -> Case | str:
+    """Return the case of a row, or why it is not covered."""
+    model = MODELS.get(row.model_path)
+    if model is None:
+        return f"{row.model_path}: an architecture that the catalog does not have"
+    if model not in catalog.names("workloads/models"):
+        return f"{model}: no card"
+    device = DEVICES[row.system]
+    if device not in catalog.names("topologies/devices"):
+        return f"{device}: no sheet"
+    layout = layout_of(row, load_model(model).experts is not None)
+    if layout["tensor"] * layout["data"] > load_accelerator(device).domain:
+        return f"{device}: more devices than a scale-up domain"
+    clients = int(row.batch_size) * layout["data"]
+    spread = "trtllm/1.0.0rc3" not in row.silicon_data_source and "vllm/0.12.0" not in row.silicon_data_source
+    return Case(
+        model,
+        device,
+        row.backend,
+        tuple(layout.items()),
+        tuple(precision_of(row, model).items()),
+        clients,
+        int(row.isl),
+        int(row.osl),
+        spread,
+    )
+
+
+@functools.cache
+def cost_of(case: Case, overhead_ns: int) -> RooflineCost:
+    """Return the cost of a case's instance."""
+    engine = RooflineParameters(step_overhead=f"{overhead_ns} ns")  # type: ignore[arg-type]
+    return RooflineCost(
+        load_model(case.model),
+        Layout(**dict(case.layout)),
+        load_accelerator(case.device),
+        Precision(**dict(case.precision)),
+        engine,
+    )
+
+
+def serve(case: Case, overhead_ns: int = 0) -> tuple[float, float]:
+    """Return (mean TTFT, mean TPOT) in ms of a closed loop on one instance; raises InputError where it does not fit."""
+    cost = cost_of(case._replace(clients=0, prompt=0, output=0, spread=False), overhead_ns)
+    batcher = BATCHERS.get(BATCHER[case.backend]) or BATCHERS["continuous"]
+    limits = batcher.parameters(max_running=max(case.clients, 1))
+    book = ledger(cost.model, cost.layout, cost.accelerator, limits.max_batch_tokens, 256, 0.9, cost.precision)
+    blocks = kv_blocks(book, cost.model, cost.layout, BLOCK, cost.precision)
+    env, done = Clock(), []
+    silent = Observer(*(lambda *_: None for _ in Observer._fields))
+    pool = Pool("colocated", ROUTERS["round_robin"].make())
+    finished = env.event()
+    engine = Engine("colocated", cost, StepTicks(cost), batcher.policy, limits, blocks, BLOCK, blocks // 100)
+    most = blocks * BLOCK
+    front = Frontend(env, pool, Admission(most, most, most), done.append, finished, case.clients)
+
+    def ended(request: Request, instance: Instance) -> None:
+        pool.left(instance)
+        front.finish(request)
+
+    pool.add(Instance(env, "0", engine, range(cost.layout.devices), silent, ended))
+    env.process(front.replay([requests(case)]))
+    env.run(until=finished)
+    served = [r for r in done if r.outcome == "finished"]
+    ttft = float(np.mean([r.first_token_ns - r.arrival_ns for r in served])) / 1e6
+    gaps = [(r.finish_ns - r.first_token_ns) / (r.output_tokens - 1) for r in served if r.output_tokens > 1]
+    return ttft, float(np.mean(gaps)) / 1e6
+
+
+def requests(case: Case) -> Arrivals:
+    """Return the requests of a case, `ROUNDS` per client and 4 clients' worth at least."""
+    count = ROUNDS * case.clients
+    rng = np.random.default_rng(0)
+    low = 0.8 if case.spread else 1.0
+    prompts = rng.integers(int(low * case.prompt), case.prompt + 1, count)
+    outputs = rng.integers(max(2, int(low * case.output)), case.output + 1, count)
+    return Arrivals([0] * count, prompts.tolist(), outputs.tolist(), [None] * count, [None] * count)
+
+
+def predicted(case: Case) -> tuple[float, float] | str:
+    """Return (TTFT, TPOT) in ms, or why there is none."""
+    try:
+        return serve(case)
+    except InputError as error:
+        return str(error.problems[0].what)[:80]
+
+
+def evaluate(frame: pd.DataFrame, workers: int) -> pd.DataFrame:
+    """Return one row per case with what was measured and predicted, or why not."""
+    cases = [case_of(row) for row in frame.itertuples()]
+    runnable = list(dict.fromkeys(case for case in cases if isinstance(case, Case)))
+    runnable.sort(key=lambda c: (c.model, c.device, c.backend, c.layout, c.precision))
+    with ProcessPoolExecutor(workers) as pool:
+        answers = dict(zip(runnable, pool.map(predicted, runnable, chunksize=8), strict=True))
+    rows: list[dict[str, Any]] = []
+    for case, row in zip(cases, frame.itertuples(), strict=True):
+        answer = answers[case] if isinstance(case, Case) else case
+        known = isinstance(answer, tuple)
+        rows.append(
+            {
+                "model": MODELS.get(row.model_path, row.model_path),
+                "device": DEVICES[row.system],
+                "engine": row.backend,
+                "format": str(row.gemm_quant_mode),
+                "layout": str(Layout(**dict(case.layout))) if isinstance(case, Case) else "",
+                "clients": row.batch_size,
+                "isl": row.isl,
+                "osl": row.osl,
+                "ttft": row.silicon_ttft_ms,
+                "tpot": row.silicon_tpot_ms,
+                "ttft_model": answer[0] if known else np.nan,
+                "tpot_model": answer[1] if known else np.nan,
+                "why": "" if known else answer,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summary(found: pd.DataFrame, *by: str) -> Iterator[str]:
+    """Yield a Markdown table of median errors and biases by the columns `by`."""
+    yield f"| {' | '.join(by)} | rows | TPOT median error | predicted / measured | TTFT median error | predicted / measured |"
+    yield "|" + "---|" * (len(by) + 5)
+    known = found[found["why"] == ""]
+    groups = known.groupby(list(by)) if by else [("all", known)]
+    for key, rows in groups:
+        names = key if isinstance(key, tuple) else (key,)
+        figures = []
+        for what in ("tpot", "ttft"):
+            ratio = rows[f"{what}_model"] / rows[what]
+            figures += [f"{(ratio - 1).abs().median():.0%}", f"{ratio.median():.2f}"]
+        yield f"| {' | '.join(map(str, names))} | {len(rows)} | {' | '.join(figures)} |"
+
+
+def main() -> None:
+    """Print the tables and write every row as CSV under `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the results")
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth row")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    options = parser.parse_args()
+    found = evaluate(read(options.data).iloc[:: options.every], options.workers)
+    for by in (("engine",), ("model", "device", "engine", "format")):
+        print("\n".join(summary(found, *by)) + "\n")
+    known = found[found["why"] == ""]
+    for what in ("tpot", "ttft"):
+        print(f"{what}: median error {(known[f'{what}_model'] / known[what] - 1).abs().median():.1%}, {len(known)} rows")
+    print("\nnot covered:")
+    for why, count in found[found["why"] != ""]["why"].value_counts().items():
+        print(f"- {why}: {count} rows")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found.to_csv(options.out / "engines.csv", index=False)
+    (options.out / "engines.json").write_text(json.dumps({"rows": len(known)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
