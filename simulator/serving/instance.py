@@ -1,6 +1,6 @@
 """One serving engine: a queue, a batcher, a KV cache and the leased devices it computes on.
 
-Model: iterations in sequence, each a prefill of whole prompts or a decode step of the batch; runs of decode steps are
+Model: iterations in sequence, each a prefill of prompts, a decode step of the batch, or both; runs of decode steps are
 jumps in closed form, cut at the next step's end when something arrives that may change what the engine does.
 """
 
@@ -13,6 +13,7 @@ from simpy import Event
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.errors import InvariantError
 from simulator.results.windows import DECODE, IDLE, PREFILL
+from simulator.serving.batching import EngineView, Step
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks
 from simulator.serving.kv_cache import KVCache
@@ -28,6 +29,9 @@ class EngineCost(Protocol):
     def decode(self, batch: int, context: float) -> tuple[float, float, float]:
         """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
 
+    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
+        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
+
 
 class Engine(NamedTuple):
     """What the instances of one pool share: costs, batching policy and memory size."""
@@ -35,7 +39,7 @@ class Engine(NamedTuple):
     role: str
     cost: EngineCost
     step_ticks: StepTicks
-    policy: Callable[[Any, Any], int]
+    policy: Callable[[Any, EngineView], Step]
     limits: Any
     kv_blocks: int
     block_tokens: int
@@ -62,6 +66,9 @@ def slices(tokens: int, budget: int) -> Iterator[tuple[int, int]]:
         yield last - first, (last * (last + 1) - first * (first + 1)) // 2
 
 
+DECODE_ON = Step()
+
+
 class Instance:
     """An engine as an actor: `submit` requests to it, or `reserve` and `join` ones that were prefilled elsewhere."""
 
@@ -81,6 +88,7 @@ class Instance:
         self.devices = tuple(devices)
         self.block_tokens = engine.block_tokens
         self.waiting: deque[Request] = deque()
+        self.partial: list[Request] = []  # whose prefill has begun and not ended
         self.batch = DecodeBatch(engine.block_tokens)
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch)
         self.state = IDLE
@@ -93,7 +101,7 @@ class Instance:
         self._last_step_ns = 0
         self._fresh: list[Request] = []  # members that have not yet had a decode step here
         self._reservations: deque[tuple[Request, Event]] = deque()
-        self._reserved = self._prefilling = 0
+        self._reserved = 0
         self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
         self._arrived: list[Request] = []
         env.process(self._run())
@@ -136,12 +144,36 @@ class Instance:
     @property
     def running(self) -> int:
         """Requests that decode, that are being prefilled, or that hold a reserved place."""
-        return len(self.batch.members) + self._prefilling + self._reserved
+        return len(self.batch.members) + len(self.partial) + self._reserved
+
+    @property
+    def decoding(self) -> int:
+        """Requests that take part in a decode step."""
+        return len(self.batch.members)
 
     @property
     def admissible_blocks(self) -> int:
         """KV blocks that new prompts may take now, the watermark left free."""
         return self.kv.admissible(self.kv.used)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nothing holds now."""
+        return self.kv.total - self.kv.used
+
+    @property
+    def step_blocks(self) -> int:
+        """KV blocks that those who decode take for one step more."""
+        return self.batch.blocks_after(1) - self.batch.blocks
+
+    def latest(self) -> Iterator[tuple[int, int]]:
+        """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
+        for request in reversed(self.partial):
+            yield self.kv.blocks_for(request.computed), 0
+        for request in reversed(self.batch.members.values()):
+            tokens = self.batch.held(request)
+            blocks = self.kv.blocks_for(tokens)
+            yield blocks, self.kv.blocks_for(tokens + 1) - blocks
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
@@ -150,11 +182,14 @@ class Instance:
         while True:
             if self._arrived:
                 self._take_in()
-            count = self.engine.policy(self.engine.limits, self) if self.waiting else 0
-            if count:
-                batch = self._begin_prefill(count)
+            step = self.engine.policy(self.engine.limits, self) if self.waiting or self.partial else DECODE_ON
+            for _ in range(step.preempts):
+                self._preempt_last()
+            if step.prompts:
+                self._begin_prefill(step)
                 yield alarm
-                self._end_prefill(batch)
+                self._end_jump()
+                self._end_prefill(step.prompts)
             elif self.batch.members:
                 self._begin_jump()
                 yield alarm
@@ -165,35 +200,46 @@ class Instance:
                 self._mark()
                 self._ticks = self.env.now << TICK_BITS
 
-    def _begin_prefill(self, count: int) -> list[Request]:
+    def _begin_prefill(self, step: Step) -> None:
         now, waiting, kv = self.env.now, self.waiting, self.kv
-        batch = [waiting.popleft() for _ in range(count)]
+        block_tokens = self.block_tokens
         tokens = attended = 0
-        for request in batch:
-            length = request.prompt_tokens + request.generated
-            tokens += length
-            attended += length * (length + 1) // 2
-            kv.held += -(-length // self.block_tokens)
-            if request.prefill_start_ns < 0:
-                request.prefill_start_ns = now
-        budget = self.engine.limits.max_batch_tokens
-        if tokens <= budget:
-            lasts_ns = self.engine.cost.prefill_ns(tokens, attended, count)
+        for request, count in step.prompts:
+            done = request.computed
+            if not done:
+                self.partial.append(waiting.popleft())
+                if request.prefill_start_ns < 0:
+                    request.prefill_start_ns = now
+            tokens += count
+            attended += count * done + count * (count + 1) // 2
+            kv.held += -(-(done + count) // block_tokens) - -(-done // block_tokens)
+        batch = self.batch
+        size = len(batch.members) if step.decodes else 0
+        budget, cost = self.engine.limits.max_batch_tokens, self.engine.cost
+        if size:
+            lasts_ns = cost.mixed_ns(tokens, attended, len(step.prompts), size, batch.context + size)
+        elif tokens <= budget:
+            lasts_ns = cost.prefill_ns(tokens, attended, len(step.prompts))
         else:
-            lasts_ns = sum(self.engine.cost.prefill_ns(*part, 1) for part in slices(tokens, budget))
-        self._ticks += round(lasts_ns * TICKS_PER_NS)
+            lasts_ns = sum(cost.prefill_ns(*part, 1) for part in slices(tokens, budget))
+        ticks = round(lasts_ns * TICKS_PER_NS)
+        if size:
+            self._start_decoding()
+            self._jump = Jump(self._ticks, 1, size, batch.context, ticks, 0)
+        self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
-        self._prefilling = count
         self._begins(PREFILL)
         self._grant_reservations()
-        return batch
 
-    def _end_prefill(self, batch: list[Request]) -> None:
+    def _end_prefill(self, prompts: Sequence[tuple[Request, int]]) -> None:
         now, kv, hand_over = self.env.now, self.kv, self._prefilled
-        self._passed(kv.used, len(batch))
-        self._prefilling = 0
-        for request in batch:
-            blocks = -(-(request.prompt_tokens + request.generated) // self.block_tokens)
+        for request, count in prompts:
+            request.computed += count
+        done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.generated]
+        self._passed(kv.used, len(done))
+        self.partial = [r for r in self.partial if r.computed < r.prompt_tokens + r.generated]
+        for request in done:
+            blocks = -(-request.computed // self.block_tokens)
             request.generated += 1
             if request.first_token_ns < 0:
                 request.first_token_ns = now
@@ -215,14 +261,12 @@ class Instance:
         kv, batch = self.kv, self.batch
         steps = kv.steps_that_fit(batch.steps_to_finish())
         while not steps:
-            self._preempt(batch.pop_last())
+            self._preempt_last()
             if not batch.members:  # all that is left holds reserved blocks: look again
                 self._alarm.set(self.env.now)
                 return
             steps = kv.steps_that_fit(batch.steps_to_finish())
-        for request in self._fresh:
-            if request.decode_start_ns < 0:
-                request.decode_start_ns = self.env.now
+        self._start_decoding()
         size = len(batch.members)
         until, fixed, slope = self.engine.step_ticks(size, batch.context + size)
         if until < batch.context + steps * size:  # the line ends within the jump
@@ -262,6 +306,11 @@ class Instance:
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
+    def _start_decoding(self) -> None:
+        for request in self._fresh:
+            if request.decode_start_ns < 0:
+                request.decode_start_ns = self.env.now
+
     def _add(self, request: Request) -> None:
         self.batch.join(request)
         self._fresh.append(request)
@@ -274,11 +323,18 @@ class Instance:
             self._add(request)
         self._arrived.clear()
 
-    def _preempt(self, request: Request) -> None:
-        if request in self._fresh:
-            self._fresh.remove(request)
+    def _preempt_last(self) -> None:
+        """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
+        if self.partial:
+            request = self.partial.pop()
+            self.kv.held -= self.kv.blocks_for(request.computed)
         else:
-            request.last_token_ns = self._last_step_ns
+            request = self.batch.pop_last()
+            if request in self._fresh:
+                self._fresh.remove(request)
+            else:
+                request.last_token_ns = self._last_step_ns
+        request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
         self._observer.preempted(self.env.now, self.name, request)
@@ -325,7 +381,7 @@ class Instance:
 
     def _begins(self, state: int) -> None:
         self.state = state
-        self._running_seen = len(self.batch.members) + self._prefilling
+        self._running_seen = len(self.batch.members) + len(self.partial)
         self._waiting_seen = len(self.waiting) + len(self._reservations) + self._reserved
         self._kv_seen = self.kv.held + self.batch.blocks
         self._tokens_seen = 0

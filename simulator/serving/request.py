@@ -8,6 +8,7 @@ class Request:
 
     __slots__ = (
         "arrival_ns",
+        "computed",
         "decode_instance",
         "decode_start_ns",
         "finish_iteration",
@@ -48,6 +49,7 @@ class Request:
         self.session = session
         self.turn = turn
         self.generated = 0
+        self.computed = 0  # tokens whose keys and values a prefill under way has computed
         self.queued_ns = -1
         self.prefill_start_ns = -1
         self.first_token_ns = -1

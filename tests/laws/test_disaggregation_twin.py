@@ -34,7 +34,7 @@ class Delay:
         return self.env.timeout(self.delay_ns)
 
 
-def jumping(workload, costs, limits, blocks, delay_ns):
+def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
     env, done = Clock(), {}
     pools = [Pool("prefill", RoundRobin()), Pool("decode", RoundRobin())]
     mover = KVTransfer(env, Delay(env, delay_ns), *pools, kv_heads=1, bytes_per_token=1)
@@ -44,7 +44,7 @@ def jumping(workload, costs, limits, blocks, delay_ns):
             pool.left(instance)
             done[request.request_id] = request
 
-        engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, count, BLOCK, 0)
+        engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS[batcher].policy, limits, count, BLOCK, 0)
         hand_over = mover.hand_over if pool is pools[0] else None
         pool.add(Instance(env, pool.role, engine, (0,), Seen(), finished, hand_over))
 
@@ -132,7 +132,7 @@ class Twin:
             lasts_ns = whole_or_sliced(self.costs, [r["kv"] for r in batch], self.limits.max_batch_tokens)
             engine["ticks"] += round(lasts_ns * TICK)
             engine["busy"] = "prefill"
-            self.at(engine["ticks"] // TICK, 2, self.prefilled, engine, batch)
+            self.at(engine["ticks"] // TICK, 2, self.ends, engine, False, batch)
             self.grant(engine)
             return
         engine["busy"] = "step"
@@ -151,10 +151,18 @@ class Twin:
         context = sum(r["kv"] + 1 for r in engine["running"])
         fixed, slope, _ = self.costs.decode(len(engine["running"]), context)
         engine["ticks"] += round(fixed * TICK) + round(slope * TICK) * context
-        self.at(engine["ticks"] // TICK, 2, self.stepped, engine)
+        self.at(engine["ticks"] // TICK, 2, self.ends, engine, True, None)
+
+    def ends(self, engine, stepped, prefilled):
+        """An iteration is over: those who decoded first, then those who were prefilled, if any were meant to be."""
+        engine["busy"] = "between"
+        if stepped:
+            self.stepped(engine)
+        if prefilled is not None:
+            self.prefilled(engine, prefilled)
+        self.decide(engine)
 
     def prefilled(self, engine, batch):
-        engine["busy"] = "between"
         for r in batch:
             r["made"] += 1
             r.setdefault("first", self.now)
@@ -168,10 +176,8 @@ class Twin:
                 engine["held"].remove(r)
                 engine["running"].append(r)
         self.grant(engine)
-        self.decide(engine)
 
     def stepped(self, engine):
-        engine["busy"] = "between"
         finished = []
         for r in engine["running"]:
             r["kv"] += 1
@@ -183,7 +189,6 @@ class Twin:
             self.finish(r)
         if finished:
             self.grant(engine)
-        self.decide(engine)
 
     def finish(self, r):
         self.done[r["id"]] = (r["start"], r["first"], r.get("wait", 0), r.get("decode", -1), self.now, r["preempted"])
