@@ -16,9 +16,15 @@ from simulator.strict import Count, Fault, LocatedError, Strict
 class EngineView(Protocol):
     """What a batcher may read of an engine between two iterations."""
 
-    waiting: Sequence[Request]
-    partial: Sequence[Request]
-    """Prompts begun and not ended, in order of admission; `computed` tokens of each are done."""
+    block_tokens: int
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """The queue, first come first."""
+
+    @property
+    def partial(self) -> Sequence[Request]:
+        """Prompts begun and not ended, in order of admission; `computed` tokens of each are done."""
 
     @property
     def running(self) -> int:
@@ -39,8 +45,6 @@ class EngineView(Protocol):
     @property
     def step_blocks(self) -> int:
         """KV blocks that those who decode take for one step more."""
-
-    block_tokens: int
 
     def latest(self) -> Iterator[tuple[int, int]]:
         """Yield the (blocks held, of `step_blocks`) of each who may be preempted: prompts begun last, then decodes."""

@@ -354,3 +354,8 @@ def test_split_pools_equal_token_by_token_at_length(workload, costs, max_running
     test_split_pools_equal_token_by_token.hypothesis.inner_test(
         workload, costs, max_running, more, threshold, spare, delay_ns
     )
+
+
+def test_more_seats_than_tokens_of_an_iteration_are_refused():
+    with pytest.raises(ValueError, match="300 requests cannot decode in iterations of 256 tokens"):
+        ChunkedPrefill(max_running=300, max_batch_tokens=256)

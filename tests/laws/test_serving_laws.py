@@ -80,6 +80,7 @@ pool = st.fixed_dictionaries(
         "blocks": st.one_of(st.none(), st.integers(60, 400)),
         "block_tokens": st.sampled_from([8, 16, 32]),
         "max_running": st.integers(1, 40),
+        "budget": st.one_of(st.none(), st.sampled_from([40, 512, 8192])),
         "watermark": st.sampled_from([0, 0.01, 0.2]),
     }
 )
@@ -87,10 +88,14 @@ pool = st.fixed_dictionaries(
 
 def section(p):
     blocks = f"blocks: {p['blocks']}, " if p["blocks"] else ""
+    if p["budget"] is None:
+        batcher = f"{{continuous: {{max_running: {p['max_running']}}}}}"
+    else:
+        batcher = f"{{chunked_prefill: {{max_running: {p['max_running']}, max_batch_tokens: {p['budget']}}}}}"
     return (
         f"{{instances: {p['instances']}, layout: {{tensor: {p['tensor']}}}, "
         f"kv: {{{blocks}block_tokens: {p['block_tokens']}, watermark: {p['watermark']}}}, "
-        f"batcher: {{continuous: {{max_running: {p['max_running']}}}}}}}"
+        f"batcher: {batcher}}}"
     )
 
 
