@@ -3,13 +3,14 @@
 Source: the vendors' data sheets for peaks; measured operator tables, named in each sheet, for the fitted constants.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from simulator import catalog
-from simulator.device.efficiency import AllReduce, Efficiency
+from simulator.device.efficiency import AllReduce, Efficiency, Protocol
 from simulator.errors import InputError, Problem, nearest
 from simulator.strict import (
     Bandwidth,
@@ -50,12 +51,18 @@ class Tier(Strict):
 
 
 class ScaleUp(Strict):
-    """The fast domain among neighbouring devices (NVLink, Infinity Fabric, UB, ICI)."""
+    """The domain of tensor parallelism among neighbouring devices: NVLink, Infinity Fabric, UB, ICI, or the host."""
 
     bandwidth: Bandwidth
     """Bytes per second of one device, one way."""
     ranks: Count
     """Devices in one domain."""
+    joined: Literal["switch", "mesh"] = "switch"
+    """By switches, or each to each by a link of its own: n ranks then have (n - 1) / (ranks - 1) of the bandwidth."""
+    like: str | None = None
+    """Another sheet, whose all-reduce times stand for this domain's; default: that of the sheet's own `like`."""
+    all_reduce: dict[str, AllReduce] | None = None
+    """Fitted on this domain, where all else is borrowed; as `Efficiency.all_reduce`."""
 
 
 class Port(Strict):
@@ -70,7 +77,7 @@ class Clock(Strict):
     """Range of the clock of the compute units."""
 
     boost: Frequency
-    """Highest clock; the peaks hold at it."""
+    """The clock at which the peaks hold; a driver may go beyond it for a while."""
     base: Frequency | None = None
     minimum: Frequency | None = None
 
@@ -94,15 +101,17 @@ class Accelerator(Strict):
     """One accelerator: peaks, memory, link, power and fitted constants; `sources` says where each number is from."""
 
     name: str
+    title: str | None = None
+    """What it is called in full."""
     processors: Count
-    """Streaming multiprocessors (or the vendor's like): the unit over which tiles are spread in waves."""
+    """Streaming multiprocessors, compute units, matrix units or cores: that over which tiles are spread in waves."""
     peak: dict[str, Compute]
     """Dense operations per second by data type of the multipliers, never the sparse figure."""
     memory: Memory
     tiers: dict[str, Tier] = Field(default_factory=dict)
     """Further memories by name: sram, host, cxl, nvme, pool."""
     scale_up: ScaleUp | None = None
-    """None: a device that reaches its neighbours only through its host."""
+    """None: a device that works alone."""
     ports: dict[str, Port] = Field(default_factory=dict)
     """Other links by name: pcie, nic, c2c."""
     power: Draw
@@ -120,11 +129,22 @@ class Accelerator(Strict):
             raise LocatedError(Fault(("peak",), "needs an entry for bf16 or fp16"))
         if (self.like is None) == (self.efficiency is None):
             raise LocatedError(Fault((), "a sheet has fitted `efficiency` or borrows it from another by `like`"))
-        if self.efficiency is not None and self.scale_up is not None:
-            table = self.efficiency.all_reduce
-            if not all(key.isdecimal() for key in table) or str(self.scale_up.ranks) not in table:
+        if self.scale_up is None:
+            return self
+        given: list[tuple[tuple[str, str], dict[str, AllReduce] | str | None]] = [
+            (("efficiency", "all_reduce"), self.efficiency.all_reduce if self.efficiency else None),
+            (("scale_up", "all_reduce"), self.scale_up.all_reduce),
+            (("scale_up", "like"), self.scale_up.like),
+        ]
+        ways = [(path, value) for path, value in given if value is not None]
+        if len(ways) > 1:
+            raise LocatedError(Fault(ways[1][0], f"the all-reduce is given by {'.'.join(ways[0][0])} already"))
+        for path, table in ways:
+            if isinstance(table, dict) and not (
+                all(key.isdecimal() for key in table) and str(self.scale_up.ranks) in table
+            ):
                 what = f"is keyed by numbers of ranks and needs one for all {self.scale_up.ranks}"
-                raise LocatedError(Fault(("efficiency", "all_reduce"), what))
+                raise LocatedError(Fault(path, what))
         return self
 
     @property
@@ -168,13 +188,48 @@ class Accelerator(Strict):
 
 
 def load_accelerator(name: str, beside: Path | None = None) -> Accelerator:
-    """Return the data sheet `name` of `topologies/devices`, or of a path relative to `beside`; borrows what it must."""
+    """Return the data sheet `name` of `topologies/devices`, or of a path relative to `beside`; borrows what it must.
+
+    A borrowed all-reduce moves its bytes at the lender's share of the link: its bandwidths are scaled by the ratio of
+    the two domains' (and the size at which the protocol changes with them), its latencies stay.
+    """
+    return _load(name, beside, ())
+
+
+def _load(name: str, beside: Path | None, borrowers: tuple[str, ...]) -> Accelerator:
     sheet = catalog.load(KIND, name, Accelerator, beside)
+    if name in borrowers:
+        chain = " -> ".join((*borrowers, name))
+        raise InputError(Problem(f"sheets borrow from each other: {chain}", path="like"))
     if sheet.like is None:
         return sheet
     at = catalog.locate(KIND, name, beside).parent
-    lender = catalog.load(KIND, sheet.like, Accelerator, at)
-    if lender.efficiency is None:
-        what = f"{sheet.name} borrows efficiencies from {sheet.like}, which borrows them itself"
-        raise InputError(Problem(what, path="like", allowed="a sheet with fitted efficiency"))
-    return sheet.model_copy(update={"efficiency": lender.efficiency})
+    lend = partial(_load, beside=at, borrowers=(*borrowers, name))
+    lender = lend(sheet.like)
+    efficiency = lender.fitted
+    if sheet.scale_up is not None:
+        links = lend(sheet.scale_up.like) if sheet.scale_up.like else lender
+        table = sheet.scale_up.all_reduce or _scaled_links(links, sheet.scale_up)
+        efficiency = efficiency.model_copy(update={"all_reduce": table})
+    return sheet.model_copy(update={"efficiency": efficiency})
+
+
+def _scaled_links(lender: Accelerator, domain: ScaleUp) -> dict[str, AllReduce]:
+    """Return the all-reduce of `lender` over the links of another `domain`."""
+    if lender.scale_up is None:
+        what = f"{lender.name} has no scale-up domain whose all-reduce could be borrowed"
+        raise InputError(Problem(what, path="scale_up.like", allowed="a sheet with scale_up"))
+    ratio = domain.bandwidth / lender.scale_up.bandwidth
+
+    def over(way: Protocol, part: float) -> Protocol:
+        return way.model_copy(update={"bandwidth": max(1, round(way.bandwidth * part))})
+
+    def scaled(ranks: int, fit: AllReduce) -> AllReduce:
+        part = ratio
+        if domain.joined == "mesh" and ranks < domain.ranks:
+            part *= (ranks - 1) / (domain.ranks - 1)
+        switch = max(1, round(fit.switch * part))
+        small, large = over(fit.small, part), over(fit.large, part)
+        return fit.model_copy(update={"switch": switch, "small": small, "large": large})
+
+    return {ranks: scaled(int(ranks), fit) for ranks, fit in lender.fitted.all_reduce.items()}
