@@ -1,7 +1,7 @@
 """Says how far whole engines are from measurements: closed loops of so many clients against measured TTFT and TPOT.
 
-Run `python benchmarks/accuracy_engines.py`; it replays every aggregated row of the public silicon table that the catalog
-covers through the serving engine, prints errors by model, device and engine, and says which rows it leaves out and why.
+Run `python benchmarks/accuracy_engines.py`; it replays every aggregated row of the public silicon table that the
+catalog covers through the serving engine, prints errors by model, device and engine, and says what it leaves out.
 """
 
 import argparse
@@ -233,17 +233,18 @@ def evaluate(frame: pd.DataFrame, workers: int) -> pd.DataFrame:
 
 def summary(found: pd.DataFrame, *by: str) -> Iterator[str]:
     """Yield a Markdown table of median errors and biases by the columns `by`."""
-    yield f"| {' | '.join(by)} | rows | TPOT median error | predicted / measured | TTFT median error | predicted / measured |"
+    figures = "TPOT median error | predicted / measured | TTFT median error | predicted / measured"
+    yield f"| {' | '.join(by)} | rows | {figures} |"
     yield "|" + "---|" * (len(by) + 5)
     known = found[found["why"] == ""]
     groups = known.groupby(list(by)) if by else [("all", known)]
     for key, rows in groups:
         names = key if isinstance(key, tuple) else (key,)
-        figures = []
+        cells = []
         for what in ("tpot", "ttft"):
             ratio = rows[f"{what}_model"] / rows[what]
-            figures += [f"{(ratio - 1).abs().median():.0%}", f"{ratio.median():.2f}"]
-        yield f"| {' | '.join(map(str, names))} | {len(rows)} | {' | '.join(figures)} |"
+            cells += [f"{(ratio - 1).abs().median():.0%}", f"{ratio.median():.2f}"]
+        yield f"| {' | '.join(map(str, names))} | {len(rows)} | {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -259,7 +260,9 @@ def main() -> None:
         print("\n".join(summary(found, *by)) + "\n")
     known = found[found["why"] == ""]
     for what in ("tpot", "ttft"):
-        print(f"{what}: median error {(known[f'{what}_model'] / known[what] - 1).abs().median():.1%}, {len(known)} rows")
+        print(
+            f"{what}: median error {(known[f'{what}_model'] / known[what] - 1).abs().median():.1%}, {len(known)} rows"
+        )
     print("\nnot covered:")
     for why, count in found[found["why"] != ""]["why"].value_counts().items():
         print(f"- {why}: {count} rows")

@@ -75,6 +75,10 @@ KNOTS_PER_OCTAVE = 2
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
 
+MOST_STEPS = 1 << 16
+"""Steps remembered; contexts rarely come back, so more would only take memory."""
+
+
 class _Rest(NamedTuple):
     """A step but for its attention: kernels, the exchange with experts on other ranks, and how many kernels in all."""
 
@@ -111,16 +115,23 @@ class RooflineCost:
         self._rest: dict[tuple[int, ...], _Rest] = {}
         self._kernels: dict[tuple[type, Shape], Kernel] = {}
         self._decode: dict[int, list[DecodeStep]] = {}
+        self._steps: dict[tuple[int, int, int, int, float], float] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
             self._time(operator.shape)  # every format and group is known, or the error comes now
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
-        return self.step_ns(Work(tokens, attended, sequences))
+        return self.mixed_ns(tokens, attended, sequences, 0, 0.0)
 
     def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
         """Return the duration of a step of both phases; see `Cost.mixed_ns`."""
-        return self.step_ns(Work(tokens, attended, sequences, batch, context))
+        key = tokens, attended, sequences, batch, context
+        known = self._steps.get(key)
+        if known is None:
+            if len(self._steps) >= MOST_STEPS:
+                self._steps.clear()
+            known = self._steps[key] = self.step_ns(Work(*key))
+        return known
 
     def step_ns(self, work: Work) -> float:
         """Return the duration of any step."""

@@ -1,0 +1,77 @@
+"""Collectives of an instance by its place: groups by hand, and times equal to those of the library's closed forms.
+
+Symbols: n ranks on N nodes of g each, B bytes that a rank sends to all n evenly, itself included, r its link inside the
+node, q its way out; then (g - 1) / n of B crosses r and (n - g) / n crosses q.
+"""
+
+import pytest
+
+from simulator.errors import InputError
+from simulator.model.layout import Layout
+from simulator.model.operators import Collective
+from simulator.network.collectives import Collectives
+from simulator.network.collectives_constants import load_constants
+from simulator.network.group_times import GroupTimes, exchange, group
+from simulator.topology import build_topology
+
+
+@pytest.fixture(scope="module")
+def collectives() -> Collectives:
+    return Collectives(build_topology("clos-h100", {"nodes": 4}), load_constants("h100-sxm"))
+
+
+def test_groups_by_hand() -> None:
+    layout = Layout(tensor=2, data=2, context=2, pipeline=2, expert=4)
+    devices = tuple(range(100, 116))
+    assert group(layout, "tensor", devices) == (100, 101)
+    assert group(layout, "context", devices) == (100, 102)
+    assert group(layout, "expert", devices) == tuple(range(100, 108))
+    assert group(layout, "pipeline", devices) == (100, 108)
+
+
+@pytest.mark.parametrize("operation", ["all_reduce", "all_gather", "reduce_scatter"])
+@pytest.mark.parametrize("size", [1e4, 1e8])
+def test_library_operations_take_the_librarys_time(collectives: Collectives, operation: str, size: float) -> None:
+    times = GroupTimes(collectives, Layout(tensor=16), range(16))
+    latency, busy = times(Collective(operation, size, 16, "tensor"))
+    assert latency + busy == pytest.approx(collectives.time_ns(operation, range(16), int(size), engine=True))
+    assert times.nodes("tensor") == 2
+
+
+def test_an_exchange_over_four_nodes_by_hand(collectives: Collectives) -> None:
+    # n = 32, N = 4, g = 8: 7/32 of B inside, 24/32 outside; the way out (400 Gbps a device) is the slower
+    times = GroupTimes(collectives, Layout(data=32, expert=32), range(32))
+    size = 64e6
+    base, busy = times(Collective("dispatch", size, 32, "expert"))
+    forms = collectives.constants.low_latency, collectives.constants.high_throughput
+    bounds = []
+    for form in forms:
+        assert form is not None
+        network = 24 / 32 * size / (form.dispatch.network_share * 50e9)
+        local = 7 / 32 * size / (form.dispatch.local_share * 450e9)
+        bounds.append(form.dispatch.base + form.dispatch.network_base + 1e9 * max(network, local))
+    assert base + busy == pytest.approx(min(bounds))
+
+
+def test_within_a_node_nothing_leaves_it(collectives: Collectives) -> None:
+    shape = collectives.shape(tuple(range(8)))
+    phase = load_constants("h100-sxm").low_latency
+    assert phase is not None
+    base, busy = exchange(phase.combine, 8e6, shape)
+    assert base == phase.combine.base
+    assert busy == pytest.approx(7 / 8 * 8e6 / (phase.combine.local_share * 450e9) * 1e9)
+
+
+def test_a_larger_message_or_group_is_never_faster(collectives: Collectives) -> None:
+    before = 0.0
+    for ranks in (8, 16, 32):
+        times = GroupTimes(collectives, Layout(data=ranks, expert=ranks), range(ranks))
+        small, large = (sum(times(Collective("combine", size, ranks, "expert"))) for size in (1e5, 1e7))
+        assert before < small < large
+        before = small
+
+
+def test_what_the_library_cannot_do_is_an_error(collectives: Collectives) -> None:
+    times = GroupTimes(collectives, Layout(tensor=4), range(4))
+    with pytest.raises(InputError, match="unknown operation"):
+        times(Collective("all_sum", 1, 4, "tensor"))
