@@ -42,13 +42,15 @@ def names(kind: str) -> list[str]:
 def is_path(kind: str, name: str) -> bool:
     """Return whether `name` is a path: it has a `/`, or ends like a file of its kind (for a trace: has any suffix).
 
-    Of kinds of which nothing is shipped every name is one.
+    A model may be a Hugging Face `config.json`. Of kinds of which nothing is shipped every name is one.
     """
     if kind not in _SINGULAR:
         return True
     if kind == "scenarios" and name in names(kind):  # shipped in a folder
         return False
-    return "/" in name or (bool(Path(name).suffix) if kind == "traces" else name.endswith((".yaml", ".yml")))
+    if "/" in name or kind == "traces":
+        return "/" in name or bool(Path(name).suffix)
+    return name.endswith((".yaml", ".yml", ".json") if kind == "workloads/models" else (".yaml", ".yml"))
 
 
 def locate(kind: str, name: str, beside: Path | None = None) -> Path:

@@ -28,8 +28,8 @@ class GroupedAttention(Strict):
     head_dim: Count
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: bool = False
-    """Norms on each head's queries and keys, one weight per head dimension."""
+    qk_norm: Literal["head", "layer"] | None = None
+    """Norms on queries and keys: of each head, all with the same weights, or of all heads of a layer as one vector."""
     sinks: bool = False
     """One learned logit per head that takes part in the softmax."""
     window: Window | None = None
@@ -56,8 +56,8 @@ class GroupedAttention(Strict):
         """Return the parameters of one layer's attention with so many heads of each kind."""
         qkv, out = (heads + 2 * kv_heads) * self.head_dim, heads * self.head_dim
         bias = (qkv if self.qkv_bias else 0) + (hidden if self.output_bias else 0)
-        extra = (2 * self.head_dim if self.qk_norm else 0) + (heads if self.sinks else 0)
-        return hidden * (qkv + out) + bias + extra
+        normed = {None: 0, "head": 2, "layer": heads + kv_heads}[self.qk_norm] * self.head_dim
+        return hidden * (qkv + out) + bias + normed + (heads if self.sinks else 0)
 
     def stored_per_token(self, kv_heads: int) -> int:
         """Return the values that one position holds in the KV cache of one layer."""
@@ -126,7 +126,9 @@ class MixtureOfExperts(Strict):
     intermediate: Count
     """Width of one routed expert."""
     layers: Count
-    """Layers with experts; the others have the dense MLP."""
+    """Layers with experts, the last ones of a stack; the others have the dense MLP."""
+    every: Count = 1
+    """Experts are in every so many-th layer at most: 2 alternates dense layers and such with experts."""
     shared: int = Field(default=0, ge=0)
     """Experts that every token uses."""
     shared_intermediate: Count | None = None
@@ -145,6 +147,14 @@ class MixtureOfExperts(Strict):
         if self.active > self.experts:
             raise LocatedError(Fault(("active",), f"{self.active} of {self.experts} experts cannot be active"))
         return self
+
+    def among(self, first: int, end: int, layers: int, total: int) -> int:
+        """Return how many of the layers `first` to `end` of a stack of `total` have experts, of which it has `layers`.
+
+        They are the last of those that `every` allows: leading layers are dense.
+        """
+        last = total // self.every  # of these the first `last - layers` are dense
+        return max(end // self.every, last - layers) - max(first // self.every, last - layers)
 
     @property
     def shared_width(self) -> int:

@@ -9,16 +9,19 @@ from typing import NamedTuple
 from simulator.errors import InputError, Problem
 from simulator.model.layout import Layout
 from simulator.model.precision import FORMATS, Precision
-from simulator.model.transformer import Transformer
+from simulator.model.transformer import RELATIVE_BUCKETS, Transformer
 
 
 class Weights(NamedTuple):
-    """Parameters on the fullest rank by part."""
+    """Parameters on one rank by part."""
 
     attention: int
     mlp: int
-    """Dense MLPs and shared experts."""
+    """Dense MLPs."""
     experts: int
+    """Routed experts."""
+    shared: int
+    """Shared experts."""
     routers: int
     embeddings: int
     """Embedding and LM head, positions included."""
@@ -29,6 +32,33 @@ class Weights(NamedTuple):
     def total(self) -> int:
         """All of them."""
         return sum(self)
+
+
+class Stage(NamedTuple):
+    """A pipeline stage as ranges of layers, first and end: those of an encoder come before those of the decoder."""
+
+    encoder: tuple[int, int]
+    decoder: tuple[int, int]
+    first: bool
+    last: bool
+
+
+def stages(model: Transformer, layout: Layout) -> list[Stage]:
+    """Return the pipeline stages; layers are spread evenly, what is left over goes to the latest stages but the last.
+
+    So does vLLM, as the last stage has the LM head and the first the embedding.
+    """
+    before = model.encoder.layers if model.encoder else 0
+    count, total = layout.pipeline, before + model.layers
+    each, left = divmod(total, count)
+    found, start = [], 0
+    for stage in range(count):
+        end = start + each + (count - 1 - left <= stage < count - 1)
+        encoder = min(start, before), min(end, before)
+        decoder = max(start - before, 0), max(end - before, 0)
+        found.append(Stage(encoder, decoder, stage == 0, stage == count - 1))
+        start = end
+    return found
 
 
 def kv_heads_per_rank(model: Transformer, layout: Layout) -> int:
@@ -42,73 +72,101 @@ def vocabulary_per_rank(model: Transformer, layout: Layout) -> int:
 
 
 def layers_per_stage(model: Transformer, layout: Layout) -> int:
-    """Return the decoder layers of the fullest pipeline stage."""
-    return -(-model.layers // layout.pipeline)
+    """Return the decoder layers of the pipeline stage that has most of them."""
+    return max(stage.decoder[1] - stage.decoder[0] for stage in stages(model, layout))
 
 
-def experts_per_rank(model: Transformer, layout: Layout) -> int:
-    """Return the routed experts of one layer on the fullest rank."""
-    return -(-model.experts.experts // layout.expert) if model.experts else 0
+def experts_per_rank(model: Transformer, layout: Layout, rank: int = 0) -> int:
+    """Return the routed experts of one layer on an expert-parallel rank; the first ranks have one more if any has.
+
+    With more ranks than experts, those that are left over hold a copy of one.
+    """
+    if model.experts is None:
+        return 0
+    each, left = divmod(model.experts.experts, layout.expert)
+    return max(1, each + (rank < left))
+
+
+def weights_of(model: Transformer, layout: Layout, stage: Stage, rank: int = 0) -> Weights:
+    """Return the parameters on each device of one pipeline stage that is of the expert-parallel rank `rank`.
+
+    Embeddings are where tokens come in: on the first stage and, of a model with an encoder, on the one where the
+    decoder starts. The LM head and the norm before it are on the last stage, which needs a copy of a tied embedding.
+    """
+    tensor, part = layout.tensor, model.attention
+    decoders, encoders = stage.decoder[1] - stage.decoder[0], stage.encoder[1] - stage.encoder[0]
+    with_experts = _expert_layers(model, stage)
+    kv_heads = kv_heads_per_rank(model, layout)
+    crossed = decoders if model.encoder else 0
+    attention = part.parameters(model.hidden, part.heads // tensor, kv_heads)
+    shared = routed = 0
+    if model.experts is not None:
+        width = model.experts.shared_width // tensor
+        shared = model.mlp_parameters(width) if width else 0
+        each = model.mlp_parameters(model.experts.intermediate // layout.expert_tensor)
+        routed = experts_per_rank(model, layout, rank) * each
+    dense = decoders + encoders - with_experts
+    norms = model.norms * (decoders + encoders) + crossed + stage.last + (model.embedding_norm and stage.first)
+    if model.encoder is not None:
+        norms += stage.encoder[0] < model.encoder.layers == stage.encoder[1]  # at the encoder's end
+    return Weights(
+        attention=(decoders + encoders + crossed) * attention + _relative(model, layout, stage),
+        mlp=dense * model.mlp_parameters(model.intermediate // tensor) if dense else 0,
+        experts=with_experts * routed,
+        shared=with_experts * shared,
+        routers=with_experts * model.router_parameters(),
+        embeddings=_tables(model, layout, stage),
+        norms=norms * model.norm_width,
+        vision=model.vision.parameters(model.hidden) if model.vision and stage.first else 0,
+    )
+
+
+def _expert_layers(model: Transformer, stage: Stage) -> int:
+    if model.experts is None:
+        return 0
+    among = model.experts.among(*stage.decoder, model.experts.layers, model.layers)
+    if model.encoder is not None:
+        among += model.experts.among(*stage.encoder, model.encoder.expert_layers, model.encoder.layers)
+    return among
+
+
+def _relative(model: Transformer, layout: Layout, stage: Stage) -> int:
+    """Return the biases of relative positions: one table for a stack's layers, on every stage that has some."""
+    if model.positions != "relative":
+        return 0
+    stacks = (stage.decoder[0] < stage.decoder[1]) + (stage.encoder[0] < stage.encoder[1])
+    return stacks * RELATIVE_BUCKETS * (model.attention.heads // layout.tensor)
+
+
+def _tables(model: Transformer, layout: Layout, stage: Stage) -> int:
+    rows = vocabulary_per_rank(model, layout)
+    comes_in = stage.first or (model.encoder is not None and stage.decoder[0] == 0 < stage.decoder[1])
+    tables = (comes_in or stage.last) if model.tied_embeddings else comes_in + stage.last
+    positions = (model.position_rows or 0) * model.hidden if stage.first else 0
+    return tables * rows * model.hidden + positions + (rows if model.head_bias and stage.last else 0)
 
 
 def weights_per_rank(model: Transformer, layout: Layout) -> Weights:
-    """Return the parameters on the fullest rank: of the stage with most layers, all of them with experts if it can.
+    """Return the parameters on the fullest rank."""
+    return max((weights_of(model, layout, stage) for stage in stages(model, layout)), key=lambda part: part.total)
 
-    The first stage has the embedding, the last the LM head; one stage alone has both. Encoders stay on the first.
-    """
-    layers, tensor, stages = layers_per_stage(model, layout), layout.tensor, layout.pipeline
-    with_experts = min(model.expert_layers, layers)
-    part = model.attention
-    attention = part.parameters(model.hidden, part.heads // tensor, kv_heads_per_rank(model, layout))
-    dense = model.mlp_parameters(model.intermediate // tensor)
-    shared = routed = 0
-    if model.experts is not None:
-        shared = model.mlp_parameters(model.experts.shared_width // tensor) if model.experts.shared_width else 0
-        width = model.experts.intermediate // layout.expert_tensor
-        routed = experts_per_rank(model, layout) * model.mlp_parameters(width)
-    tables = 1 if model.tied_embeddings or stages > 1 else 2
-    weights = Weights(
-        attention=layers * attention,
-        mlp=(layers - with_experts) * dense + with_experts * shared,
-        experts=with_experts * routed,
-        routers=with_experts * model.router_parameters(),
-        embeddings=tables * vocabulary_per_rank(model, layout) * model.hidden
-        + (model.position_rows or 0) * model.hidden,
-        norms=2 * layers * model.norm_width + model.norm_width * (2 if model.embedding_norm else 1),
-        vision=model.vision.parameters(model.hidden) if model.vision else 0,
+
+def weight_bytes(weights: Weights, precision: Precision) -> int:
+    """Return the bytes of weights, each part in its format; norms, routers and vision are in 16 bits."""
+    bits = (
+        weights.attention * FORMATS[precision.of_attention].weight_bits
+        + weights.mlp * FORMATS[precision.weights].weight_bits
+        + (weights.experts + weights.shared) * FORMATS[precision.of_experts].weight_bits
+        + weights.embeddings * FORMATS[precision.head].weight_bits
+        + (weights.norms + weights.routers + weights.vision) * 16
     )
-    if model.encoder is None:
-        return weights
-    return _with_encoder(model, weights, layers, attention, dense, routed)
-
-
-def _with_encoder(
-    model: Transformer, weights: Weights, layers: int, attention: int, dense: int, routed: int
-) -> Weights:
-    encoder = model.encoder
-    assert encoder is not None
-    with_experts = encoder.expert_layers
-    return weights._replace(
-        attention=weights.attention + (encoder.layers + layers) * attention,
-        mlp=weights.mlp + (encoder.layers - with_experts) * dense,
-        experts=weights.experts + with_experts * routed,
-        routers=weights.routers + with_experts * model.router_parameters(),
-        norms=weights.norms + (2 * encoder.layers + 1 + layers) * model.norm_width,
-    )
+    return round(bits / 8)
 
 
 def weight_bytes_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
     """Return the weight bytes on the fullest rank, each part in its format."""
     precision = precision or Precision()
-    weights = weights_per_rank(model, layout)
-    bits = (
-        weights.attention * FORMATS[precision.of_attention].weight_bits
-        + weights.mlp * FORMATS[precision.weights].weight_bits
-        + weights.experts * FORMATS[precision.of_experts].weight_bits
-        + weights.embeddings * FORMATS[precision.head].weight_bits
-        + (weights.norms + weights.routers + weights.vision) * 16
-    )
-    return round(bits / 8)
+    return max(weight_bytes(weights_of(model, layout, stage), precision) for stage in stages(model, layout))
 
 
 def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> float:
@@ -123,8 +181,18 @@ def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: P
 def splits_over(model: Transformer, tensor: int) -> bool:
     """Return whether `tensor` ranks get equal shares of heads and MLP columns, KV heads shared or copied evenly."""
     heads, kv_heads = model.attention.heads, model.attention.kv_heads
-    even = heads % tensor == 0 and model.intermediate % tensor == 0
+    even = heads % tensor == 0 and all(width % tensor == 0 for _, width in _widths(model))
     return even and (kv_heads % tensor == 0 or tensor % kv_heads == 0)
+
+
+def _widths(model: Transformer) -> list[tuple[str, int]]:
+    """Return the columns that tensor parallelism splits, by what they are of."""
+    encoder = model.encoder
+    dense = model.layers - model.expert_layers + (encoder.layers - encoder.expert_layers if encoder else 0)
+    widths = [("MLP columns", model.intermediate)] if dense else []
+    if model.experts is not None and model.experts.shared_width:
+        widths.append(("shared-expert columns", model.experts.shared_width))
+    return widths
 
 
 def check_layout(model: Transformer, layout: Layout) -> None:
@@ -132,18 +200,20 @@ def check_layout(model: Transformer, layout: Layout) -> None:
     problems = []
     if not splits_over(model, layout.tensor):
         part = model.attention
+        counts = [("heads", part.heads), ("KV heads", part.kv_heads), *_widths(model)]
         what = (
-            f"{model.name} ({part.heads} heads, {part.kv_heads} KV heads, {model.intermediate} MLP columns) "
+            f"{model.name} ({', '.join(f'{count} {name}' for name, count in counts)}) "
             f"does not split evenly over {layout.tensor} tensor-parallel ranks"
         )
         allowed = ", ".join(str(degree) for degree in range(1, part.heads + 1) if splits_over(model, degree))
         problems.append(Problem(what, path="layout.tensor", allowed=allowed))
-    if layout.pipeline > model.layers:
-        what = f"{model.name} has {model.layers} layers, fewer than {layout.pipeline} stages"
-        problems.append(Problem(what, path="layout.pipeline", allowed=f"1 to {model.layers}"))
+    total = model.layers + (model.encoder.layers if model.encoder else 0)
+    if layout.pipeline > total:
+        what = f"{model.name} has {total} layers, fewer than {layout.pipeline} stages"
+        problems.append(Problem(what, path="layout.pipeline", allowed=f"1 to {total}"))
     problems += _check_experts(model, layout)
     if problems:
-        raise InputError(*problems)
+        raise InputError(problems)
 
 
 def _check_experts(model: Transformer, layout: Layout) -> list[Problem]:
@@ -152,10 +222,12 @@ def _check_experts(model: Transformer, layout: Layout) -> list[Problem]:
             return []
         what = f"{model.name} has no experts to split over {layout.expert} expert-parallel ranks"
         return [Problem(what, path="layout.expert", allowed="1")]
-    if model.experts.intermediate % layout.expert_tensor:
+    width, devices = model.experts.intermediate, layout.stage_devices
+    if width % layout.expert_tensor:
         what = (
-            f"an expert of {model.experts.intermediate} columns does not split evenly over {layout.expert_tensor} "
-            f"ranks, which {layout} leaves to each"
+            f"an expert of {model.name} has {width} columns, which do not split evenly over the {layout.expert_tensor} "
+            f"devices that expert parallelism over {layout.expert} of the {devices} of a stage leaves to each"
         )
-        return [Problem(what, path="layout.expert", allowed="a larger expert degree")]
+        good = [each for each in range(1, devices + 1) if devices % each == 0 and width % (devices // each) == 0]
+        return [Problem(what, path="layout.expert", allowed=", ".join(map(str, good)))]
     return []

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from simulator import catalog
 from simulator.model.architecture import Encoder, GroupedAttention, LatentAttention, MixtureOfExperts, Vision
+from simulator.model.precision import Precision
 from simulator.strict import Count, Fault, LocatedError, Strict
 
 RELATIVE_BUCKETS = 32
@@ -32,7 +33,9 @@ class Transformer(Strict):
     mlp_bias: bool = False
     experts: MixtureOfExperts | None = None
     norm: Literal["rms", "layer"] = "rms"
-    """RMS norms have a weight, layer norms a bias too."""
+    """RMS norms (and layer norms without bias) have a weight, layer norms a bias too."""
+    norms: Count = 2
+    """Norms of one layer: 2 before attention and MLP, 4 when there are such behind them too, 1 when they share it."""
     positions: Literal["rotary", "learned", "relative", "alibi"] = "rotary"
     position_rows: Count | None = None
     """Rows of the table of learned positions."""
@@ -40,10 +43,14 @@ class Transformer(Strict):
     vocabulary: Count
     tied_embeddings: bool = False
     """True when the input embedding is also the LM head."""
+    head_bias: bool = False
+    """A bias on the LM head's output."""
     encoder: Encoder | None = None
     vision: Vision | None = None
     draft_layers: int = Field(default=0, ge=0)
     """Extra layers that predict further tokens (multi-token prediction); not among `parameters`."""
+    checkpoint: Precision | None = None
+    """Number formats of the published weights, when they are not all of 16 bits."""
     max_context: Count
     """Longest sequence in tokens, prompt and output together."""
     sources: dict[str, str]
@@ -52,9 +59,11 @@ class Transformer(Strict):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         faults = []
-        if self.experts is not None and self.experts.layers > self.layers:
-            what = f"{self.experts.layers} layers with experts are more than all {self.layers}"
-            faults.append(Fault(("experts", "layers"), what))
+        if self.experts is not None:
+            faults += _too_many(("experts", "layers"), self.experts.layers, self.layers, self.experts.every)
+        if self.encoder is not None and self.encoder.expert_layers:
+            every = self.experts.every if self.experts else self.encoder.layers + 1
+            faults += _too_many(("encoder", "expert_layers"), self.encoder.expert_layers, self.encoder.layers, every)
         window = getattr(self.attention, "window", None)
         if window is not None and window.layers > self.layers:
             what = f"{window.layers} layers with a window are more than all {self.layers}"
@@ -96,20 +105,24 @@ class Transformer(Strict):
 
     @cached_property
     def active_parameters(self) -> int:
-        """Parameters that one token passes through, embeddings included."""
-        return self._parameters(None if self.experts is None else self.experts.active)
+        """Parameters that one token is multiplied with: of the experts those it uses, of the embedding the LM head."""
+        looked_up = 0 if self.tied_embeddings else self.vocabulary * self.hidden
+        active = self._parameters(None if self.experts is None else self.experts.active)
+        return active - looked_up - (self.position_rows or 0) * self.hidden
 
     def _parameters(self, experts: int | None) -> int:
         attention = self.attention.parameters(self.hidden, self.attention.heads, self.attention.kv_heads)
-        total = self.layers * (attention + 2 * self.norm_width) + self._mlps(self.layers, self.expert_layers, experts)
+        norms = self.norms * self.norm_width
+        total = self.layers * (attention + norms) + self._mlps(self.layers, self.expert_layers, experts)
         total += self.norm_width * (2 if self.embedding_norm else 1)
         total += (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
+        total += self.vocabulary if self.head_bias else 0
         total += (self.position_rows or 0) * self.hidden
         if self.positions == "relative":
             total += RELATIVE_BUCKETS * self.attention.heads * (2 if self.encoder else 1)
         if self.encoder is not None:
             total += self.layers * (attention + self.norm_width)  # cross-attention
-            total += self.encoder.layers * (attention + 2 * self.norm_width) + self.norm_width
+            total += self.encoder.layers * (attention + norms) + self.norm_width
             total += self._mlps(self.encoder.layers, self.encoder.expert_layers, experts)
         return total + (self.vision.parameters(self.hidden) if self.vision else 0)
 
@@ -120,6 +133,17 @@ class Transformer(Strict):
             shared = self.mlp_parameters(self.experts.shared_width) if self.experts.shared_width else 0
             total += with_experts * (experts * each + shared + self.router_parameters())
         return total
+
+    @cached_property
+    def draft_parameters(self) -> int:
+        """Parameters of the drafting layers; embedding and LM head are those of the model.
+
+        Each has a layer like the last, a projection of token and state to one width, their norms and one at the end.
+        """
+        attention = self.attention.parameters(self.hidden, self.attention.heads, self.attention.kv_heads)
+        mlp = self._mlps(1, 1 if self.experts else 0, self.experts.experts if self.experts else None)
+        own = 2 * self.hidden * self.hidden + 3 * self.norm_width
+        return self.draft_layers * (attention + self.norms * self.norm_width + mlp + own)
 
     # -- the KV cache ---------------------------------------------------------------------------------------------
 
@@ -132,7 +156,28 @@ class Transformer(Strict):
         """Return the bytes of keys and values that one token of context holds, over all layers, unsplit."""
         return round(self.kv_values_per_token() * bytes_per_value)
 
+    def kv_values(self, context: int) -> int:
+        """Return the values that a sequence of so many positions holds when layers with a window keep only that."""
+        window = self.attention.window
+        limited = window.layers if window else 0
+        kept = (self.layers - limited) * context + limited * min(context, window.tokens if window else 0)
+        return kept * self.attention.stored_per_token(self.attention.kv_heads)
+
+
+def _too_many(path: tuple[str, str], layers: int, total: int, every: int) -> list[Fault]:
+    if layers <= total // every:
+        return []
+    what = f"{layers} layers with experts are more than every {every}. of {total}" if every > 1 else ""
+    return [Fault(path, what or f"{layers} layers with experts are more than all {total}", f"0 to {total // every}")]
+
 
 def load_model(name: str, beside: Path | None = None) -> Transformer:
-    """Return the model card `name` of `workloads/models`, or of a path relative to `beside`."""
+    """Return the model card `name` of `workloads/models`, or that of a path relative to `beside`.
+
+    A path that ends in `.json` is a Hugging Face `config.json`.
+    """
+    if name.endswith(".json"):
+        from simulator.model.huggingface import read_config  # it makes cards, so it imports this module
+
+        return read_config(catalog.locate("workloads/models", name, beside))
     return catalog.load("workloads/models", name, Transformer, beside)
