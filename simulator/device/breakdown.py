@@ -95,7 +95,7 @@ def ceilings(cost: RooflineCost, book: Ledger, context: int) -> Ceilings:
     model, layout, device = cost.model, cost.layout, cost.accelerator
     peak = device.rate(FORMATS[cost.precision.weights].compute)
     bandwidth = device.memory.bandwidth
-    flops = 2 * (model.active_parameters - model.vocabulary * model.hidden * (1 if model.tied_embeddings else 2))
+    flops = 2 * (model.active_parameters - model.vocabulary * model.hidden)
     token_bytes = kv_bytes_per_token_per_rank(model, layout, cost.precision) * context
     batch = int(book.kv_bytes / token_bytes)
 
@@ -108,11 +108,11 @@ def ceilings(cost: RooflineCost, book: Ledger, context: int) -> Ceilings:
 
 def memory_parts(cost: RooflineCost, book: Ledger) -> dict[str, int]:
     """Return the bytes of one device by what they hold, weights by part; they add up to what is usable."""
-    weights, form = weights_per_rank(cost.model, cost.layout), cost.precision
+    weights, form = weights_per_rank(cost.model, cost.layout, cost.precision), cost.precision
     bits = {
         "attention weights": weights.attention * FORMATS[form.of_attention].weight_bits,
         "MLP weights": weights.mlp * FORMATS[form.weights].weight_bits,
-        "expert weights": weights.experts * FORMATS[form.of_experts].weight_bits,
+        "expert weights": (weights.experts + weights.shared) * FORMATS[form.of_experts].weight_bits,
         "embedding and LM head": weights.embeddings * FORMATS[form.head].weight_bits,
     }
     parts = {name: round(size / 8) for name, size in bits.items() if size}

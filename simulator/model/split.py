@@ -146,9 +146,12 @@ def _tables(model: Transformer, layout: Layout, stage: Stage) -> int:
     return tables * rows * model.hidden + positions + (rows if model.head_bias and stage.last else 0)
 
 
-def weights_per_rank(model: Transformer, layout: Layout) -> Weights:
-    """Return the parameters on the fullest rank."""
-    return max((weights_of(model, layout, stage) for stage in stages(model, layout)), key=lambda part: part.total)
+def weights_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> Weights:
+    """Return the parameters on the fullest rank, the one whose weights take most bytes."""
+    form = precision or Precision()
+    return max(
+        (weights_of(model, layout, stage) for stage in stages(model, layout)), key=lambda w: weight_bytes(w, form)
+    )
 
 
 def weight_bytes(weights: Weights, precision: Precision) -> int:
@@ -165,8 +168,7 @@ def weight_bytes(weights: Weights, precision: Precision) -> int:
 
 def weight_bytes_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
     """Return the weight bytes on the fullest rank, each part in its format."""
-    precision = precision or Precision()
-    return max(weight_bytes(weights_of(model, layout, stage), precision) for stage in stages(model, layout))
+    return weight_bytes(weights_per_rank(model, layout, precision), precision or Precision())
 
 
 def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> float:

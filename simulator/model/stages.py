@@ -42,12 +42,9 @@ class Parameters(NamedTuple):
 
 
 def has_experts(model: Transformer, layer: int) -> bool:
-    """Return whether a decoder layer has experts: every n-th where they divide the layers, else all after the dense."""
-    if not model.expert_layers:
-        return False
-    if model.layers % model.expert_layers == 0:
-        return (layer + 1) % (model.layers // model.expert_layers) == 0
-    return layer >= model.layers - model.expert_layers
+    """Return whether a decoder layer has experts."""
+    part = model.experts
+    return part is not None and part.among(layer, layer + 1, part.layers, model.layers) > 0
 
 
 def has_window(model: Transformer, layer: int) -> bool:
@@ -95,7 +92,7 @@ def layers_of(model: Transformer, layers: int, with_experts: int, with_window: i
         attention = attention.model_copy(update={"window": window})
     experts = model.experts
     if experts is not None:
-        experts = experts.model_copy(update={"layers": with_experts}) if with_experts else None
+        experts = experts.model_copy(update={"layers": with_experts, "every": 1}) if with_experts else None
     return _card(model, layers=layers, attention=attention, experts=experts, encoder=None, vision=None, draft_layers=0)
 
 
@@ -132,11 +129,14 @@ def parameters_of(part: Slice, model: Transformer, layout: Layout) -> Parameters
         weights.norms - model.norm_width * (not part.last) - model.norm_width * model.embedding_norm * (not part.first)
     )
     tables = part.first + (part.last and not (model.tied_embeddings and part.first))
-    dense = weights.attention + weights.mlp + weights.routers + norms
+    relative = RELATIVE_BUCKETS * (model.attention.heads // layout.tensor) if model.positions == "relative" else 0
+    attention = weights.attention - relative  # the first stage has the only table of a stack
+    dense = attention + weights.mlp + weights.shared + weights.routers + norms
+    dense += vocabulary_per_rank(model, layout) if part.last and model.head_bias else 0
     dense += tables * vocabulary_per_rank(model, layout) * model.hidden
     experts = weights.experts
     if model.encoder is not None:  # cross-attention
-        dense += part.model.layers * (weights.attention // part.model.layers + model.norm_width)
+        dense += part.model.layers * (attention // part.model.layers + model.norm_width)
     if part.first:
         dense += (model.position_rows or 0) * model.hidden
         if model.positions == "relative":
@@ -144,7 +144,7 @@ def parameters_of(part: Slice, model: Transformer, layout: Layout) -> Parameters
         dense += model.vision.parameters(model.hidden) if model.vision else 0
         if model.encoder is not None:
             own = weights_per_rank(encoder_of(model), alone)
-            dense += own.attention + own.mlp + own.routers + own.norms
+            dense += own.attention - relative + own.mlp + own.shared + own.routers + own.norms
             dense -= model.norm_width * model.embedding_norm  # the decoder's part has it
             experts += own.experts
     return Parameters(dense, experts)

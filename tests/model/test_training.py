@@ -44,7 +44,7 @@ DEEPSEEK_V3 = Transformer(
     max_context=163840,
     sources={},
 )
-SWITCH = gpt(experts=MixtureOfExperts(experts=8, active=1, intermediate=4096, layers=4))
+SWITCH = gpt(experts=MixtureOfExperts(experts=8, active=1, intermediate=4096, layers=4, every=2))
 T5 = gpt(encoder=Encoder(layers=8), positions="relative", tied_embeddings=True)
 LLAVA = gpt(vision=Vision(layers=4, hidden=512, heads=8, intermediate=2048, patch=14, image=336), gated=True)
 

@@ -84,7 +84,7 @@ STATED = {  # as a paper or model card states them: count, its relative toleranc
     "switch-base-256": (14.7e9, 0.01, "arXiv:2101.03961, Figure 4: 14.7B"),
     "switch-xxl": (395e9, 0.01, "arXiv:2101.03961, Table 9"),
     "switch-c-2048": (1571e9, 0.001, "arXiv:2101.03961, Table 9"),
-    "gshard-600b": (600e9, 0.04, "arXiv:2006.16668: rounded; 18 x 2,048 experts of 2 x 1,024 x 8,192 are 618B"),
+    "gshard-600b": (600e9, 0.04, "arXiv:2006.16668: 18 layers of 2,048 experts of 2 x 1,024 x 8,192 hold 618B"),
     "llava-1.5-13b": (13.35e9, 0.001, "safetensors of llava-1.5-13b-hf"),
 }
 
@@ -101,7 +101,7 @@ ACTIVE = {  # stated active parameters, with the input embedding among them or w
     "mixtral-8x22b": (39e9, True, "announcement of Mixtral 8x22B"),
 }
 
-KV_BYTES = {  # 2 (keys and values) x KV heads x head width x layers x 2 bytes; MLA: (latent + rotary) x layers x 2 bytes
+KV_BYTES = {  # 2 (keys, values) x KV heads x width x layers x 2 bytes; MLA: (latent + rotary) x layers x 2 bytes
     "llama-2-7b": 2 * 32 * 128 * 32 * 2,
     "llama-2-13b": 2 * 40 * 128 * 40 * 2,
     "llama-2-70b": 2 * 8 * 128 * 80 * 2,
