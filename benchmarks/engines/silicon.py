@@ -1,12 +1,9 @@
-"""Says how far whole engines are from measurements: closed loops of so many clients against measured TTFT and TPOT.
+"""Closed loops of so many clients on one instance against the public silicon table of TTFT and TPOT, row by row.
 
-Run `python benchmarks/accuracy_engines.py`; it replays every aggregated row of the public silicon table that the
-catalog covers through the serving engine, prints errors by model, device and engine, and says what it leaves out.
+Every aggregated row that the catalog covers is replayed through the serving engine; the others are listed with why.
 """
 
-import argparse
 import functools
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -15,27 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from engines.harness import serve, tpot_ms, ttft_ms
 from simulator import catalog
-from simulator.clock import Clock
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
-from simulator.device.engine import RooflineParameters
-from simulator.device.memory import kv_blocks, ledger
 from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
-from simulator.serving.batching import BATCHERS
-from simulator.serving.frontend import Admission, Arrivals, Frontend
-from simulator.serving.instance import Engine, Instance, Observer
-from simulator.serving.jump import StepTicks
-from simulator.serving.pool import Pool
-from simulator.serving.request import Request
-from simulator.serving.routing import ROUTERS
+from simulator.serving.frontend import Arrivals
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data"
-BLOCK = 64
 ROUNDS = 10
 """Requests per client: what the benchmark of these tables sends."""
 
@@ -142,44 +128,21 @@ def case_of(row: Any) -> Case | str:
 
 
 @functools.cache
-def cost_of(case: Case, overhead_ns: int) -> RooflineCost:
+def cost_of(case: Case) -> RooflineCost:
     """Return the cost of a case's instance."""
-    engine = RooflineParameters(step_overhead=f"{overhead_ns} ns")  # type: ignore[arg-type]
     return RooflineCost(
         load_model(case.model),
         Layout(**dict(case.layout)),
         load_accelerator(case.device),
         Precision(**dict(case.precision)),
-        engine,
     )
 
 
-def serve(case: Case, overhead_ns: int = 0) -> tuple[float, float]:
+def loop(case: Case) -> tuple[float, float]:
     """Return (mean TTFT, mean TPOT) in ms of a closed loop on one instance; raises InputError where it does not fit."""
-    cost = cost_of(case._replace(clients=0, prompt=0, output=0, spread=False), overhead_ns)
-    batcher = BATCHERS.get(BATCHER[case.backend]) or BATCHERS["continuous"]
-    limits = batcher.parameters(max_running=max(case.clients, 1))
-    book = ledger(cost.model, cost.layout, cost.accelerator, limits.max_batch_tokens, 256, 0.9, cost.precision)
-    blocks = kv_blocks(book, cost.model, cost.layout, BLOCK, cost.precision)
-    env, done = Clock(), []
-    silent = Observer(*(lambda *_: None for _ in Observer._fields))
-    pool = Pool("colocated", ROUTERS["round_robin"].make())
-    finished = env.event()
-    engine = Engine("colocated", cost, StepTicks(cost), batcher.policy, limits, blocks, BLOCK, blocks // 100)
-    most = blocks * BLOCK
-    front = Frontend(env, pool, Admission(most, most, most), done.append, finished, case.clients)
-
-    def ended(request: Request, instance: Instance) -> None:
-        pool.left(instance)
-        front.finish(request)
-
-    pool.add(Instance(env, "0", engine, range(cost.layout.devices), silent, ended))
-    env.process(front.replay([requests(case)]))
-    env.run(until=finished)
-    served = [r for r in done if r.outcome == "finished"]
-    ttft = float(np.mean([r.first_token_ns - r.arrival_ns for r in served])) / 1e6
-    gaps = [(r.finish_ns - r.first_token_ns) / (r.output_tokens - 1) for r in served if r.output_tokens > 1]
-    return ttft, float(np.mean(gaps)) / 1e6
+    cost = cost_of(case._replace(clients=0, prompt=0, output=0, spread=False))
+    done = serve(cost, BATCHER[case.backend], requests(case), case.clients, max_running=case.clients)
+    return float(ttft_ms(done).mean()), float(tpot_ms(done).mean())
 
 
 def requests(case: Case) -> Arrivals:
@@ -195,7 +158,7 @@ def requests(case: Case) -> Arrivals:
 def predicted(case: Case) -> tuple[float, float] | str:
     """Return (TTFT, TPOT) in ms, or why there is none."""
     try:
-        return serve(case)
+        return loop(case)
     except InputError as error:
         return str(error.problems[0].what)[:80]
 
@@ -247,29 +210,17 @@ def summary(found: pd.DataFrame, *by: str) -> Iterator[str]:
         yield f"| {' | '.join(map(str, names))} | {len(rows)} | {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Print the tables and write every row as CSV under `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the results")
-    parser.add_argument("--every", type=int, default=1, help="only each so-manieth row")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    options = parser.parse_args()
-    found = evaluate(read(options.data).iloc[:: options.every], options.workers)
+def report(data: Path, out: Path, every: int = 1, workers: int = 2) -> None:
+    """Print the errors of every covered row by engine and by model, and why others are not; write them as CSV."""
+    found = evaluate(read(data).iloc[::every], workers)
+    print("\n### Engines of 2025 and 2026: closed loops of the silicon table\n")
     for by in (("engine",), ("model", "device", "engine", "format")):
         print("\n".join(summary(found, *by)) + "\n")
     known = found[found["why"] == ""]
     for what in ("tpot", "ttft"):
-        print(
-            f"{what}: median error {(known[f'{what}_model'] / known[what] - 1).abs().median():.1%}, {len(known)} rows"
-        )
-    print("\nnot covered:")
+        error = (known[f"{what}_model"] / known[what] - 1).abs().median()
+        print(f"{what.upper()}: median error {error:.1%} of {len(known)} rows")
+    print("\nNot covered:\n")
     for why, count in found[found["why"] != ""]["why"].value_counts().items():
         print(f"- {why}: {count} rows")
-    options.out.mkdir(parents=True, exist_ok=True)
-    found.to_csv(options.out / "engines.csv", index=False)
-    (options.out / "engines.json").write_text(json.dumps({"rows": len(known)}) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    found.to_csv(out / "silicon.csv", index=False)

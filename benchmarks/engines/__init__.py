@@ -1,0 +1,1 @@
+"""Whole engines against measurements: one module per public source, on one harness."""
