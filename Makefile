@@ -32,6 +32,7 @@ golden: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m simulator.results.dictionary > docs/data-dictionary.md
 	$(BIN)/python -m simulator.report.presets docs
+	$(BIN)/python -m simulator.report.devices docs
 	$(BIN)/simulate schema --out schema/scenario.v1.json
 
 $(VENV)/bin/python:
