@@ -83,10 +83,19 @@ class Clock(Strict):
 
 
 class Draw(Strict):
-    """Electrical power of one device."""
+    """Electrical power of one device; what a sheet leaves out is taken as a share of `tdp`, see `device.power`."""
 
     tdp: Power
     idle: Power | None = None
+    """Drawn with nothing loaded."""
+    active: Power | None = None
+    """Drawn on top once an engine holds the device: clocks up, nothing computed."""
+    compute: Power | None = None
+    """Drawn on top for arithmetic at the dense peak, at the clock `boost`."""
+    memory: Power | None = None
+    """Drawn on top for traffic at the full memory bandwidth."""
+    link: Power | None = None
+    """Drawn on top while links are busy."""
 
 
 class Cost(Strict):
