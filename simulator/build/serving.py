@@ -25,7 +25,7 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, Subject
+from simulator.device.cost import COSTS, Subject, cost_notes
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
@@ -105,6 +105,7 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
+    notes += dict.fromkeys(line for pool in pools for line in cost_notes(pool.engine.cost))
     if len(pools) == 1:
         notes += [
             f"{key}: no byte of colocated engines crosses the network"

@@ -1,6 +1,7 @@
 """Time of one engine step: prefill, decode or both; a decode iteration is piecewise affine in the total context.
 
-`roofline` sums the kernels of a model's operators; `linear` takes the user's own constants.
+`roofline` sums the kernels of a model's operators, `measured` too but takes their times from tables where these have
+any; `linear` takes the user's own constants.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,15 @@ from simulator import units
 from simulator.device.accelerator import Accelerator
 from simulator.device.engine import RooflineParameters, overlapped_ns
 from simulator.device.kernels import Kernel
-from simulator.device.timing import time_of
+from simulator.device.measured.coverage import origin_line, other_formats, share_line, share_of
+from simulator.device.measured.source import MeasuredParameters, measured_times
+from simulator.device.measured.times import MeasuredTimes
+from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import Collective, PromptAttention, Shape, TokenAttention
+from simulator.model.operators import Collective, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
@@ -71,6 +75,9 @@ class OperatorTime(NamedTuple):
     shape: Shape | None = None
 
 
+TYPICAL = (1024, 32)
+"""Tokens of a prompt or a context, and sequences, of the steps whose sources of times are told."""
+ATTENTION = PromptAttention | TokenAttention
 KNOTS_PER_OCTAVE = 2
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
@@ -104,8 +111,10 @@ class RooflineCost:
         precision: Precision | None = None,
         engine: RooflineParameters | None = None,
         links: Links | None = None,
+        times: Times | None = None,
     ) -> None:
         check_layout(model, layout)
+        self.times = times or Roofline(accelerator)
         self._links = links
         self.model, self.layout, self.accelerator = model, layout, accelerator
         self.precision = precision or Precision()
@@ -113,11 +122,11 @@ class RooflineCost:
         self._pass = Pass(model, layout, self.precision)
         self._latent = isinstance(model.attention, LatentAttention)
         self._rest: dict[tuple[int, ...], _Rest] = {}
-        self._kernels: dict[tuple[type, Shape], Kernel] = {}
+        self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
         self._decode: dict[int, list[DecodeStep]] = {}
         self._steps: dict[tuple[int, int, int, int, float], float] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
-            self._time(operator.shape)  # every format and group is known, or the error comes now
+            self._time(operator)  # every format and group is known, or the error comes now
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
@@ -166,7 +175,7 @@ class RooflineCost:
         """Return the operator table whose times, with the step overhead, sum to `step_ns` of the same work."""
         table = [
             OperatorTime(o.name, o.calls, o.calls * k.flops, o.calls * k.size_bytes, o.calls * k.ns, k.bound, o.shape)
-            for o, k in ((o, self._time(o.shape)) for o in self._pass.operators(self._batch(work)))
+            for o, k in self.kernels(work)
         ]
         engine, busy_ns = self.engine, sum(row.ns for row in table)
         gap_ns = self.step_ns(work) - engine.step_overhead - busy_ns
@@ -177,6 +186,12 @@ class RooflineCost:
         if engine.step_overhead:
             table.append(OperatorTime("step overhead", 1, 0.0, 0.0, engine.step_overhead, "host"))
         return table
+
+    def kernels(self, work: Work) -> list[tuple[Operator, Kernel]]:
+        """Return the operators of one step with the kernel of one call of each, in order."""
+        operators = self._pass.operators(self._batch(work))
+        together = iter(self.times.attention([o for o in operators if isinstance(o.shape, ATTENTION)]))
+        return [(o, next(together) if isinstance(o.shape, ATTENTION) else self._time(o)) for o in operators]
 
     def _batch(self, work: Work) -> Work:
         """Return what one micro-batch of a decode step has.
@@ -189,19 +204,23 @@ class RooflineCost:
             return work
         return work._replace(batch=-(-work.batch // stages), context=work.context / stages)
 
-    def _time(self, shape: Shape) -> Kernel:
-        key = type(shape), shape
+    def _time(self, operator: Operator) -> Kernel:
+        shape = operator.shape
+        key = operator.name, type(shape), shape
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._collective(shape) if isinstance(shape, Collective) else time_of(shape, self.accelerator)
-            if not isinstance(shape, PromptAttention | TokenAttention):
+            time = self._collective if isinstance(shape, Collective) else self.times.kernel
+            kernel = time(operator)
+            if not isinstance(shape, ATTENTION):
                 self._kernels[key] = kernel
         return kernel
 
-    def _collective(self, shape: Collective) -> Kernel:
+    def _collective(self, operator: Operator) -> Kernel:
         """Return a collective by the device's own constants within a scale-up domain, by the topology beyond it."""
+        shape = operator.shape
+        assert isinstance(shape, Collective)
         if shape.ranks <= self.accelerator.domain and shape.group == "tensor":
-            return time_of(shape, self.accelerator)
+            return self.times.kernel(operator)
         if self._links is not None:
             latency_ns, link_ns = self._links(shape)
             return Kernel(link_ns=link_ns, fixed_ns=latency_ns)
@@ -210,7 +229,7 @@ class RooflineCost:
                 f"{shape.ranks} {shape.group}-parallel ranks do not fit one scale-up domain of {self.accelerator.name}"
             )
             raise InputError(Problem(what, path="layout", allowed=f"at most {self.accelerator.domain}, or a topology"))
-        return time_of(shape, self.accelerator)
+        return self.times.kernel(operator)
 
     def _rest_of(self, work: Work) -> "_Rest":
         """Return everything but attention over the context: it follows from the numbers of tokens."""
@@ -219,17 +238,19 @@ class RooflineCost:
         if known is None:
             kernels = exchange = 0.0
             calls = 0
-            for _, times, shape in self._pass.operators(work):
-                calls += times
-                if isinstance(shape, Collective) and shape.operation in ("dispatch", "combine"):
-                    exchange += times * self._time(shape).ns
-                elif not isinstance(shape, PromptAttention | TokenAttention):
-                    kernels += times * self._time(shape).ns
+            for operator in self._pass.operators(work):
+                calls += operator.calls
+                if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
+                    exchange += operator.calls * self._time(operator).ns
+                elif not isinstance(operator.shape, ATTENTION):
+                    kernels += operator.calls * self._time(operator).ns
             known = self._rest[key] = _Rest(kernels, exchange, calls)
         return known
 
     def _attention_ns(self, work: Work) -> float:
-        return sum(o.calls * time_of(o.shape, self.accelerator).ns for o in self._pass.attention(work))
+        operators = self._pass.attention(work)
+        kernels = self.times.attention(operators)
+        return sum(o.calls * kernel.ns for o, kernel in zip(operators, kernels, strict=True))
 
     def _next_piece(self, batch: int, start: float) -> DecodeStep:
         """Return the line of decode steps from `start` tokens of context on, to the next knot or for ever."""
@@ -323,12 +344,36 @@ def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
     return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links)
 
 
+def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
+    times = measured_times(parameters, Pass(of.model, of.layout, of.precision), of.accelerator)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times)
+
+
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:
     return LinearCost(parameters)
 
 
+def cost_notes(cost: object) -> list[str]:
+    """Return lines on where the times of a cost are from, for the user to read: none unless tables were measured."""
+    if not isinstance(cost, RooflineCost) or not isinstance(cost.times, MeasuredTimes):
+        return []
+    lines = [origin_line(origin) for origin in cost.times.origins]
+    if cost.times.repeats:
+        lines.append(f"serving.cost: {cost.times.repeats:,} repeated measurements of a point, whose median counts")
+    tokens, batch = TYPICAL
+    for step, work in (
+        (f"prefill step of one prompt of {tokens:,} tokens", Work(tokens, tokens * (tokens + 1) // 2, 1)),
+        (f"decode step of {batch} sequences at {tokens:,} tokens", Work(batch=batch, context=batch * tokens)),
+    ):
+        timed = cost.kernels(work)
+        lines.append(share_line(step, share_of(cost.times, timed)))
+        lines += other_formats(cost.times, [operator for operator, _ in timed])
+    return list(dict.fromkeys(lines))
+
+
 COSTS: dict[str, tuple[type[Strict], Factory]] = {
     "roofline": (RooflineParameters, _roofline),
+    "measured": (MeasuredParameters, _measured),
     "linear": (LinearParameters, _linear),
 }
 """Cost models by name: the model of their parameters and the function that makes one for a model on a device kind."""

@@ -1,7 +1,7 @@
-"""The time of any operator on one device: each kind of shape has its kernel."""
+"""The time of any operator on one device: each kind of shape has its kernel, or another source of times knows it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from simulator.device.accelerator import Accelerator
 from simulator.device.attention import prompt_attention, token_attention
@@ -16,6 +16,7 @@ from simulator.model.operators import (
     Elementwise,
     Experts,
     Gemm,
+    Operator,
     PromptAttention,
     Shape,
     TokenAttention,
@@ -36,3 +37,30 @@ KERNELS: dict[type, Callable[[Any, Accelerator], Kernel]] = {
 def time_of(shape: Shape, accelerator: Accelerator) -> Kernel:
     """Return the kernel of `shape` on `accelerator`."""
     return KERNELS[type(shape)](shape, accelerator)
+
+
+class Times(Protocol):
+    """A source of the times of operators on one device kind."""
+
+    def kernel(self, operator: Operator) -> Kernel:
+        """Return one call of `operator`."""
+        ...
+
+    def attention(self, operators: Sequence[Operator]) -> list[Kernel]:
+        """Return one call of each attention kernel of one step, of prompts and of decoding sequences."""
+        ...
+
+
+class Roofline:
+    """Times of operators from the device's sheet alone."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    def kernel(self, operator: Operator) -> Kernel:
+        """Return one call of `operator`."""
+        return time_of(operator.shape, self.accelerator)
+
+    def attention(self, operators: Sequence[Operator]) -> list[Kernel]:
+        """Return one call of each kernel: prompts and decoding sequences take their turns."""
+        return [time_of(operator.shape, self.accelerator) for operator in operators]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simulator import catalog
+from simulator.documents import PathKey
 from simulator.errors import InputError, Problem, nearest
 from simulator.scenario.merge import Sources, read_sources
-from simulator.scenario.reference import REFERENCES, References, attempt, check_fit, value_at
+from simulator.scenario.reference import References, attempt, change_names, check_fit
 from simulator.scenario.schema import Scenario
 from simulator.scenario.write import json_schema, resolved, scenario_digest
 from simulator.strict import validate
@@ -67,8 +68,7 @@ def _place(problem: Problem) -> tuple[str, int, int, str]:
 
 
 def _canonical_references(sources: Sources) -> None:
-    document = sources.document
-    for path, kind in REFERENCES.items():
-        if isinstance(name := value_at(document, path), str):
-            holder = value_at(document, path[:-1])
-            holder[path[-1]] = catalog.canonical(kind, name, sources.folder(path))
+    def canonical(path: PathKey, kind: str, name: str) -> str:
+        return catalog.canonical(kind, name, sources.folder(path))
+
+    change_names(sources.document.value, canonical)

@@ -6,6 +6,7 @@ The cluster must hold every engine, and every engine its model: the memory ledge
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -23,6 +24,8 @@ from simulator.scenario.schema import Pool, Scenario, Serving
 from simulator.topology.presets import resolve_preset
 from simulator.topology.wiring import FamilyParameters
 
+TABLES = "tables"
+"""Kind of a list of files, each a path or `{path: ...}`."""
 REFERENCES: dict[PathKey, str] = {
     ("topology", "preset"): "topologies",
     ("topology", "device"): "topologies/devices",
@@ -31,6 +34,7 @@ REFERENCES: dict[PathKey, str] = {
     ("network", "collectives"): "topologies/collectives",
     ("traffic", "flows"): "flows",
     ("traffic", "changes"): "changes",
+    ("serving", "cost", "measured", "tables"): TABLES,
     ("workload", "trace"): "traces",
     ("workload", "prompt_tokens", "empirical", "trace"): "traces",
     ("workload", "output_tokens", "empirical", "trace"): "traces",
@@ -77,6 +81,27 @@ def attempt(
         return None
 
 
+def change_names(value: Any, change: Callable[[PathKey, str, str], str]) -> None:
+    """Replace every name in a scenario's value that refers to something by `change(path, kind, name)`, in place."""
+    for path, kind in REFERENCES.items():
+        holder: Any = value
+        for part in path[:-1]:
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        found = holder.get(path[-1]) if isinstance(holder, dict) else None
+        if isinstance(found, str):
+            holder[path[-1]] = change(path, kind, found)
+        elif kind == TABLES and isinstance(found, tuple | list):
+            holder[path[-1]] = tuple(_changed(item, (*path, i), change) for i, item in enumerate(found))
+
+
+def _changed(item: Any, path: PathKey, change: Callable[[PathKey, str, str], str]) -> Any:
+    if isinstance(item, str):
+        return change(path, TABLES, item)
+    if isinstance(item, dict) and isinstance(item.get("path"), str):
+        return {**item, "path": change((*path, "path"), TABLES, item["path"])}
+    return item
+
+
 @dataclass
 class References:
     """What the names in a document stand for, as far as they stand for something."""
@@ -89,11 +114,11 @@ class References:
 
     def look_up(self) -> None:
         """Find every reference of the document, and fill in the parameters of the topology."""
-        for path, kind in REFERENCES.items():
-            name = value_at(self.document, path)
+        # one after the other: a topology that is found fills in what the document says of its device
+        for path, kind, name in chain.from_iterable(self._names(*entry) for entry in REFERENCES.items()):
             if path == ("topology", "device") and value_at(self.document, ("traffic",)) is not None:
                 continue  # the network alone computes nothing, so a device needs no data sheet
-            if not isinstance(name, str) or not self._is_readable(path, kind, name):
+            if not self._is_readable(path, kind, name):
                 continue
             if path == ("topology", "preset"):
                 self._resolve_topology(name)
@@ -103,6 +128,15 @@ class References:
                 self.model = attempt(partial(load_model, name), self.document, self.problems, path)
             elif kind == "traces":
                 self._check_trace(path, catalog.locate(kind, name))
+
+    def _names(self, path: PathKey, kind: str) -> list[tuple[PathKey, str, str]]:
+        found = value_at(self.document, path)
+        if isinstance(found, str):
+            return [(path, kind, found)]
+        if kind != TABLES or not isinstance(found, tuple):
+            return []
+        names = (((*path, i), item.get("path") if isinstance(item, dict) else item) for i, item in enumerate(found))
+        return [(at, kind, name) for at, name in names if isinstance(name, str)]
 
     def _is_readable(self, path: PathKey, kind: str, name: str) -> bool:
         file = attempt(partial(catalog.locate, kind, name), self.document, self.problems, path)

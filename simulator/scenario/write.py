@@ -12,7 +12,7 @@ from typing import Any
 
 from simulator import catalog
 from simulator.documents import core_scalar
-from simulator.scenario.reference import REFERENCES
+from simulator.scenario.reference import change_names
 from simulator.scenario.schema import Scenario
 from simulator.topology.presets import BUILDERS
 
@@ -73,12 +73,7 @@ def json_schema() -> dict[str, Any]:
 
 def _with_references(scenario: Scenario, write: Callable[[str, str], str]) -> dict[str, Any]:
     value: dict[str, Any] = scenario.model_dump(by_alias=True, exclude={"base"})
-    for path, kind in REFERENCES.items():
-        holder: Any = value
-        for part in path[:-1]:
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and isinstance(holder.get(path[-1]), str):
-            holder[path[-1]] = write(kind, holder[path[-1]])
+    change_names(value, lambda path, kind, name: write(kind, name))
     return value
 
 

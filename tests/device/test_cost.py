@@ -227,7 +227,7 @@ def test_linear_parameters_survive_writing_and_reading() -> None:
     assert LinearParameters.model_validate(before.model_dump()) == before
 
 
-@pytest.mark.parametrize("name", sorted(COSTS))
+@pytest.mark.parametrize("name", sorted(COSTS.keys() - {"measured"}))  # which needs a table
 def test_every_registered_cost_is_built_from_its_parameters(name: str) -> None:
     parameters, make = COSTS[name]
     cost: Cost = make(parameters(), SUBJECT)

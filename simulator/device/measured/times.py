@@ -1,0 +1,101 @@
+"""Times of operators from measured tables, the roofline where they have no point, and which was which.
+
+A measured point is kept as its ratio to the roofline; between points the ratio is interpolated, outside it is held.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import exp, log
+from typing import NamedTuple
+
+from simulator.device.accelerator import Accelerator
+from simulator.device.kernels import Kernel
+from simulator.device.measured.formats import Measured
+from simulator.device.measured.interpolation import Estimate, Family, Point
+from simulator.device.measured.points import place
+from simulator.device.timing import time_of
+from simulator.model.operators import Operator, PromptAttention, TokenAttention
+
+Exact = tuple[str | int, ...]
+
+
+class Origin(NamedTuple):
+    """Where measurements are from: a file in a format, who took them, and what was assumed of it."""
+
+    file: str
+    format: str
+    provenance: dict[str, str]
+    rows: int
+    notes: tuple[str, ...] = ()
+
+
+class MeasuredTimes:
+    """A source of times (see `simulator.device.timing.Times`) from measured points on one device kind."""
+
+    def __init__(self, accelerator: Accelerator, measured: Sequence[Measured], origins: Sequence[Origin] = ()) -> None:
+        self.accelerator, self.origins = accelerator, tuple(origins)
+        self.families: dict[Exact, Family] = {}
+        for operators, ns in measured:
+            self._add(operators, ns, packed=False)
+        self.repeats = sum(family.repeats for family in self.families.values())
+        """Measurements of a point that was measured before."""
+        self._pack_single_prompts(measured)
+
+    def _add(self, operators: tuple[Operator, ...], ns: float, packed: bool) -> None:
+        at = place(operators, packed)
+        self.families.setdefault(at.exact, Family()).add(at.shape, at.line, operators, ns)
+
+    def _pack_single_prompts(self, measured: Sequence[Measured]) -> None:
+        """Place prompts by all tokens of a step too, when they were measured one prompt at a time."""
+        prompts = [(m, m.operators[0].shape) for m in measured if len(m.operators) == 1]
+        if all(shape.sequences == 1 for _, shape in prompts if isinstance(shape, PromptAttention)):
+            for (operators, ns), shape in prompts:
+                if isinstance(shape, PromptAttention):
+                    self._add(operators, ns, packed=True)
+
+    def estimate(self, operators: tuple[Operator, ...]) -> Estimate | None:
+        """Return what the tables say of operators that run as one, or None when nothing like it was measured."""
+        at, shape = place(operators), operators[0].shape
+        if len(operators) == 1 and isinstance(shape, PromptAttention) and shape.sequences > 1:
+            packed = place(operators, packed=True)
+            if packed.exact in self.families:
+                at = packed
+        family = self.families.get(at.exact)
+        return family.estimate(at.shape, at.line, self._log_ratio) if family else None
+
+    def kernel(self, operator: Operator) -> Kernel:
+        """Return one call of `operator`: the roofline's kernel, stretched to the measured time where there is one."""
+        roofline = time_of(operator.shape, self.accelerator)
+        found = self.estimate((operator,))
+        return roofline if found is None else stretched(roofline, exp(found.log_ratio))
+
+    def attention(self, operators: Sequence[Operator]) -> list[Kernel]:
+        """Return one call of each; prompts and decoding sequences that were measured in one call are timed so.
+
+        The time of the two together then lies on both, in proportion to what each takes alone.
+        """
+        kernels = [self.kernel(operator) for operator in operators]
+        for i, pair in enumerate(pairwise(operators)):
+            if isinstance(pair[0].shape, PromptAttention) and isinstance(pair[1].shape, TokenAttention):
+                found = self.estimate(pair)
+                if found is not None:
+                    alone_ns = kernels[i].ns + kernels[i + 1].ns
+                    factor = exp(found.log_ratio) * self._roofline_ns(pair) / alone_ns
+                    kernels[i : i + 2] = (stretched(kernel, factor) for kernel in kernels[i : i + 2])
+        return kernels
+
+    def _roofline_ns(self, operators: tuple[Operator, ...]) -> float:
+        return sum(time_of(operator.shape, self.accelerator).ns for operator in operators)
+
+    def _log_ratio(self, point: Point) -> float:
+        return log(point.ns / self._roofline_ns(point.operators))
+
+
+def stretched(kernel: Kernel, factor: float) -> Kernel:
+    """Return a kernel of the same work whose every time is `factor` times as long."""
+    return kernel._replace(
+        compute_ns=factor * kernel.compute_ns,
+        memory_ns=factor * kernel.memory_ns,
+        link_ns=factor * kernel.link_ns,
+        fixed_ns=factor * kernel.fixed_ns,
+    )

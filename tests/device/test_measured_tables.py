@@ -1,0 +1,288 @@
+"""Measured tables: what a file may hold and what is refused, exact at its points, the roofline where it is silent."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from simulator.device.accelerator import Accelerator, load_accelerator
+from simulator.device.cost import COSTS, RooflineCost, Subject, cost_notes
+from simulator.device.measured.source import MeasuredParameters, same_device
+from simulator.device.measured.times import MeasuredTimes
+from simulator.device.timing import time_of
+from simulator.errors import InputError
+from simulator.model.forward import Work
+from simulator.model.layout import Layout
+from simulator.model.operators import Collective, Elementwise, Gemm, Operator, PromptAttention, TokenAttention
+from simulator.model.precision import Precision
+from simulator.model.transformer import load_model
+
+MODEL = load_model("llama-3.1-8b")
+DEVICE = load_accelerator("h100-sxm-80gb")
+Rows = list[dict[str, Any]]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    table = pa.table({name: [row.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r)})
+    if path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        pa.parquet.write_table(table, path)
+    return path
+
+
+def cost_of(*tables: Any, layout: Layout | None = None, device: Accelerator = DEVICE) -> RooflineCost:
+    sections = tuple(str(table) if isinstance(table, Path) else table for table in tables)
+    parameters = MeasuredParameters(tables=sections)
+    cost = COSTS["measured"][1](parameters, Subject(MODEL, layout or Layout(), device, Precision()))
+    assert isinstance(cost, RooflineCost)
+    return cost
+
+
+def refusal(*tables: Any, **more: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        cost_of(*tables, **more)
+    return str(caught.value)
+
+
+def times_of(cost: RooflineCost) -> MeasuredTimes:
+    assert isinstance(cost.times, MeasuredTimes)
+    return cost.times
+
+
+GEMMS: Rows = [
+    {"operator": "gemm", "rows": rows, "columns": 6144, "inner": 4096, "format": "bf16", "ns": ns}
+    for rows, ns in ((1, 20_000), (64, 30_000), (1024, 150_000))
+]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_point_is_exact_and_the_ratio_is_interpolated_between_and_held_outside(tmp_path: Path, suffix: str) -> None:
+    times = times_of(cost_of(write(tmp_path / f"gemm{suffix}", GEMMS)))
+
+    def ns(rows: int) -> float:
+        return times.kernel(Operator("any", 1, Gemm(rows, 6144, 4096))).ns
+
+    def ratio(rows: int) -> float:
+        return ns(rows) / time_of(Gemm(rows, 6144, 4096), DEVICE).ns
+
+    for row in GEMMS:
+        assert ns(row["rows"]) == pytest.approx(row["ns"], rel=1e-12)
+    assert ratio(256) == pytest.approx((ratio(64) * ratio(1024)) ** 0.5)
+    assert ratio(8192) == pytest.approx(ratio(1024))
+
+
+def test_what_no_table_covers_has_the_time_of_the_roofline(tmp_path: Path) -> None:
+    cost = cost_of(write(tmp_path / "gemm.csv", GEMMS))
+    plain = RooflineCost(MODEL, Layout(), DEVICE)
+    work = Work(batch=64, context=64_000)
+    measured = {row.name: row.ns for row in cost.operators(work)}
+    assert measured.pop("QKV projection") == pytest.approx(MODEL.layers * 30_000)
+    near = {"gate and up projection", "down projection", "output projection"}
+    for row in plain.operators(work):
+        if row.name not in {"QKV projection", *near}:
+            assert measured[row.name] == row.ns, row.name
+    # 6144 x 4096 is within a factor of two of 4096 x 4096, not of 28672 x 4096 and 4096 x 14336
+    by_name = {row.name: row.ns for row in plain.operators(work)}
+    assert measured["output projection"] != by_name["output projection"]
+    assert measured["down projection"] == by_name["down projection"]
+    assert measured["gate and up projection"] == by_name["gate and up projection"]
+
+
+def test_steps_are_the_sums_of_their_operators(tmp_path: Path) -> None:
+    cost = cost_of(write(tmp_path / "gemm.csv", GEMMS), write(tmp_path / "attention.csv", attention_rows()))
+    for work in (Work(batch=7, context=9000), Work(300, 300 * 301 / 2, 2), Work(300, 300 * 301 / 2, 2, 7, 9000)):
+        assert cost.step_ns(work) == pytest.approx(sum(row.ns for row in cost.operators(work)))
+    line = cost.decode(7, 9000)
+    first, last = 0.6 * line.until, line.until
+    assert line.fixed_ns + line.per_context_token_ns * last == pytest.approx(cost.step_ns(Work(batch=7, context=last)))
+    assert first > 0
+
+
+def attention_rows() -> Rows:
+    heads = {"heads": 32, "kv_heads": 8, "key_dim": 128, "value_dim": 128}
+    return [
+        {"operator": "token_attention", "batch": 1, "context": 1024, "ns": 11_000, **heads},
+        {"operator": "token_attention", "batch": 16, "context": 1024, "ns": 40_000, **heads},
+        {"operator": "token_attention", "batch": 16, "context": 8192, "ns": 260_000, **heads},
+        {"operator": "prompt_attention", "sequences": 1, "tokens": 512, "cached": 0, "ns": 30_000, **heads},
+        {"operator": "prompt_attention", "sequences": 1, "tokens": 512, "cached": 2048, "ns": 55_000, **heads},
+        {
+            "operator": "mixed_attention",
+            "tokens": 512,
+            "cached": 0,
+            "batch": 16,
+            "context": 1024,
+            "ns": 90_000,
+            **heads,
+        },
+    ]
+
+
+def test_attention_of_prompts_tokens_and_both_in_one_call(tmp_path: Path) -> None:
+    cost = cost_of(write(tmp_path / "attention.csv", attention_rows()))
+    layers = MODEL.layers
+
+    def attention_ns(work: Work) -> float:
+        return sum(row.ns for row in cost.operators(work) if "attention" in row.name)
+
+    assert attention_ns(Work(batch=16, context=16 * 8192)) == pytest.approx(layers * 260_000)
+    assert attention_ns(Work(512, 512 * 2048 + 512 * 513 / 2, 1)) == pytest.approx(layers * 55_000)
+    both = Work(512, 512 * 513 / 2, 1, 16, 16 * 1024)
+    assert attention_ns(both) == pytest.approx(layers * 90_000)
+    alone = [row.ns for row in cost.operators(both) if "attention" in row.name]
+    assert alone[0] / alone[1] == pytest.approx(30_000 / 40_000)
+
+
+def test_collectives_and_elementwise_kernels(tmp_path: Path) -> None:
+    rows: Rows = [
+        {"operator": "elementwise", "name": "sampling", "size_bytes": 1 << 20, "ns": 25_000},
+        {"operator": "collective", "operation": "all_reduce", "ranks": 2, "size_bytes": 1 << 20, "ns": 14_000},
+    ]
+    times = times_of(cost_of(write(tmp_path / "more.parquet", rows)))
+    assert times.kernel(Operator("sampling", 1, Elementwise(1 << 20))).ns == pytest.approx(25_000)
+    norm = Elementwise(1 << 20)
+    assert times.kernel(Operator("norm and residual", 1, norm)) == time_of(norm, DEVICE)
+    assert times.kernel(Operator("", 1, Collective("all_reduce", 1 << 20, 2, "tensor"))).ns == pytest.approx(14_000)
+    four = Collective("all_reduce", 1 << 20, 4, "tensor")
+    assert times.kernel(Operator("", 1, four)) == time_of(four, DEVICE)
+
+
+def test_repeats_count_by_their_median_and_it_is_said(tmp_path: Path) -> None:
+    rows = [*GEMMS, {**GEMMS[1], "ns": 31_000}, {**GEMMS[1], "ns": 900_000}]
+    cost = cost_of(write(tmp_path / "gemm.csv", rows))
+    assert times_of(cost).kernel(Operator("", 1, Gemm(64, 6144, 4096))).ns == pytest.approx(31_000)
+    assert any("2 repeated" in note for note in cost_notes(cost))
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ns", [-1.0, 0.0, float("nan"), None])
+def test_a_time_that_makes_no_sense_is_refused_with_its_row(tmp_path: Path, ns: float | None) -> None:
+    path = write(tmp_path / "gemm.parquet", [GEMMS[0], {**GEMMS[1], "ns": ns}])
+    assert refusal(path) == f"{path}: row 2: ns is {ns!r}; allowed: a time of more than zero"
+
+
+def test_missing_columns_and_unknown_operators_are_refused(tmp_path: Path) -> None:
+    bare = write(tmp_path / "bare.csv", [{"operator": "gemm", "time": 3}])
+    assert "is in no known format; of canonical it lacks ns" in refusal(bare)
+    short = write(tmp_path / "short.csv", [{"operator": "gemm", "rows": 3, "inner": 2, "ns": 3}])
+    assert f"{short}: row 1: gemm has no columns" in refusal(short)
+    odd = write(tmp_path / "odd.csv", [{**GEMMS[0]}, {**GEMMS[0], "operator": "gem"}])
+    assert "row 2: unknown operator 'gem'" in refusal(odd)
+    assert "did you mean 'gemm'?" in refusal(odd)
+    kind = write(tmp_path / "kind.csv", [{**GEMMS[0], "format": "fp17"}])
+    assert f"{kind}: row 1: unknown format 'fp17'" in refusal(kind)
+    text = write(tmp_path / "text.csv", [{**GEMMS[0], "rows": "many"}])
+    assert f"{text}: row 1: rows is 'many'" in refusal(text)
+
+
+def test_files_that_are_no_tables_are_refused_together(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.parquet"
+    broken.write_text("PAR0")
+    name = tmp_path / "table.txt"
+    name.write_text("")
+    problems = refusal(broken, name, tmp_path / "absent.csv").splitlines()
+    assert len(problems) == 3
+    assert "cannot be read as a table" in problems[0]
+    assert problems[1] == f"{name}: is no table; allowed: .csv, .csv.gz or .parquet"
+    assert "No such file" in problems[2]
+
+
+# -- of what device, model and engine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "sheet", "same"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm-80gb", True),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm-40gb", False),
+        ("NVIDIA A100-SXM4-80GB", "a100-pcie-80gb", False),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm-80gb", True),
+        ("NVIDIA H100 PCIe", "h100-sxm-80gb", False),
+        ("NVIDIA GB200", "b200-sxm", False),
+        ("NVIDIA B200", "b200-sxm", True),
+        ("NVIDIA GB200", "gb200", True),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000", True),
+        ("RTXPRO6000", "rtx-pro-6000", True),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090", True),
+        ("NVIDIA L40S", "l40", False),
+        ("NVIDIA H200", "h100-sxm-80gb", False),
+    ],
+)
+def test_names_of_devices(said: str, sheet: str, same: bool) -> None:
+    assert same_device(said, sheet) is same
+
+
+def test_a_table_of_another_device_is_refused_unless_it_is_said_to_stand_for_this_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "gemm.csv", [{**row, "device": "NVIDIA A100-SXM4-80GB"} for row in GEMMS])
+    problem = refusal(path)
+    assert "was measured on NVIDIA A100-SXM4-80GB, the engines run on h100-sxm-80gb" in problem
+    assert "a100-sxm-80gb, the engines run on h100-sxm-80gb" in refusal({"path": str(path), "device": "a100-sxm-80gb"})
+    cost = cost_of({"path": str(path), "device": DEVICE.name})
+    assert any("NVIDIA A100-SXM4-80GB" in note and "taken for h100-sxm-80gb" in note for note in cost_notes(cost))
+
+
+def test_provenance_and_coverage_are_told(tmp_path: Path) -> None:
+    who = {"engine": "vllm", "version": "0.19.0", "device": "NVIDIA H100 80GB HBM3", "date": "2026-04-01"}
+    cost = cost_of(write(tmp_path / "gemm.csv", [{**row, **who} for row in GEMMS]))
+    table, prefill, decode = cost_notes(cost)
+    assert "gemm.csv (canonical, 3 rows): vllm 0.19.0 on NVIDIA H100 80GB HBM3, 2026-04-01" in table
+    assert "QKV projection" in prefill.partition("roofline")[0]
+    assert "attention" in decode.partition("roofline")[2]
+    assert cost_notes(RooflineCost(MODEL, Layout(), DEVICE)) == []
+
+
+def test_a_table_in_another_number_format_covers_nothing_and_that_is_told(tmp_path: Path) -> None:
+    cost = cost_of(write(tmp_path / "gemm.csv", [{**row, "format": "fp8"} for row in GEMMS]))
+    assert times_of(cost).estimate((Operator("", 1, Gemm(64, 6144, 4096)),)) is None
+    assert any("no table has a matrix product in bf16, only in fp8" in note for note in cost_notes(cost))
+
+
+# -- LLMServingSim ----------------------------------------------------------------------------------------------------
+
+
+def layer_rows(tensor: int = 1) -> tuple[Rows, Rows]:
+    dense = [
+        {"tp": degree, "layer": layer, "tokens": tokens, "time_us": us * tokens / degree}
+        for degree in (1, 2)
+        for tokens in (1, 16)
+        for layer, us in (("qkv_proj", 36.0), ("o_proj", 25.0), ("layernorm", 2.4), ("final_layernorm", 2.5))
+    ]
+    return dense, [{"tp": tensor, "layer": "lm_head", "sequences": 4, "time_us": 700.0}]
+
+
+def test_layers_by_name_become_operators_of_the_model_and_degree(tmp_path: Path) -> None:
+    dense, heads = layer_rows()
+    files = write(tmp_path / "dense.parquet", dense), write(tmp_path / "per_sequence.csv", heads)
+    for degree in (1, 2):
+        cost = cost_of(*files, layout=Layout(tensor=degree))
+        table = {row.name: row.ns / row.calls for row in cost.operators(Work(batch=16, context=1600))}
+        assert table["QKV projection"] == pytest.approx(36_000 * 16 / degree)
+        assert table["output projection"] == pytest.approx(25_000 * 16 / degree)
+        assert table["norm and residual"] == pytest.approx(2_400 * 16 / degree)
+    one = {row.name: row.ns for row in cost_of(*files).operators(Work(batch=4, context=400))}
+    assert one["LM head"] == pytest.approx(700_000)
+    notes = " ".join(cost_notes(cost_of(*files)))
+    assert "times layers without saying of which model; taken as of llama-3.1-8b" in notes
+    assert "final_layernorm" in notes
+
+
+def test_layers_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "dense.parquet", layer_rows()[0])
+    assert "is of qwen3-32b, the engines serve llama-3.1-8b" in refusal({"path": str(path), "model": "qwen3-32b"})
+    cost_of({"path": str(path), "model": "llama-3.1-8b"})
+
+
+def test_attention_rows_hold_what_is_in_the_cache_before_the_step(tmp_path: Path) -> None:
+    row = {"tp": 1, "prefill_chunk": 0, "kv_prefill": 0, "n_decode": 8, "kv_decode": 1023, "time_us": 40.0}
+    cost = cost_of(write(tmp_path / "attention.csv", [row, {**row, "prefill_chunk": 256, "time_us": 60.0}]))
+    shape = TokenAttention(8, 8 * 1024, 32, 8, 128, 128)
+    assert times_of(cost).kernel(Operator("attention", 1, shape)).ns == pytest.approx(40_000)
+    prompt = PromptAttention(256, 256 * 257 / 2, 256, 1, 32, 8, 128, 128)
+    pair = [Operator("prompt attention", 1, prompt), Operator("attention", 1, shape)]
+    assert sum(kernel.ns for kernel in times_of(cost).attention(pair)) == pytest.approx(60_000)
