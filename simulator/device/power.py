@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from simulator.device.accelerator import Accelerator
-from simulator.device.cost import OperatorTime
 from simulator.device.kernels import Kernel
 from simulator.device.timing import time_of
 from simulator.errors import InputError, Problem
-from simulator.model.operators import Collective, Experts, Gemm, Operator, Shape
+from simulator.model.operators import Experts, Gemm, Operator, Shape
 from simulator.model.precision import FORMATS
 from simulator.units import NS_PER_S
 
@@ -86,7 +85,7 @@ def slowdown(kernel: Kernel, speed: float) -> float:
     return (kernel.fixed_ns + max(kernel.compute_ns / speed, kernel.memory_ns, kernel.link_ns)) / kernel.ns
 
 
-def peak_of(shape: Shape | None, accelerator: Accelerator) -> float:
+def peak_of(shape: Shape, accelerator: Accelerator) -> float:
     """Return the dense peak of the multipliers that an operator uses, in operations per second."""
     form = shape.format if isinstance(shape, Gemm | Experts) else "bf16"
     return accelerator.rate(FORMATS[form].compute)
@@ -94,33 +93,19 @@ def peak_of(shape: Shape | None, accelerator: Accelerator) -> float:
 
 def activity(operators: Iterable[Operator], accelerator: Accelerator, speed: float = 1.0) -> Activity:
     """Return what the device does while it runs some operators one after the other at a clock."""
-    parts = []
-    for _, calls, shape in operators:
-        kernel = time_of(shape, accelerator)
-        parts.append(
-            Activity(
-                calls * kernel.ns * slowdown(kernel, speed) if kernel.ns else 0.0,
-                calls * kernel.flops / peak_of(shape, accelerator) * NS_PER_S,
-                calls * kernel.size_bytes / accelerator.memory.bandwidth * NS_PER_S,
-                calls * kernel.link_ns,
-            )
-        )
-    return together(parts)
+    return activity_of(((o, time_of(o.shape, accelerator)) for o in operators), accelerator, speed)
 
 
-def activity_of(times: Iterable[OperatorTime], accelerator: Accelerator) -> Activity:
-    """Return what the device does during the operators of a step as a cost model timed them, at full clock.
-
-    Rows without a shape, such as what the engine adds, are waiting.
-    """
+def activity_of(kernels: Iterable[tuple[Operator, Kernel]], accelerator: Accelerator, speed: float = 1.0) -> Activity:
+    """Return what the device does while it runs kernels that a cost model timed, one call of each operator."""
     return together(
         Activity(
-            row.ns,
-            row.flops / peak_of(row.shape, accelerator) * NS_PER_S,
-            row.size_bytes / accelerator.memory.bandwidth * NS_PER_S,
-            row.ns if isinstance(row.shape, Collective) else 0.0,
+            o.calls * kernel.ns * slowdown(kernel, speed) if kernel.ns else 0.0,
+            o.calls * kernel.flops / peak_of(o.shape, accelerator) * NS_PER_S,
+            o.calls * kernel.size_bytes / accelerator.memory.bandwidth * NS_PER_S,
+            o.calls * kernel.link_ns,
         )
-        for row in times
+        for o, kernel in kernels
     )
 
 

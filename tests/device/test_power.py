@@ -6,7 +6,6 @@ import pytest
 
 from simulator.device.accelerator import Accelerator, Clock, load_accelerator
 from simulator.device.cost import RooflineCost
-from simulator.device.engine import RooflineParameters
 from simulator.device.kernels import Kernel
 from simulator.device.power import (
     Activity,
@@ -121,16 +120,14 @@ def test_a_cap_that_decode_does_not_reach_costs_nothing() -> None:
         speed_under(PREFILL, A100, 50.0)
 
 
-def test_the_timed_operators_of_a_step_draw_what_its_kernels_do() -> None:
-    """A cost model's table and the operators themselves agree; what the engine adds is waiting."""
-    cost = RooflineCost(MODEL, Layout(), A100)
-    work = Work(2048, 2048 * 2049 / 2, 1)
-    timed, untimed = activity_of(cost.operators(work), A100), activity(PASS.operators(work), A100)
-    assert energy_j(timed, A100) == pytest.approx(energy_j(untimed, A100))
-    slow = RooflineCost(MODEL, Layout(), A100, engine=RooflineParameters(step_overhead="1 ms"))
-    more = activity_of(slow.operators(work), A100)
-    part = watts(A100)
-    assert energy_j(more, A100) - energy_j(timed, A100) == pytest.approx((part.idle + part.active) * 1e-3)
+def test_a_step_draws_what_its_kernels_do_and_waits_for_the_rest() -> None:
+    """The kernels of a cost model and the operators themselves agree; what the engine adds is waiting."""
+    cost, work = RooflineCost(MODEL, Layout(), A100), Work(2048, 2048 * 2049 / 2, 1)
+    busy = activity_of(cost.kernels(work), A100)
+    assert energy_j(busy, A100) == pytest.approx(energy_j(activity(PASS.operators(work), A100), A100))
+    assert busy.ns == pytest.approx(cost.step_ns(work))
+    longer, part = busy._replace(ns=busy.ns + 1e6), watts(A100)
+    assert energy_j(longer, A100) - energy_j(busy, A100) == pytest.approx((part.idle + part.active) * 1e-3)
 
 
 def test_narrow_formats_run_hotter_only_as_they_use_their_own_peak() -> None:
