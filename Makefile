@@ -33,6 +33,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m simulator.results.dictionary > docs/data-dictionary.md
 	$(BIN)/python -m simulator.report.presets docs
 	$(BIN)/python -m simulator.report.devices docs
+	$(BIN)/python -m simulator.report.models > docs/models.md
 	$(BIN)/simulate schema --out schema/scenario.v1.json
 
 $(VENV)/bin/python:

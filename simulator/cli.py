@@ -28,6 +28,7 @@ _GROUPS = {
     "trace": ("simulator.trace_cli", "Convert, look at, cut and make request traces."),
     "topology": ("simulator.topology_cli", "Look at cluster topologies."),
     "device": ("simulator.device_cli", "Look at accelerators and processors."),
+    "model": ("simulator.model_cli", "Look at models, shipped or of a config.json."),
     "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
 }
 

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import UnionType
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -275,9 +275,14 @@ def _locate(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[Pa
 
 
 def _tagged(annotation: Any) -> dict[str, Any]:
-    """Return the members of a tagged union by their tags."""
+    """Return the members of a tagged union by their tags: those of `Tag`, or the literals of a discriminating field."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
-    return {mark.tag: member for member in members for mark in get_args(member)[1:] if isinstance(mark, Tag)}
+    tags = {mark.tag: member for member in members for mark in get_args(member)[1:] if isinstance(mark, Tag)}
+    for member in members:
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            literals = [f.annotation for f in member.model_fields.values() if get_origin(f.annotation) is Literal]
+            tags |= {str(value): member for literal in literals for value in get_args(literal)}
+    return tags
 
 
 def _plain(annotation: Any) -> Any:

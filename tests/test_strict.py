@@ -1,6 +1,6 @@
 """Strict models: every fault with its place, one-of choices in all forms, tagged unions without their tags."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -153,3 +153,20 @@ def test_the_json_schema_of_a_choice_has_all_its_forms() -> None:
     assert forms[1] == {"enum": ["ball"]}  # those that need no parameters
     assert list(forms[2]["properties"]) == ["box", "ball", "constant"]
     assert (forms[2]["minProperties"], forms[2]["maxProperties"]) == (1, 1)
+
+
+def test_a_fault_in_a_part_chosen_by_its_kind_is_placed_without_the_kind() -> None:
+    class Round(Strict):
+        kind: Literal["round"]
+        radius: int
+
+    class Square(Strict):
+        kind: Literal["square"]
+        side: int
+
+    class Plate(Strict):
+        shape: Annotated[Round | Square, Field(discriminator="kind")]
+
+    with pytest.raises(InputError) as caught:
+        validate(Plate, parse_document("shape:\n  kind: square\n  side: x\n", "plate.yaml"))
+    assert str(caught.value).startswith("plate.yaml:3:3: shape.side: expected a whole number")

@@ -23,7 +23,7 @@ def _heads(c: Reading, *keys: str, head_dim: int | None = None) -> None:
     keys = keys or ("num_attention_heads",)
     count, width = c.take("attention.heads", *keys), c.fields["hidden"]
     c.take("attention.kv_heads", "num_key_value_heads", default=count)
-    if c.value("head_dim") is None and head_dim is None and width % count:
+    if c.value("head_dim") is None and head_dim is None and width % count and not c.problems:
         c.fault(keys[0], f"{count} heads do not divide the hidden width of {width}")
     c.take("attention.head_dim", "head_dim", default=head_dim or max(1, width // count))
     c.put("attention.kind", "grouped", "model_type")

@@ -1,5 +1,6 @@
 """Merging of bases and overrides, paths of several folders, and what a loaded scenario holds."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -254,3 +255,19 @@ def test_override_values_are_yaml() -> None:
     for text, value in (("1", 1), ("1 s", "1 s"), ("true", True), ('"1"', "1"), ("[1, 2]", (1, 2)), ("null", None)):
         assert parse_override(f"a.b={text}", empty).value == {"a": {"b": value}}
     assert parse_override('a."b.c"=x=y', empty).value == {"a": {"b.c": "x=y"}}
+
+
+def test_a_model_may_be_a_config_of_hugging_face(folder: Path) -> None:
+    config = folder / "mine" / "config.json"
+    config.parent.mkdir()
+    numbers = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    more = {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
+    config.write_text(json.dumps({"model_type": "llama"} | numbers | more))
+    (folder / "run.yaml").write_text(BASE.replace("llama-3-8b", "mine/config.json"))
+    scenario = load(folder / "run.yaml")
+    assert scenario.serving is not None
+    assert scenario.serving.model == str(config)
+    config.write_text(json.dumps({"model_type": "llama"} | numbers))
+    with pytest.raises(InputError) as caught:
+        load(folder / "run.yaml")
+    assert all(str(config) in str(problem) for problem in caught.value.problems), caught.value
