@@ -1,4 +1,4 @@
-"""What every device of the catalogue can do: steps of a model within their bounds, formats that it multiplies or not."""
+"""What every device of the catalogue can do: steps of a model within bounds, formats that it multiplies or not."""
 
 import pytest
 
@@ -56,6 +56,6 @@ def test_the_more_devices_share_a_step_the_less_each_computes(name: str) -> None
     if name == "l40s" or sheet.scale_up.like == "l40s":
         assert steps[3] > steps[0] / 4
     else:
-        assert steps[3] < steps[0] / 2
+        assert steps[3] < 0.6 * steps[0]
         first = 1 if sheet.scale_up.joined == "mesh" else 0
         assert steps[first:] == sorted(steps[first:], reverse=True)
