@@ -1,8 +1,10 @@
 """Says how far replayed runs of vLLM are from the measured ones: TTFT, TPOT, throughput, and what its scheduler held.
 
 Run `python benchmarks/replay_vllm.py`. Source: LLMServingSim's runs of vLLM 0.19.0 (300 ShareGPT requests each), read
-beside the project; layer times are of the same machines. Nothing is fitted unless `--fit RUN` asks for an overhead per
-step that makes the mean TPOT of that run right, with which the other runs are then predicted.
+beside the project; layer times are of the same machines. The KV memory, and unless `--links sheet` the link between two
+cards, are those of the machine's description that comes with each run. Nothing is fitted unless `--fit RUN` asks for an
+overhead per step that makes the mean TPOT of that run right, with which the other runs are then predicted; the engine
+schedules a step while the one before runs, so zero is the expectation.
 """
 
 import argparse
@@ -16,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator import load, simulate
+from simulator import catalog, load, simulate
+from simulator.documents import parse_document
 from simulator.model.layout import Layout
 from simulator.model.split import weight_bytes_per_rank
 from simulator.model.transformer import load_model
@@ -63,9 +66,31 @@ def read(run: Run, data: Path) -> Measured:
     return Measured(settings, requests, pd.read_csv(folder / "timeseries.csv"))
 
 
+def described(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the descriptions of the machine and of its one engine that come with a run."""
+    machine = settings["cluster_config_of_the_reference_simulator"]
+    return machine, machine["nodes"][0]["instances"][0]
+
+
+def sheet_with_links(run: Run, settings: dict[str, Any], folder: Path) -> str:
+    """Write the device's sheet with an all-reduce over the link of the machine's description; return its path."""
+    machine, instance = described(settings)
+    text = catalog.locate("topologies/devices", run.device).read_text()
+    sheet = parse_document(text, run.device).value
+    way = {"latency": f"{machine['link_latency']} ns", "bandwidth": f"{machine['link_bw']} GB/s"}
+    ranks = instance["tp_size"]
+    table = {str(ranks): {"switch": "1 KiB", "small": way, "large": way}}
+    sheet["scale_up"] = {"bandwidth": sheet["scale_up"]["bandwidth"], "ranks": ranks, "all_reduce": table}
+    del sheet["sources"]["scale_up.like"]
+    sheet["sources"]["scale_up.all_reduce"] = "link_bw and link_latency of the description of the machine"
+    path = folder / f"{run.device}.yaml"
+    path.write_text(json.dumps(sheet))
+    return str(path)
+
+
 def kv_blocks(run: Run, settings: dict[str, Any]) -> int:
-    """Return the KV blocks of the engine, from the share of memory that its hardware description leaves to it."""
-    instance = settings["cluster_config_of_the_reference_simulator"]["nodes"][0]["instances"][0]
+    """Return the KV blocks of the engine, from the share of memory that the machine's description leaves to it."""
+    _, instance = described(settings)
     model, layout = load_model(run.model), Layout(tensor=instance["tp_size"])
     usable = instance["npu_mem"]["mem_size"] * 2**30 * instance["npu_mem"]["mem_util"]
     block = BLOCK_TOKENS * model.kv_bytes_per_token() / layout.tensor
@@ -85,7 +110,7 @@ def cost_of(run: Run, kind: str, data: Path, overhead_ns: float) -> dict[str, An
     return {"measured": {"tables": tables, **overhead}}
 
 
-def scenario(run: Run, measured: Measured, trace: Path, cost: dict[str, Any]) -> dict[str, Any]:
+def scenario(run: Run, measured: Measured, device: str, trace: Path, cost: dict[str, Any]) -> dict[str, Any]:
     """Return the scenario of a run: the requests as they came, the limits that the engine was given."""
     settings = measured.settings["engine_kwargs"]
     columns = {
@@ -96,7 +121,7 @@ def scenario(run: Run, measured: Measured, trace: Path, cost: dict[str, Any]) ->
     batcher = {"max_running": settings["max_num_seqs"], "max_batch_tokens": settings["max_num_batched_tokens"]}
     return {
         "schema": 1,
-        "topology": {"preset": "pcie-a100", "device": run.device, "shared_ports": []},
+        "topology": {"preset": "pcie-a100", "device": device, "shared_ports": []},
         "workload": {"trace": str(trace), "format": "csv", "columns": columns},
         "serving": {
             "model": run.model,
@@ -117,14 +142,17 @@ def scenario(run: Run, measured: Measured, trace: Path, cost: dict[str, Any]) ->
     }
 
 
-def replay(run: Run, measured: Measured, cost: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def replay(run: Run, measured: Measured, cost: dict[str, Any], links: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Run the scenario; return its requests with times in s, and a row per window of the engine."""
+    several = described(measured.settings)[1]["tp_size"] > 1
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         trace = folder / "requests.csv"
         measured.requests[["arrival", "input_toks", "output_toks"]].to_csv(trace, index=False, float_format="%.9f")
+        borrowed = links == "sheet" or not several
+        device = run.device if borrowed else sheet_with_links(run, measured.settings, folder)
         file = folder / "replay.yaml"
-        file.write_text(json.dumps(scenario(run, measured, trace, cost)))
+        file.write_text(json.dumps(scenario(run, measured, device, trace, cost)))
         found = simulate(load(file), out=folder / "run", check=True)
         requests, windows = found.requests, found.instances
     if not (requests.outcome == "finished").all():
@@ -146,9 +174,12 @@ def figures(requests: pd.DataFrame) -> dict[str, float]:
 
 def scheduler(measured: Measured, windows: pd.DataFrame) -> Sequence[tuple[str, float, float, float]]:
     """Return (what, mean measured, mean simulated, mean absolute difference) over the seconds that both have."""
-    rows = windows.set_index((windows.end_ns / 1e9).round().astype(int))
+    rows = windows[
+        windows.end_ns % 10**9 == 0
+    ]  # whole seconds: neither the last nor those that were merged in idleness
+    rows = rows[rows.end_ns - rows.start_ns == 10**9].set_index(rows.end_ns // 10**9)
     series = measured.series.set_index(measured.series.t.round().astype(int))
-    seconds = np.intersect1d(series.index, rows.index[~rows.index.duplicated()])
+    seconds = np.intersect1d(series.index, rows.index)
     seen, found = series.loc[seconds], rows.loc[seconds]
     pairs = {
         "running": (seen.running, found.running),
@@ -158,25 +189,27 @@ def scheduler(measured: Measured, windows: pd.DataFrame) -> Sequence[tuple[str, 
     }
     arrays = {name: (a.to_numpy(float), b.to_numpy(float)) for name, (a, b) in pairs.items()}
     return [
-        (name, float(a.mean()), float(b.mean()), float(np.abs(a - b).mean())) for name, (a, b) in arrays.items() if a.any()
+        (name, float(a.mean()), float(b.mean()), float(np.abs(a - b).mean()))
+        for name, (a, b) in arrays.items()
+        if a.any()
     ]
 
 
-def fitted_overhead(run: Run, measured: Measured, kind: str, data: Path) -> float:
+def fitted_overhead(run: Run, measured: Measured, kind: str, data: Path, links: str) -> float:
     """Return the ns per step with which the mean TPOT of `run` is the measured one; 0 when it is too long without."""
     wanted = figures(measured.requests)["TPOT mean ms"]
     low, high = 0.0, 20e6
     while high - low > 20_000:
         middle = (low + high) / 2
-        found = figures(replay(run, measured, cost_of(run, kind, data, middle))[0])["TPOT mean ms"]
+        found = figures(replay(run, measured, cost_of(run, kind, data, middle), links)[0])["TPOT mean ms"]
         low, high = (middle, high) if found < wanted else (low, middle)
     return low
 
 
-def compare(run: Run, data: Path, kind: str, overhead_ns: float) -> dict[str, Any]:
+def compare(run: Run, data: Path, kind: str, overhead_ns: float, links: str) -> dict[str, Any]:
     """Replay a run, print both sides, and return them."""
     measured = read(run, data)
-    requests, windows = replay(run, measured, cost_of(run, kind, data, overhead_ns))
+    requests, windows = replay(run, measured, cost_of(run, kind, data, overhead_ns), links)
     here, there = figures(measured.requests), figures(requests)
     print(f"\n{run.folder}, {kind}, {overhead_ns / 1e3:.0f} us per step added")
     for name in FIGURES:
@@ -194,6 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of measured runs")
     parser.add_argument("--cost", nargs="+", choices=("measured", "roofline"), default=("measured", "roofline"))
+    parser.add_argument("--links", choices=("described", "sheet"), default="described", help="link of two cards")
     parser.add_argument("--run", nargs="+", choices=[run.folder for run in RUNS], help="default: all")
     parser.add_argument("--fit", choices=[run.folder for run in RUNS], help="run on which an overhead is fitted")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the JSON")
@@ -205,10 +239,10 @@ def main() -> None:
         overhead_ns = 0.0
         if options.fit:
             run = next(run for run in RUNS if run.folder == options.fit)
-            overhead_ns = fitted_overhead(run, read(run, options.data), kind, options.data)
+            overhead_ns = fitted_overhead(run, read(run, options.data), kind, options.data, options.links)
         for run in RUNS:
             if not options.run or run.folder in options.run:
-                rows.append(compare(run, options.data, kind, overhead_ns))
+                rows.append(compare(run, options.data, kind, overhead_ns, options.links))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "replay_vllm.json").write_text(json.dumps(rows, indent=2) + "\n")
 
