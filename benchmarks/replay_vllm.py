@@ -174,10 +174,8 @@ def figures(requests: pd.DataFrame) -> dict[str, float]:
 
 def scheduler(measured: Measured, windows: pd.DataFrame) -> Sequence[tuple[str, float, float, float]]:
     """Return (what, mean measured, mean simulated, mean absolute difference) over the seconds that both have."""
-    rows = windows[
-        windows.end_ns % 10**9 == 0
-    ]  # whole seconds: neither the last nor those that were merged in idleness
-    rows = rows[rows.end_ns - rows.start_ns == 10**9].set_index(rows.end_ns // 10**9)
+    whole = (windows.end_ns % 10**9 == 0) & (windows.end_ns - windows.start_ns == 10**9)  # idle ones are merged
+    rows = windows[whole].set_index(windows[whole].end_ns // 10**9)
     series = measured.series.set_index(measured.series.t.round().astype(int))
     seconds = np.intersect1d(series.index, rows.index)
     seen, found = series.loc[seconds], rows.loc[seconds]
@@ -187,12 +185,8 @@ def scheduler(measured: Measured, windows: pd.DataFrame) -> Sequence[tuple[str, 
         "output tokens/s": (seen.gen_throughput, found.output_tokens),
         "KV %": (seen.kv_cache_pct, 100 * found.kv_blocks / found.kv_total_blocks),
     }
-    arrays = {name: (a.to_numpy(float), b.to_numpy(float)) for name, (a, b) in pairs.items()}
-    return [
-        (name, float(a.mean()), float(b.mean()), float(np.abs(a - b).mean()))
-        for name, (a, b) in arrays.items()
-        if a.any()
-    ]
+    arrays = {name: (a.to_numpy(float), b.to_numpy(float)) for name, (a, b) in pairs.items() if a.any()}
+    return [(name, float(a.mean()), float(b.mean()), float(np.abs(a - b).mean())) for name, (a, b) in arrays.items()]
 
 
 def fitted_overhead(run: Run, measured: Measured, kind: str, data: Path, links: str) -> float:
@@ -240,9 +234,8 @@ def main() -> None:
         if options.fit:
             run = next(run for run in RUNS if run.folder == options.fit)
             overhead_ns = fitted_overhead(run, read(run, options.data), kind, options.data, options.links)
-        for run in RUNS:
-            if not options.run or run.folder in options.run:
-                rows.append(compare(run, options.data, kind, overhead_ns, options.links))
+        chosen = [run for run in RUNS if not options.run or run.folder in options.run]
+        rows += [compare(run, options.data, kind, overhead_ns, options.links) for run in chosen]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "replay_vllm.json").write_text(json.dumps(rows, indent=2) + "\n")
 
