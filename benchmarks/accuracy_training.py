@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.device.accelerator import load_accelerator
+from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.memory import GIB
 from simulator.device.timing import time_of
 from simulator.device.training_memory import rank_ledger
-from simulator.device.training_time import Network, step_time
+from simulator.device.training_time import Network, step_time, sustained_speed
 from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
@@ -41,6 +41,8 @@ class Point(NamedTuple):
     case: str
     model: float
     measured: float
+    capped: float | None = None
+    """The prediction at the clock that the power model says the device can keep, for times."""
 
 
 class Missing(NamedTuple):
@@ -57,6 +59,19 @@ def card(name: str, **changes: object) -> Transformer:
     """Return a model card, some of its fields changed."""
     whole = load_model(name)
     return Transformer(**{key: getattr(whole, key) for key in type(whole).model_fields} | changes)
+
+
+def seconds(
+    training: TrainingPass,
+    device: Accelerator,
+    batch: MicroBatch,
+    count: int,
+    port: Network | None = None,
+    cap_w: float | None = None,
+) -> np.ndarray:
+    """Return the time of a step at the full clock and at that which the TDP, or another cap, allows."""
+    speeds = (1.0, sustained_speed(training, device, batch, cap_w))
+    return np.array([step_time(training, device, batch, count, port, speed=s).ns / 1e9 for s in speeds])
 
 
 def selene(data: Path) -> Found:
@@ -76,8 +91,8 @@ def selene(data: Path) -> Found:
         training = TrainingPass(model, layout, recipe)
         batch, count = MicroBatch(row.microbatch, row.seq), row.batch // row.microbatch // row.data
         case = f"{row.model} {row.recompute}"
-        step = step_time(training, device, batch, count, PORTS["a100"])
-        yield Point("Megatron-LM on Selene", "step", case, step.ns / 1e9, row.step_s)
+        full, capped = seconds(training, device, batch, count, PORTS["a100"])
+        yield Point("Megatron-LM on Selene", "step", case, full, row.step_s, capped)
         if spread:
             book = rank_ledger(training, 0, batch, count)
             states = (book.weights + book.gradients + book.optimizer) / GIB
@@ -94,8 +109,8 @@ def simumax(data: Path) -> Found:
         layout = Layout(tensor=tensor, pipeline=pipeline, sequence_parallel=tensor > 1)
         training = TrainingPass(model, layout, Recipe(replicas=8 // layout.devices))
         batch = MicroBatch(1, 4096)
-        step = step_time(training, device, batch, row.microbatches)
-        yield Point("SimuMax, 8 x B200", "step", row.case, step.ns / 1e6, row.real_ms)
+        full, capped = 1e3 * seconds(training, device, batch, row.microbatches)
+        yield Point("SimuMax, 8 x B200", "step", row.case, full, row.real_ms, capped)
         book = rank_ledger(training, 0, batch, row.microbatches)
         yield Point("SimuMax, 8 x B200", "allocated", row.case, book.allocated / GIB, row.real_alloc_gib)
 
@@ -155,20 +170,20 @@ def bridge_point(source: str, row: dict[str, Any], name: str, form: str) -> Poin
         replicas=max(1, devices // layout.devices),
         chunks=chunks if pipeline > 1 else 1,
         zero=3 if number(row["FSDP"], 0) > 1 else 1,
-        fused_loss=True,
+        loss="fused",
     )
     training = TrainingPass(model, layout, recipe, Precision(weights=form))
     batch = MicroBatch(int(number(row["MBS"])), int(row["Sequence Length"]))
     count = max(1, round(number(row["GBS"]) / batch.sequences / (shared * recipe.replicas)))
-    port = PORTS["a100" if "A100" in row["System"] else "h100"]
-    step = step_time(training, device, batch, count, port)
-    tokens = count * batch.tokens * shared * recipe.replicas / devices / (step.ns / 1e9)
+    tokens = count * batch.tokens * shared * recipe.replicas / devices
+    full, capped = tokens / seconds(training, device, batch, count, PORTS["h100"])
     case = f"{name} {form} {layout} {row['container']}"
-    return Point(source, f"tokens/s, {form}", case, tokens, number(row["Tokens / sec / GPU"]))
+    kind = "dense" if model.experts is None else "with experts"
+    return Point(source, f"tokens/s, {kind}", case, full, number(row["Tokens / sec / GPU"]), capped)
 
 
 def titan(data: Path) -> Found:
-    """Yield torchtitan on H100 with 96 GB of HBM2e: FSDP, two, three and four dimensions.
+    """Yield torchtitan on H100 with 96 GB of HBM2e at 500 W: FSDP, two, three and four dimensions.
 
     `selective` there computes half of what `full` does again, so both its time and memory lie in the middle.
     """
@@ -191,19 +206,25 @@ def titan(data: Path) -> Found:
         times, sizes = [], []
         try:
             for mode in modes:
-                recipe = Recipe(replicas=devices // layout.devices, zero=3, recompute=mode, chunks=chunks)
+                recipe = Recipe(
+                    replicas=devices // layout.devices,
+                    zero=2 if pipeline > 1 else 3,  # weights stay whole between the micro-batches of a pipeline
+                    recompute=mode,
+                    chunks=chunks,
+                    loss="plain",
+                )
                 training = TrainingPass(load_model(name), layout, recipe, Precision(weights=form))
-                each = MicroBatch(1 if pipeline > 1 else local, length)
+                each = MicroBatch(local // pipeline, length)
                 count = local // each.sequences
-                times.append(step_time(training, device, each, count, PORTS["h100"]).ns / 1e9)
+                times.append(seconds(training, device, each, count, PORTS["h100"], 500.0))
                 books = [rank_ledger(training, rank, each, count) for rank in range(pipeline)]
                 sizes.append(max(book.allocated for book in books) / GIB)
         except InputError as error:
             yield Missing(source, str(error).splitlines()[0][:120])
             continue
-        tokens = local * length / (tensor * pipeline * context) / float(np.mean(times))
+        full, capped = local * length / (tensor * pipeline * context) / np.mean(times, axis=0)
         case = f"{name} {form} {layout} x{devices} {length}"
-        yield Point(source, f"tokens/s, {form}", case, tokens, float(row["TPS/GPU"]))
+        yield Point(source, f"tokens/s, {form}", case, full, float(row["TPS/GPU"]), capped)
         yield Point(source, "memory", case, float(np.mean(sizes)), float(row["Memory(GiB)"]))
 
 
@@ -226,13 +247,14 @@ def foundry(data: Path) -> Found:
             yield Missing(source, f"no card of MPT {row['Model']}")
             continue
         devices = int(row["# GPUs"])
-        recipe = Recipe(replicas=devices, zero=sharding, recompute=recompute, fused_loss=True, gradients="bf16")
+        recipe = Recipe(replicas=devices, zero=sharding, recompute=recompute, loss="fused", gradients="bf16")
         training = TrainingPass(model, Layout(), recipe, Precision(weights=form))
         batch, count = MicroBatch(int(row["MicroBatchSize"]), int(row["SeqLen (T)"])), int(row["GradAccum"])
         port = PORTS[str(row["GPU"]).split("_")[0]]
-        step = step_time(training, load_accelerator(sheets[row["GPU"]]), batch, count, port)
-        tokens = count * batch.tokens / (step.ns / 1e9)
-        yield Point(source, f"tokens/s, {form}", f"{model.name} {batch}", tokens, float(row["Throughput (T/s/GPU)"]))
+        device = load_accelerator(sheets[row["GPU"]])
+        full, capped = count * batch.tokens / seconds(training, device, batch, count, port)
+        case = f"{model.name} {batch.sequences} x {batch.length}, {recompute}"
+        yield Point(source, f"tokens/s, {form}", case, full, float(row["Throughput (T/s/GPU)"]), capped)
 
 
 LAYERS = {"L7B": "llama-7b", "L65B": "llama-65b", "G13B": "gpt-13b", "G175B": "gpt-175b"}
@@ -291,10 +313,16 @@ def table(points: list[Point]) -> list[dict[str, Any]]:
     for (source, what), members in groups.items():
         ratio = np.array([p.model / p.measured for p in members])
         off = np.abs(ratio - 1)
+        capped = [p.capped / p.measured for p in members if p.capped is not None]
         figures = {"median": np.median(off), "mean": off.mean(), "ratio": np.median(ratio)}
-        rows.append(
-            {"source": source, "what": what, "rows": len(members)} | {key: float(v) for key, v in figures.items()}
-        )
+        row: dict[str, Any] = {"source": source, "what": what, "rows": len(members)}
+        row |= {key: float(value) for key, value in figures.items()}
+        if capped:
+            row |= {
+                "capped_ratio": float(np.median(capped)),
+                "capped_mean": float(np.abs(np.array(capped) - 1).mean()),
+            }
+        rows.append(row)
     return rows
 
 
@@ -309,9 +337,12 @@ def main() -> None:
     points = [each for each in found if isinstance(each, Point)]
     missing = Counter(each for each in found if isinstance(each, Missing))
     rows = table(points)
-    print("| source | what | rows | median error | mean error | predicted / measured |\n|---|---|---|---|---|---|")
+    print("| source | what | rows | median error | mean error | predicted / measured | mean error, capped | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
     for r in rows:
-        print(f"| {r['source']} | {r['what']} | {r['rows']} | {r['median']:.0%} | {r['mean']:.0%} | {r['ratio']:.2f} |")
+        capped = f"{r['capped_mean']:.0%} | {r['capped_ratio']:.2f}" if "capped_mean" in r else " | "
+        figures = f"{r['median']:.0%} | {r['mean']:.0%} | {r['ratio']:.2f} | {capped}"
+        print(f"| {r['source']} | {r['what']} | {r['rows']} | {figures} |")
     print("\n| source | rows not predicted | because |\n|---|---|---|")
     for each, count in missing.items():
         print(f"| {each.source} | {count} | {each.reason} |")

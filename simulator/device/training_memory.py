@@ -163,9 +163,11 @@ def activation_bytes(training: TrainingPass, part: Slice, batch: MicroBatch) -> 
             kept += seen * Kept(training, tower, tower.max_context).layers()
     if part.last:
         logits = vocabulary_per_rank(model, layout)
-        width = training.value_bytes if training.recipe.fused_loss else training.value_bytes + FP32_BYTES
+        # logits, then their copy, then that of their logarithms and a gradient as wide
+        width = training.value_bytes + {"fused": 0, "copied": 1, "plain": 3}[training.recipe.loss] * FP32_BYTES
         kept += positions * 2 * model.hidden * training.value_bytes / own.spread  # final norm, input of the head
-        work = max(work, positions * logits * (width + training.value_bytes))
+        gradient = 0 if training.recipe.loss == "plain" else training.value_bytes
+        work = max(work, positions * logits * (width + gradient))
     return kept, work
 
 

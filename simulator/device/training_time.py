@@ -9,6 +9,7 @@ from typing import NamedTuple
 from simulator.device.accelerator import Accelerator
 from simulator.device.kernels import Kernel
 from simulator.device.links import PARTS
+from simulator.device.power import slowdown, speed_under
 from simulator.device.timing import time_of
 from simulator.errors import InputError, Problem
 from simulator.model.operators import Collective, Operator
@@ -74,16 +75,24 @@ def collective_kernel(
     return Kernel(link_ns=out * NS_PER_S, fixed_ns=network.latency_ns * max(1, nodes - 1).bit_length())
 
 
-def _sums(
-    training: TrainingPass, rows: list[Operator], accelerator: Accelerator, network: Network | None
-) -> tuple[float, float]:
+class _Place(NamedTuple):
+    """Where kernels run: the device, its clock over that at which its peaks hold, and what joins its nodes."""
+
+    accelerator: Accelerator
+    network: Network | None
+    speed: float
+
+
+def _sums(training: TrainingPass, rows: list[Operator], place: _Place) -> tuple[float, float]:
     """Return (kernels, collectives) of some operators in ns."""
+    accelerator, network, speed = place
     compute = links = 0.0
     for o in rows:
         if isinstance(o.shape, Collective):
             links += o.calls * collective_kernel(training, o.shape, accelerator, network).ns
         else:
-            compute += o.calls * time_of(o.shape, accelerator).ns
+            kernel = time_of(o.shape, accelerator)
+            compute += o.calls * kernel.ns * slowdown(kernel, speed)
     return compute, links
 
 
@@ -94,14 +103,16 @@ def step_time(
     micro_batches: int,
     network: Network | None = None,
     overlap: bool = True,
+    speed: float = 1.0,
 ) -> StepTime:
     """Return where a step of `micro_batches` goes: the slowest rank never idles but for the bubble.
 
     `overlap` hides the exchange of gradients and weights behind the passes that it runs beside: of ZeRO-2 and 3 behind
     every micro-batch, else behind the last one's backward pass. Collectives within a micro-batch are not hidden.
+    `speed` is the clock over that at which the device's peaks hold, see `sustained_speed`.
     """
     ranks = range(training.layout.pipeline)
-    costs = [_rank(training, rank, accelerator, batch, network) for rank in ranks]
+    costs = [_rank(training, rank, batch, _Place(accelerator, network, speed)) for rank in ranks]
     slowest = max(ranks, key=lambda r: costs[r].compute + costs[r].links)
     cost, n = costs[slowest], micro_batches
     passes = cost.compute + cost.links
@@ -123,19 +134,32 @@ class _Rank(NamedTuple):
     optimizer: float
 
 
-def _rank(
-    training: TrainingPass, rank: int, accelerator: Accelerator, batch: MicroBatch, network: Network | None
-) -> _Rank:
+def sustained_speed(
+    training: TrainingPass, accelerator: Accelerator, batch: MicroBatch, cap_w: float | None = None
+) -> float:
+    """Return the clock at which every stage's passes draw at most `cap_w` (default: the TDP) on average.
+
+    Over that at which the device's peaks hold. Kernels within the scale-up domain alone are counted.
+    """
+    speeds = []
+    for part in training.slices:
+        rows = [o for passes in training.stage(part, batch) for o in passes]
+        rows = [o for o in rows if not isinstance(o.shape, Collective) or o.shape.ranks <= accelerator.domain]
+        speeds.append(speed_under(rows, accelerator, cap_w))
+    return min(speeds)
+
+
+def _rank(training: TrainingPass, rank: int, batch: MicroBatch, place: _Place) -> _Rank:
     compute = links = backward = each = once = 0.0
     for part in training.slices:
         if part.rank != rank:
             continue
         stage, exchange = training.stage(part, batch), training.exchange(part)
-        forward = _sums(training, stage.forward, accelerator, network)
-        behind = _sums(training, stage.backward + stage.weight + stage.recompute, accelerator, network)
+        forward = _sums(training, stage.forward, place)
+        behind = _sums(training, stage.backward + stage.weight + stage.recompute, place)
         compute, links = compute + forward[0] + behind[0], links + forward[1] + behind[1]
         backward += sum(behind)
-        each += _sums(training, exchange.forward + exchange.backward, accelerator, network)[1]
-        once += _sums(training, exchange.step, accelerator, network)[1]
-    optimizer = _sums(training, training.optimizer(rank), accelerator, network)[0]
+        each += _sums(training, exchange.forward + exchange.backward, place)[1]
+        once += _sums(training, exchange.step, place)[1]
+    optimizer = _sums(training, training.optimizer(rank), place)[0]
     return _Rank(compute, links, backward, each, once, optimizer)

@@ -19,7 +19,7 @@ from simulator.model.backward import (
 )
 from simulator.model.forward import FP32_BYTES, Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import Collective, Elementwise, Gemm, Operator, PromptAttention
+from simulator.model.operators import Collective, Elementwise, Experts, Gemm, Operator, PromptAttention
 from simulator.model.precision import FORMATS, VALUES, Precision, ValueName
 from simulator.model.split import check_layout, vocabulary_per_rank
 from simulator.model.stages import Parameters, Slice, encoder_of, parameters_of, slices, tower_of
@@ -45,8 +45,8 @@ class Recipe(Strict):
     """Decoder layers of each virtual stage; default: even, the rest on the first ones."""
     fused_attention: bool = True
     """FlashAttention; otherwise scores go through memory, masked ones too."""
-    fused_loss: bool = False
-    """Cross-entropy in one kernel on 16-bit logits; otherwise on a copy in 32 bits."""
+    loss: Literal["fused", "copied", "plain"] = "copied"
+    """Cross-entropy on 16-bit logits in one kernel, on a 32-bit copy in place, or with a tensor for each operation."""
     dropout: bool = False
     """Dropout after attention and MLP and on attention scores, its masks kept."""
     gradients: ValueName = "fp32"
@@ -206,7 +206,27 @@ class TrainingPass:
         decoder = self._unfused(self._pass(part.model, part.first, part.last).layers(work), "")
         if self.model.encoder is not None:
             decoder += self._cross(part.model, batch)
-        return rows + decoder
+        return self._sorted(rows + decoder)
+
+    def _sorted(self, rows: list[Operator]) -> list[Operator]:
+        """Return the kernels with those that sort rows by expert before it and back after, of each sender and receiver.
+
+        Inference kernels gather rows as they read them; training keeps them sorted for the gradients.
+        """
+        times = 2 if self.layout.expert > 1 else 1
+        found: list[Operator] = []
+        for o in rows:
+            if not isinstance(o.shape, Experts):
+                found.append(o)
+                continue
+            held = o.shape.tokens * o.shape.topk * o.shape.local / o.shape.experts
+            moved = Elementwise(2 * held * o.shape.hidden * self.value_bytes)
+            sort, back = (
+                Operator("sort by expert", times * o.calls, moved),
+                Operator("sort back", times * o.calls, moved),
+            )
+            found += [sort, o, back]
+        return found
 
     def _bidirectional(self, card: Transformer, work: Work, prefix: str) -> list[Operator]:
         layout = self._stage_layout
@@ -290,7 +310,8 @@ class TrainingPass:
         """Return the LM head and the loss of every position, the vocabulary split over tensor ranks."""
         tokens, tensor = self._positions(batch), self.layout.tensor
         columns = vocabulary_per_rank(self.model, self.layout)
-        copies = self.value_bytes if self.recipe.fused_loss else self.value_bytes + 2 * FP32_BYTES
+        # reads the logits; writes and reads a copy; writes logarithms of probabilities beside it
+        copies = self.value_bytes + {"fused": 0, "copied": 2, "plain": 3}[self.recipe.loss] * FP32_BYTES
         rows = [
             Operator("LM head", 1, Gemm(tokens, columns, self.model.hidden, self.precision.head)),
             Operator("cross-entropy", 1, Elementwise(tokens * columns * copies)),

@@ -123,6 +123,9 @@ def test_the_last_stage_holds_the_logits() -> None:
     first, last = (activation_bytes(training, part, batch) for part in training.slices)
     assert last[0] - first[0] == 1024 * 2 * 1024 * 2  # final norm and input of the head
     assert last[1] == 1024 * 51200 * 8  # logits, their copy in 32 bits, their gradient
+    for loss, width in (("fused", 4), ("plain", 14)):
+        other = TrainingPass(model, Layout(pipeline=2), Recipe(loss=loss))  # type: ignore[arg-type]
+        assert activation_bytes(other, other.slices[1], batch)[1] == 1024 * 51200 * width
     assert activation_bytes(training, slices(model, 2)[1], MicroBatch(4, 512))[1] == 2 * last[1]
 
 

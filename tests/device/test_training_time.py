@@ -4,7 +4,7 @@ import pytest
 
 from simulator.device.accelerator import load_accelerator
 from simulator.device.timing import time_of
-from simulator.device.training_time import Network, collective_kernel, step_time
+from simulator.device.training_time import Network, collective_kernel, step_time, sustained_speed
 from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.operators import AttentionGradient, Collective, PromptAttention
@@ -64,3 +64,14 @@ def test_attention_backward_takes_five_products_for_two() -> None:
     assert backward.flops == 2.5 * forward.flops
     assert 2.5 < backward.compute_ns / forward.compute_ns < 3.5
     assert backward.ns > 2 * forward.ns
+
+
+def test_a_capped_clock_stretches_arithmetic_and_nothing_else() -> None:
+    training = TrainingPass(MODEL, Layout(tensor=2))
+    full, half = (step_time(training, A100, BATCH, 4, speed=s) for s in (1.0, 0.5))
+    assert full.compute < half.compute < 2 * full.compute
+    assert (half.links, half.optimizer) == (full.links, full.optimizer)
+    speeds = [sustained_speed(training, A100, BATCH, cap) for cap in (200.0, 300.0, 1000.0)]
+    assert speeds == sorted(speeds)
+    assert speeds[-1] == 1
+    assert speeds[0] < 0.8

@@ -125,6 +125,17 @@ def test_experts_work_on_the_tokens_sent_to_them() -> None:
     assert isclose(model_flops(SWITCH, batch), model_flops(gpt(), batch) + router, rel_tol=1e-12)
 
 
+def test_rows_are_sorted_by_expert_and_back() -> None:
+    """Each row sent to an expert is read and written once before it and once after, twice when it also travels."""
+    for layout, times in ((Layout(), 1), (Layout(data=2, expert=2), 2)):
+        training = TrainingPass(SWITCH, layout)
+        forward = training.stage(training.slices[0], MicroBatch(1, 512)).forward
+        for name in ("sort by expert", "sort back"):
+            sort = next(o for o in forward if o.name == name)
+            assert sort.calls == times * SWITCH.expert_layers
+            assert sort.shape.size_bytes == 2 * 512 * 1024 * 2  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("expert", [1, 2, 4, 8])
 def test_expert_parallel_ranks_share_the_work(expert: int) -> None:
     layout = Layout(data=expert, expert=expert)
