@@ -1,0 +1,88 @@
+"""How far borrowed constants carry: matrix products on devices that nothing was fitted on.
+
+Run `python -m benchmarks.operators.borrowed`. Each device works with the constants of the sheet that its own names; the
+times are of Llama-3.1-8B's layers in vLLM (RTX 4090 and RTX PRO 6000, LLMServingSim), of MLP layers of many models
+(A40, Vidur) and of DeepSeek's products in fp8 by blocks (H800, InferSim).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.operators.fitting import DATA, Row, error
+from simulator.device.accelerator import load_accelerator
+from simulator.device.timing import time_of
+from simulator.model.operators import Gemm
+
+LLAMA = {
+    "qkv_proj": (6144, 4096),
+    "o_proj": (4096, 4096),
+    "gate_up_proj": (28672, 4096),
+    "down_proj": (4096, 14336),
+}
+"""Columns and inner dimension of each layer of Llama-3.1-8B on one device."""
+SOURCES = {
+    "rtx-4090": "llmservingsim/profile/RTX4090/Llama-3.1-8B/dense.parquet",
+    "rtx-pro-6000": "llmservingsim/profile/RTXPRO6000/Llama-3.1-8B/dense.parquet",
+    "a40": "vidur/compute/a40.mlp.parquet",
+    "h800-sxm-80gb": "infersim/h800.gemm.csv",
+}
+FORMATS = {"h800-sxm-80gb": "fp8_block"}
+A40_STEP = 5
+"""Every fifth row of the large table is enough."""
+
+
+def products(data: Path, device: str) -> pd.DataFrame:
+    """Return measured products: `rows`, `columns`, `inner`, `ns`."""
+    file = data / SOURCES[device]
+    if device == "h800-sxm-80gb":
+        frame = pd.read_csv(file)
+        return pd.DataFrame(
+            {"rows": frame["m"], "columns": frame["n"], "inner": frame["k"], "ns": frame["latency_us"] * 1e3}
+        )
+    frame = pd.read_parquet(file)
+    if device == "a40":
+        return _mlp(frame)
+    frame = frame[(frame["tp"] == 1) & frame["layer"].isin(LLAMA)]
+    columns, inner = (frame["layer"].map({name: shape[at] for name, shape in LLAMA.items()}) for at in (0, 1))
+    return pd.DataFrame({"rows": frame["tokens"], "columns": columns, "inner": inner, "ns": frame["time_us"] * 1e3})
+
+
+def _mlp(frame: pd.DataFrame) -> pd.DataFrame:
+    wide = frame["n_expanded_embd"] // frame["num_tensor_parallel_workers"]
+    up = wide * np.where(frame["use_gated_mlp"], 2, 1)
+    parts = [
+        pd.DataFrame({"rows": frame["num_tokens"], "columns": columns, "inner": inner, "ns": frame[time] * 1e6})
+        for columns, inner, time in (
+            (up, frame["n_embd"], "time_stats.mlp_up_proj.median"),
+            (frame["n_embd"], wide, "time_stats.mlp_down_proj.median"),
+        )
+    ]
+    return pd.concat(parts).dropna().iloc[::A40_STEP]
+
+
+def row_of(data: Path, device: str) -> Row:
+    """Return the error row of one device."""
+    sheet, frame = load_accelerator(device), products(data, device)
+    form = FORMATS.get(device, "bf16")
+    shapes = zip(*(frame[name].astype(int) for name in ("rows", "columns", "inner")), strict=True)
+    predicted = np.array([time_of(Gemm(*shape, form), sheet).ns for shape in shapes])
+    return error("gemm", device, form, predicted, frame["ns"].to_numpy(dtype=float))
+
+
+def main() -> None:
+    """Print a line per device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
+    data = parser.parse_args().data
+    print(f"{'device':<16}{'constants of':<16}{'format':<11}{'rows':>6}{'median':>9}{'mean':>9}{'bias':>7}")
+    for device in SOURCES:
+        row, lender = row_of(data, device), load_accelerator(device).like
+        errors = f"{row['rows']:>6}{row['median']:>9.1%}{row['mean']:>9.1%}{row['bias']:>7.2f}"
+        print(f"{device:<16}{lender:<16}{row['format']:<11}{errors}")
+
+
+if __name__ == "__main__":
+    main()
