@@ -1,4 +1,4 @@
-"""Says how far the cost model is from measurements: kernels on shapes left out of the fits, other tables, whole engines.
+"""Says how far the cost model is from measurements: kernels on shapes left out of the fits, tables, whole engines.
 
 Run `python benchmarks/accuracy.py`; it prints the tables of docs/cost-model.md and writes them as JSON under `--out`.
 `--only kernels|transfer|engines|silicon` makes one part. Nothing is fitted here.

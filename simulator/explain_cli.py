@@ -22,7 +22,9 @@ PLAIN_WIDTH = 110
 @click.option("--model", metavar="NAME", help="Model card, or a config.json, in the place of a scenario.")
 @click.option("--device", metavar="NAME", help="Device sheet; goes with --model.")
 @click.option("--layout", default="", metavar="DEGREES", help="Such as tensor=4,expert=8; a bare number is tensor.")
-@click.option("--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8.")
+@click.option(
+    "--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8 [the checkpoint's]."
+)
 @click.option(
     "--engine", default="", metavar="SETTINGS", help="Such as step_overhead=1 ms, or launch=5 us,graphs=none."
 )
@@ -114,7 +116,7 @@ def _of_model(model: str, device: str, layout: str, precision: str, engine: str,
     from simulator.model.precision import Precision
 
     split = parsed("--layout", layout, Layout, "tensor")
-    form = parsed("--precision", precision, Precision, "weights")
+    form = parsed("--precision", precision, Precision, "weights") if precision else None
     return explain_model(
         model, device, split, form, ask, parsed("--engine", engine, RooflineParameters, "step_overhead")
     )

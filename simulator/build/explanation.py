@@ -52,10 +52,17 @@ class Limits:
 
 
 def explain_model(
-    model: str, device: str, layout: Layout, precision: Precision, ask: Ask, engine: RooflineParameters | None = None
+    model: str,
+    device: str,
+    layout: Layout,
+    precision: Precision | None,
+    ask: Ask,
+    engine: RooflineParameters | None = None,
 ) -> Explanation:
     """Return the explanation of one instance within one scale-up domain; raises InputError when it cannot be."""
-    cost = RooflineCost(load_model(model), layout, load_accelerator(device), precision, engine)
+    card = load_model(model)
+    form = precision or card.checkpoint or Precision()
+    cost = RooflineCost(card, layout, load_accelerator(device), form, engine)
     return explain(f"{model} on {device}", cost, ask, Limits())
 
 

@@ -112,7 +112,8 @@ def memory_parts(cost: RooflineCost, book: Ledger) -> dict[str, int]:
     bits = {
         "attention weights": weights.attention * FORMATS[form.of_attention].weight_bits,
         "MLP weights": weights.mlp * FORMATS[form.weights].weight_bits,
-        "expert weights": (weights.experts + weights.shared) * FORMATS[form.of_experts].weight_bits,
+        "expert weights": weights.experts * FORMATS[form.of_experts].weight_bits,
+        "shared expert weights": weights.shared * FORMATS[form.of_shared].weight_bits,
         "embedding and LM head": weights.embeddings * FORMATS[form.head].weight_bits,
     }
     parts = {name: round(size / 8) for name, size in bits.items() if size}

@@ -69,18 +69,14 @@ class Work(NamedTuple):
         )
 
     def of_rank(self, layout: Layout) -> "Work":
-        """Return the share of one data-parallel rank, work being spread evenly and rounded up."""
+        """Return the share of the busiest data-parallel rank: sequences stay whole and are dealt out evenly."""
         n = layout.data
         if n == 1:
             return self
-        return Work(
-            -(-self.prompt_tokens // n),
-            self.pairs / n,
-            -(-self.prompts // n),
-            -(-self.batch // n),
-            self.context / n,
-            self.queries,
-        )
+        prompts, batch = -(-self.prompts // n), -(-self.batch // n)
+        part = prompts / self.prompts if self.prompts else 0.0
+        context = self.context * batch / self.batch if self.batch else 0.0
+        return Work(round(self.prompt_tokens * part), self.pairs * part, prompts, batch, context, self.queries)
 
 
 class Pass:
@@ -114,13 +110,14 @@ class Pass:
 
     def layers(self, work: Work) -> list[Operator]:
         """Return the kernels among `operators(work)` that are neither embedding nor head."""
+        everywhere = work.tokens
         work = work.of_rank(self.layout)
         tokens = self._spread(work.tokens)
         norm_tokens = -(-tokens // self.layout.tensor) if self.layout.sequence_parallel else tokens
         # reads and writes the input and the residual sum
         norm = Elementwise(4 * norm_tokens * self.model.hidden * self.value_bytes)
-        rows = [Operator("norm and residual", 2 * self.model.layers + self.last, norm)]
-        return rows + self._attention(work, tokens) + self._mlps(tokens) + self._exchange(tokens)
+        rows = [Operator("norm and residual", self.model.norms * self.model.layers + self.last, norm)]
+        return rows + self._attention(work, tokens) + self._mlps(tokens, everywhere) + self._exchange(tokens)
 
     def embedding(self, tokens: int) -> list[Operator]:
         """Return the look-up of so many rows of the embedding."""
@@ -250,12 +247,12 @@ class Pass:
 
     # -- MLP and experts ------------------------------------------------------------------------------------------
 
-    def _mlps(self, tokens: int) -> list[Operator]:
+    def _mlps(self, tokens: int, everywhere: int) -> list[Operator]:
         model = self.model
         dense = model.layers - model.expert_layers
         rows = self._mlp(tokens, model.intermediate, dense, "", self.precision.weights) if dense else []
         if model.experts is not None:
-            rows += self._experts(tokens)
+            rows += self._experts(tokens, everywhere)
         return rows
 
     def _mlp(self, tokens: int, width: int, calls: int, prefix: str, form: str) -> list[Operator]:
@@ -268,13 +265,12 @@ class Pass:
             Operator(prefix + "down projection", calls, Gemm(tokens, model.hidden, columns, form)),
         ]
 
-    def _experts(self, tokens: int) -> list[Operator]:
-        """Return router, shared and routed experts; the tokens of all data- and context-parallel ranks meet here."""
+    def _experts(self, tokens: int, everywhere: int) -> list[Operator]:
+        """Return router and shared experts of this rank's tokens, routed experts of those of all ranks of the stage."""
         model, layout, part = self.model, self.layout, self.model.experts
         assert part is not None
-        group = tokens * layout.data * layout.context
         shape = Experts(
-            group,
+            everywhere,
             model.hidden,
             part.intermediate // layout.expert_tensor,
             part.active,
@@ -292,7 +288,7 @@ class Pass:
             Operator("experts", calls, shape),
         ]
         if part.shared_width:
-            rows += self._mlp(tokens, part.shared_width, calls, "shared ", self.precision.of_experts)
+            rows += self._mlp(tokens, part.shared_width, calls, "shared ", self.precision.of_shared)
         return rows
 
     # -- what ranks exchange --------------------------------------------------------------------------------------

@@ -40,9 +40,12 @@ FORMATS: dict[str, Format] = {
     "w4a8": Format(4 + 16 / 128, 8, "int8", scaled=True),
     "int8_wo": Format(8 + 16 / 128, 16, "bf16"),
     "int4_wo": Format(4 + 16 / 128, 16, "bf16"),
+    "int4_wo_32": Format(4 + 16 / 32, 16, "bf16"),
     "fp8_wo": Format(8, 16, "bf16"),
 }
-"""Formats of a matrix product by name; `_wo`: only weights are narrow, `wXaY`: weights in X, activations in Y bits."""
+"""Formats of a matrix product by name; `_wo`: only weights are narrow, `wXaY`: weights in X, activations in Y bits.
+
+A number at the end is how many weights share a scale where that is not the usual 128."""
 
 VALUES: dict[str, float] = {
     "fp32": 32,
@@ -81,7 +84,9 @@ class Precision(Strict):
     weights: FormatName = "bf16"
     """Linear layers of attention and MLP."""
     experts: FormatName | None = None
-    """Routed and shared experts; default: as `weights`."""
+    """Routed experts; default: as `weights`."""
+    shared: FormatName | None = None
+    """Shared experts; default: as the routed ones."""
     attention_weights: FormatName | None = None
     """Projections of attention; default: as `weights`."""
     head: FormatName = "bf16"
@@ -105,6 +110,11 @@ class Precision(Strict):
     def of_experts(self) -> str:
         """Name of the format of experts."""
         return self.experts or self.weights
+
+    @property
+    def of_shared(self) -> str:
+        """Name of the format of shared experts."""
+        return self.shared or self.of_experts
 
     @property
     def of_attention(self) -> str:

@@ -20,6 +20,7 @@ _PROBES = {
     "weights": (f"model.layers.{LAYER}.mlp.gate_proj", "model.layers.0.mlp.gate_proj"),
     "attention": (f"model.layers.{LAYER}.self_attn.q_proj", f"model.layers.{LAYER}.self_attn.o_proj"),
     "experts": (f"model.layers.{LAYER}.mlp.experts.0.gate_proj",),
+    "shared": (f"model.layers.{LAYER}.mlp.shared_experts.gate_proj",),
 }
 
 
@@ -90,6 +91,7 @@ def _with_left_out(name: str, patterns: Sequence[str], kv: str = "bf16") -> Prec
     return Precision(
         weights=weights,
         experts=form["experts"] if form["experts"] != weights else None,
+        shared=form["shared"] if form["shared"] != form["experts"] else None,
         attention_weights=form["attention"] if form["attention"] != weights else None,
         kv=kv,
     )
@@ -128,7 +130,8 @@ def _format_of_group(config: Document, path: PathKey, group: Any) -> str:
         allowed = ", ".join(f"{form} {bits} x {width}" for form, bits, width in names)
         what = f"weights of {kind[1]} bits ({kind[0]}) with inputs of {taken} bits have no format"
         raise InputError(config.problem((*path, "weights"), what, allowed))
-    return names[(*kind, taken)]
+    found = names[(*kind, taken)]
+    return "int4_wo_32" if found == "int4_wo" and weights.get("group_size") == 32 else found
 
 
 def _modelopt(config: Document, path: PathKey, section: Mapping[str, Any]) -> Precision:

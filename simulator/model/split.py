@@ -159,7 +159,8 @@ def weight_bytes(weights: Weights, precision: Precision) -> int:
     bits = (
         weights.attention * FORMATS[precision.of_attention].weight_bits
         + weights.mlp * FORMATS[precision.weights].weight_bits
-        + (weights.experts + weights.shared) * FORMATS[precision.of_experts].weight_bits
+        + weights.experts * FORMATS[precision.of_experts].weight_bits
+        + weights.shared * FORMATS[precision.of_shared].weight_bits
         + weights.embeddings * FORMATS[precision.head].weight_bits
         + (weights.norms + weights.routers + weights.vision) * 16
     )

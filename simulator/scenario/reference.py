@@ -126,6 +126,7 @@ class References:
                 self.device = attempt(partial(load_accelerator, name), self.document, self.problems, path)
             elif path == ("serving", "model"):
                 self.model = attempt(partial(load_model, name), self.document, self.problems, path)
+                self._take_precision()
             elif kind == "traces":
                 self._check_trace(path, catalog.locate(kind, name))
 
@@ -150,6 +151,12 @@ class References:
             what = f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
             self.problems.append(self.document.problem(path, what, nearest=nearest(file.name, beside)))
             return False
+
+    def _take_precision(self) -> None:
+        """Fill in the formats of the published checkpoint where the document names none."""
+        section = value_at(self.document, ("serving",))
+        if self.model is not None and self.model.checkpoint is not None and "precision" not in section:
+            section["precision"] = self.model.checkpoint.model_dump(exclude_none=True)
 
     def _check_trace(self, path: PathKey, file: Path) -> None:
         reads = value_at(self.document, ("workload", "format")) if path == ("workload", "trace") else None

@@ -105,7 +105,8 @@ class Serving(Strict):
     model: str
     """Name of a shipped model card, or the path of one's own."""
     precision: Precision = Precision()
-    """Formats of weights, KV cache and activations; a plain name, such as `fp8`, is that of the weights."""
+    """Formats of weights, KV cache and activations; a plain name, such as `fp8`, is that of the weights; default: those
+    of the model's published checkpoint."""
     max_context: Count | None = None
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     router: Router = Router.model_validate("least_loaded")

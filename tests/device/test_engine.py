@@ -64,7 +64,7 @@ def cost(**engine: object) -> RooflineCost:
     return RooflineCost(sparse(), layout, device, engine=RooflineParameters.model_validate(engine))
 
 
-@pytest.mark.parametrize("work", [Work(batch=2048, context=2048 * 500), Work(16384, 16384 * 1024.5, 8)])
+@pytest.mark.parametrize("work", [Work(batch=2048, context=2048 * 500), Work(32768, 32768 * 1024.5, 16)])
 def test_two_batches_hide_part_of_the_exchange(work: Work) -> None:
     serial, two = cost(), cost(overlap={})
     half = work.halved()

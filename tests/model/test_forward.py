@@ -69,6 +69,16 @@ def test_decode_of_a_latent_model_with_experts_by_hand() -> None:
     assert "key and value projection" not in rows
 
 
+def test_data_parallel_ranks_take_whole_sequences() -> None:
+    # 3 prompts of 100 and 9 sequences over D = 8: the busiest rank has one prompt and two sequences, experts see all
+    layout = Layout(data=8, expert=8)
+    work = Work(300, 3 * 5050, 3, 9, 9 * 700)
+    assert work.of_rank(layout) == Work(100, 5050, 1, 2, 1400)
+    rows = table(card(LATENT, experts=EXPERTS), layout, work)
+    assert rows["router"].shape.rows == 102
+    assert rows["experts"].shape.tokens == 309
+
+
 def test_prefill_of_a_latent_model_makes_keys_and_values_explicit() -> None:
     # 2 prompts of 1,000 over T = 4: H / T = 32 heads; the latent goes to every rank whole
     work = Work(2000, 2 * 1000 * 1001 / 2, 2)

@@ -266,7 +266,7 @@ def test_tabs_and_exponents_of_json_are_read(tmp_path: Path) -> None:
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, Precision(weights="int4_wo")),
         ({"quant_method": "gptq", "bits": 8}, Precision(weights="int8_wo")),
         ({"quant_method": "mxfp4"}, Precision(weights="bf16", experts="w4a16_mxfp4")),
-        (KIMI_QUANTISATION, Precision(weights="bf16", experts="int4_wo")),
+        (KIMI_QUANTISATION, Precision(weights="bf16", experts="int4_wo_32", shared="bf16")),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, Precision(weights="nvfp4")),
         (
             {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},

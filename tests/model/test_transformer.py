@@ -237,7 +237,7 @@ def test_every_number_of_a_card_has_a_source(name: str) -> None:
     [
         ("deepseek-v3", "fp8_block", "fp8_block"),
         ("kimi-k2", "fp8_block", "fp8_block"),
-        ("kimi-k2.5", "bf16", "int4_wo"),
+        ("kimi-k2.5", "bf16", "int4_wo_32"),
         ("gpt-oss-120b", "bf16", "w4a16_mxfp4"),
     ],
 )
