@@ -3,12 +3,13 @@
 Source: fitted by benchmarks/calibrate.py on measured operator tables, named in each sheet; never per model or shape.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.model.precision import FORMATS
-from simulator.strict import Bandwidth, Duration, Size, Strict
+from simulator.model.precision import FORMATS, VALUES
+from simulator.strict import Bandwidth, Count, Duration, Size, Strict
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -29,25 +30,51 @@ class Gemm(Strict):
 
 
 class PromptAttention(Strict):
-    """Fitted constants of fused attention over a prompt; see `simulator.device.attention`."""
+    """Fitted constants of fused attention over a prompt, by format of the cache; see `simulator.device.attention`."""
 
     compute: Share
-    """Share of the peak that long sequences reach."""
+    """Share of the 16-bit peak at which a tile walks over keys, as if nothing but multiplying took time."""
+    softmax: float = Field(ge=0)
+    """Work on each score that is no product (maximum, exponential, sum), as so many more head dimensions."""
+    tile: Duration
+    """Time of one tile beyond its walk: queries loaded, pipeline filled, results written."""
+    straggler: float = Field(ge=0, le=1)
+    """Share of the longest tile that the device waits for at the end, most of it idle."""
+    write: Share
+    """Share of the peak bandwidth at which new keys and values are scattered over the cache."""
     launch: Duration
-    """Fixed time of one call, the write of the new keys and values included."""
-    overhang: float = Field(ge=0)
-    """Extra key positions that block-wise kernels compute for each query."""
+    """Fixed time of one call, that of the write to the cache included."""
+    rows: Count = 128
+    """Query rows of one tile."""
+    packed: bool = True
+    """Whether the queries of all heads that share a KV head fill tiles together."""
+    registers: Count = 256
+    """Head dimension up to which the results of a tile stay in registers."""
+    wide: Share = 1.0
+    """Share of `compute` that is left to wider heads."""
 
 
 class TokenAttention(Strict):
-    """Fitted constants of fused attention for one new token; see `simulator.device.attention`."""
+    """Fitted constants of fused attention in decode, by format of the cache; see `simulator.device.attention`."""
 
     memory: Share
     """Share of the peak bandwidth at which keys and values stream."""
+    compute: Share
+    """Share of the 16-bit peak at which a tile, all its rows counted, walks over keys."""
+    tile: Duration
+    """Time of one tile beyond its walk."""
     launch: Duration
     """Fixed time of one call, the write of the new keys and values included."""
-    overhang: float = Field(ge=0)
-    """Extra key positions that block-wise kernels read for each sequence."""
+    combine: Duration = 0
+    """Time of putting together what keys split over several processors gave."""
+    splits: Literal["always", "grouped"] = "always"
+    """Which calls split the keys of a sequence: all, or those whose query heads share KV heads (FlashAttention-2)."""
+    registers: Count = 256
+    """Head dimension up to which the results of a tile stay in registers."""
+    wide: Share = 1.0
+    """Share of `compute` that is left to wider heads."""
+    regroup: Duration = 0
+    """Time of copying queries together that share a KV head, where a kernel of its own does it."""
 
 
 class Protocol(Strict):
@@ -76,8 +103,12 @@ class Efficiency(Strict):
 
     gemm: dict[str, Gemm]
     """By format of the product; see `simulator.model.precision.FORMATS`."""
-    prompt_attention: PromptAttention
-    token_attention: TokenAttention
+    prompt_attention: dict[str, PromptAttention]
+    """By format of the cache: bf16, and fp8 where it was measured."""
+    token_attention: dict[str, TokenAttention]
+    """By format of the cache."""
+    latent_attention: dict[str, TokenAttention] | None = None
+    """Kernels over a latent cache (MLA) by its format; none: as `token_attention`."""
     kernel_launch: Duration
     """Time of a kernel that has next to nothing to do: norms, rotary, activation at few tokens."""
     all_reduce: dict[str, AllReduce]
@@ -87,6 +118,15 @@ class Efficiency(Strict):
         """Return the constants of products in `form`, or those of the nearest format that was measured."""
         return self.gemm[self.lender(form)]
 
+    def prompt_attention_in(self, kv: str) -> PromptAttention:
+        """Return the constants of prompts whose cache is in `kv`."""
+        return self.prompt_attention[_cache(kv, self.prompt_attention)]
+
+    def token_attention_in(self, kv: str, latent: bool = False) -> TokenAttention:
+        """Return the constants of decode over a cache in `kv`."""
+        table = self.latent_attention if latent and self.latent_attention is not None else self.token_attention
+        return table[_cache(kv, table)]
+
     def lender(self, form: str) -> str:
         """Return the measured format whose constants stand for `form`: itself, one on the same units, or bf16."""
         if form in self.gemm:
@@ -95,3 +135,10 @@ class Efficiency(Strict):
         alike = (name for name in self.gemm if FORMATS[name].compute == compute)
         narrow = (name for name in self.gemm if FORMATS[form].activation_bits <= 8 and FORMATS[name].compute == "fp8")
         return next(alike, next(narrow, "bf16"))
+
+
+def _cache(kv: str, table: Mapping[str, object]) -> str:
+    """Return the measured format of a cache that stands for `kv`: itself, 8 bits for fewer, or bf16."""
+    if kv in table:
+        return kv
+    return "fp8" if "fp8" in table and VALUES[kv] <= 8 else "bf16"

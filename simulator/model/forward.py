@@ -180,14 +180,17 @@ class Pass:
             part.key_dim,
             part.value_dim,
             "bf16" if isinstance(part, LatentAttention) else self.precision.kv,
-            window,
+            window if pairs < work.pairs else 0,
+            stored=not isinstance(part, LatentAttention),
         )
 
     def token_attention(self, batch: int, context: float, queries: int = 1, window: int = 0) -> TokenAttention:
         """Return the attention of decoding sequences on one rank; context-parallel ranks divide the keys evenly."""
         part, share = self.model.attention, self.layout.context
-        if window:
-            context = min(context, batch * window)
+        if window and context > batch * window:
+            context = batch * window
+        else:
+            window = 0
         if isinstance(part, LatentAttention):
             return TokenAttention(
                 batch,

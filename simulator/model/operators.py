@@ -53,7 +53,9 @@ class Experts(NamedTuple):
 class PromptAttention(NamedTuple):
     """Fused attention of `tokens` new positions of `sequences` prompts over `pairs` query-key pairs (mask applied).
 
-    `kv_tokens` keys and values are read; heads are those of this rank.
+    `kv_tokens` keys and values are read; heads are those of this rank. `stored`: the kernel's call also writes the new
+    keys and values to the cache, which MLA does not, for it keeps their latents. `window` is what a query sees at most
+    where that clipped any (0: nothing).
     """
 
     tokens: int
@@ -67,6 +69,7 @@ class PromptAttention(NamedTuple):
     kv: str = "bf16"
     window: int = 0
     causal: bool = True
+    stored: bool = True
 
     @property
     def flops(self) -> float:

@@ -77,10 +77,6 @@ def test_a_decode_step_reads_all_weights_and_the_kv_cache(cost: RooflineCost, ba
     read = weight_bytes_per_rank(model, cost.layout) - embedding
     read += context * kv_bytes_per_token_per_rank(model, cost.layout)
     assert decode_ns(cost, batch, context) >= 1e9 * read * 0.999 / bandwidth  # biases aside
-    assert (
-        cost.decode(batch, context).per_context_token_ns
-        >= 1e9 * kv_bytes_per_token_per_rank(model, cost.layout) / bandwidth
-    )
 
 
 @given(cost_of, st.integers(1, 20_000))
@@ -154,8 +150,10 @@ def test_tensor_parallelism_helps_less_than_its_degree(name: str, device: str) -
         a, b = (COSTS_BY_CASE[name, device, tensor] for tensor in (small, large))
         assert a.prefill_ns(8192, attended(8192), 1) / 2 < b.prefill_ns(8192, attended(8192), 1)
         assert a.prefill_ns(8192, attended(8192), 1) > b.prefill_ns(8192, attended(8192), 1)
-        assert a.decode(16, 65536).fixed_ns / 2 < b.decode(16, 65536).fixed_ns < a.decode(16, 65536).fixed_ns
-        assert a.decode(16, 65536).per_context_token_ns == pytest.approx(2 * b.decode(16, 65536).per_context_token_ns)
+        assert decode_ns(a, 16, 65536) / 2 < decode_ns(b, 16, 65536) < decode_ns(a, 16, 65536)
+        # far out, what grows is work that ranks divide, but whole waves of tiles may suit one number of heads better
+        steep, flat = (cost.decode(16, 1 << 24).per_context_token_ns for cost in (a, b))
+        assert 0.85 * flat < steep / 2 < 1.1 * flat
 
 
 def test_copied_kv_heads_no_longer_shrink() -> None:

@@ -86,7 +86,7 @@ def test_prefill_of_a_latent_model_makes_keys_and_values_explicit() -> None:
     assert rows["query and latent projection"].shape == Gemm(2000, 1536 + 576, 7168)
     assert rows["key and value projection"].shape == Gemm(2000, 32 * 256, 512)
     shape = rows["prompt attention"].shape
-    assert shape == PromptAttention(2000, work.pairs, 2000, 2, 32, 32, 192, 128)
+    assert shape == PromptAttention(2000, work.pairs, 2000, 2, 32, 32, 192, 128, stored=False)
     assert shape.flops == 2 * work.pairs * 32 * (192 + 128)
     assert rows["all-reduce"].calls == 2 * 61 + 1
 
