@@ -25,7 +25,7 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, Subject, cost_notes
+from simulator.device.cost import COSTS, RooflineCost, Subject, cost_notes
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
@@ -43,6 +43,7 @@ from simulator.serving.frontend import Admission, Arrivals, Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Pool
+from simulator.serving.power import InstancePower
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.routing import ROUTERS, Router
@@ -257,10 +258,14 @@ class System:
             pool.left(instance)
             self.frontend.finish(request)
 
+        engine = plan.engine
+        power = None
+        if isinstance(engine.cost, RooflineCost):
+            power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
         for lease in plan.leases:
-            observer = self.recording.observer(lease.owner, plan.role, plan.engine.kv_blocks)
+            observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks, power)
             prefilled = self.transfer.hand_over if hands_over else None
-            pool.add(Instance(self.env, lease.owner, plan.engine, lease.devices, observer, finished, prefilled))
+            pool.add(Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled))
             self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")
 
     def check(self) -> None:

@@ -83,6 +83,12 @@ def _metrics() -> tuple[Metric, ...]:
         for pool in POOLS
         for name, doc, vllm in shares
     ]
+    energies = (
+        ("kwh", "energy of all engines' devices in kWh, idle power included"),
+        ("mean_w", "their mean power in W"),
+        ("joules_per_output_token", "that energy in J over the output tokens of every request"),
+    )
+    found += [Metric(f"energy.{name}", ("energy", name), "", doc) for name, doc in energies]
     found += [
         Metric("kv_transfer_share", ("kv_transfer_share",), "", "network time of KV caches over end-to-end time"),
         Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),

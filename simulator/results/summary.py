@@ -12,7 +12,7 @@ from simulator.errors import InvariantError
 from simulator.results.histogram import LogHistogram
 from simulator.results.metrics import POOLS, QUANTILES, SLOS
 from simulator.results.quantiles import exact_quantiles
-from simulator.results.tables import INSTANCES, LINKS, REQUESTS
+from simulator.results.tables import INSTANCES, LINKS, POWER, REQUESTS
 from simulator.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def summarise(
     """Return the content of summary.json from the closed tables in `folder`; times in seconds, no value is None.
 
     `slo` maps ttft, tpot and e2e, those that were given, to limits in ns; `itl` holds the gaps between tokens,
-    `duration_ns` is the simulated time, `devices` the number of accelerators leased. An absent instances or links table
-    gives no figures of that kind. Raises InvariantError when rows contradict themselves.
+    `duration_ns` is the simulated time, `devices` the number of accelerators leased. An absent instances, power or
+    links table gives no figures of that kind. Raises InvariantError when rows contradict themselves.
     """
     requests = folder / REQUESTS.file
     totals = _totals(requests, slo)
@@ -69,6 +69,7 @@ def summarise(
             "output_tokens_per_s_per_device": None if tokens_per_s is None else _ratio(tokens_per_s, devices),
         },
         "utilisation": _utilisation(folder / INSTANCES.file),
+        "energy": _energy(folder / POWER.file, seconds, totals["generated_tokens"]),
         "links": link_figures(folder),
         "preemptions": totals["preemptions"],
         "retries": totals["retries"],
@@ -235,6 +236,28 @@ def _utilisation(path: Path) -> dict[str, Any]:
             instances.setdefault(role, {}).update(dict.fromkeys(names.filter(_mask(mine)).unique().to_pylist()))
     order = [*(role for role in POOLS if role in sums), *sorted(role for role in sums if role not in POOLS)]
     return {role: _pool(sums[role], len(instances[role])) for role in order}
+
+
+def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
+    """Return the energy of all engines in J and kWh, their mean power and J per output token; nothing if unknown."""
+    if not path.exists():
+        return {}
+    import numpy as np
+
+    pools: dict[str, float] = {}
+    for group in _row_groups(path, ("role", "energy_j")):
+        roles = group["role"].combine_chunks().to_numpy(zero_copy_only=False)
+        joules = group["energy_j"].to_numpy()
+        for role in sorted(set(roles)):
+            pools[role] = pools.get(role, 0.0) + float(np.sum(joules[roles == role]))
+    total = sum(pools.values())
+    return {
+        "joules": total,
+        "kwh": total / 3.6e6,
+        "mean_w": _ratio(total, seconds),
+        "joules_per_output_token": _ratio(total, tokens),
+        "pools": pools,
+    }
 
 
 def _mask(values: "npt.NDArray[np.bool_]") -> Any:

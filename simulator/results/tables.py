@@ -102,6 +102,20 @@ INSTANCES = Table(
     ),
 )
 
+POWER = Table(
+    "power",
+    "One row per row of `instances` of an engine whose kernels are known: what its devices drew, idle power included.",
+    (
+        _text("instance", "name of the instance"),
+        _text("role", "pool that it belongs to: prefill, decode or colocated"),
+        _time("start_ns", "the window began"),
+        _time("end_ns", "the window ended"),
+        Column("devices", "int32", "", "devices that the instance holds"),
+        Column("power_w", "double", "W", "power of all its devices, mean over time"),
+        Column("energy_j", "double", "J", "their energy in the window"),
+    ),
+)
+
 LINKS = Table(
     "links",
     "One row per directed link of the topology that carried traffic, in the order of the topology's links.",
@@ -174,7 +188,7 @@ COLLECTIVES = Table(
     ),
 )
 
-TABLES = (REQUESTS, INSTANCES, LINKS, EVENTS, FLOWS, COLLECTIVES)
+TABLES = (REQUESTS, INSTANCES, POWER, LINKS, EVENTS, FLOWS, COLLECTIVES)
 
 
 def arrow_schema(table: Table) -> Any:

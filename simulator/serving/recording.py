@@ -1,10 +1,14 @@
 """Rows from what the actors report: one per request when it ends, one per window of an instance, one per event."""
 
+from collections.abc import Callable
+from typing import Any
+
 from simulator.results.folder import RunFolder
 from simulator.results.histogram import LogHistogram
-from simulator.results.tables import EVENTS, INSTANCES, REQUESTS
+from simulator.results.tables import EVENTS, INSTANCES, POWER, REQUESTS, TableWriter
 from simulator.results.windows import Windows
 from simulator.serving.instance import Observer
+from simulator.serving.power import InstancePower
 from simulator.serving.request import Request
 
 
@@ -19,10 +23,13 @@ class Recording:
         self._requests = folder.writer(REQUESTS)
         self._instances = folder.writer(INSTANCES)
         self._events = folder.writer(EVENTS)
+        self._folder = folder
+        self._power: TableWriter | None = None  # only of engines whose kernels are known
 
-    def observer(self, instance: str, role: str, kv_blocks: int) -> Observer:
-        """Return what the engine `instance` reports to."""
-        windows = Windows(instance, role, kv_blocks, self._interval_ns, self._instances.append)
+    def observer(self, instance: str, role: str, kv_blocks: int, power: InstancePower | None = None) -> Observer:
+        """Return what the engine `instance` reports to; `power` says what its windows drew."""
+        emit = self._instances.append if power is None else self._metered(power)
+        windows = Windows(instance, role, kv_blocks, self._interval_ns, emit)
         self._windows.append(windows)
         return Observer(windows.observe, self.itl.add, self.itl.add_line, self._preempted)
 
@@ -66,8 +73,21 @@ class Recording:
 
     def finish(self) -> None:
         """Close the tables; no row may follow."""
-        for writer in (self._requests, self._instances, self._events):
-            writer.close()
+        for writer in (self._requests, self._instances, self._power, self._events):
+            if writer is not None:
+                writer.close()
+
+    def _metered(self, power: InstancePower) -> Callable[[tuple[Any, ...]], None]:
+        if self._power is None:
+            self._power = self._folder.writer(POWER)
+        windows, meter = self._instances, self._power
+
+        def emit(window: tuple[Any, ...]) -> None:
+            windows.append(window)
+            if window[3] > window[2]:  # the last one may hold tokens and no time
+                meter.append(power.row(window))
+
+        return emit
 
     def _preempted(self, now_ns: int, instance: str, request: Request) -> None:
         self.preemptions += 1
