@@ -29,6 +29,25 @@ class Gemm(Strict):
     """Cost of small tiles: a tile of a x b runs at 1 / (1 + tile_loss (1/a + 1/b)) of the rate of an endless one."""
 
 
+class Experts(Strict):
+    """Fitted constants of the routed experts of a rank in one format; see `simulator.device.experts`."""
+
+    compute: Share
+    """Share of the peak that an endless grouped product reaches on a full device."""
+    memory: Share
+    """Share of the peak bandwidth that weights stream at."""
+    launch: Duration
+    """Time of all kernels of a layer when they have next to nothing to do: routing, sorting, products, sums."""
+    tile_loss: float = Field(ge=0)
+    """Cost of small tiles, as that of a dense product."""
+    cache: Size
+    """Bytes of one expert's weights that stay on chip between two blocks of its rows."""
+    move: Share
+    """Share of the peak bandwidth at which rows are permuted, activated and summed."""
+    remote: float = Field(ge=0, le=1)
+    """Share of the pairs of a token and an expert of another rank that still pass through those kernels."""
+
+
 class PromptAttention(Strict):
     """Fitted constants of fused attention over a prompt, by format of the cache; see `simulator.device.attention`."""
 
@@ -113,6 +132,37 @@ class Efficiency(Strict):
     """Time of a kernel that has next to nothing to do: norms, rotary, activation at few tokens."""
     all_reduce: dict[str, AllReduce]
     """By number of ranks; a number between two entries takes the next larger."""
+
+    experts: dict[str, Experts] = Field(default_factory=dict)
+    """By format; where nothing was measured, dense products stand for grouped ones, see `experts_in`."""
+
+    def experts_in(self, form: str) -> Experts:
+        """Return the constants of routed experts in `form`, or of a measured format that multiplies on the same units.
+
+        Without any, those of dense products: their shares of the peaks, weights that always stay on chip between
+        blocks, and a launch of two products and six small kernels.
+        """
+        if form in self.experts:
+            return self.experts[form]
+        own, narrow = FORMATS[form], FORMATS[form].activation_bits <= 8
+        units = (own.compute, "fp8") if narrow else (own.compute,)
+        alike = (name for unit in units for name in self.experts if FORMATS[name].compute == unit)
+        # a narrow weight is unpacked on the way where the product is wide: nearest in bits of a weight
+        nearest = min(alike, key=lambda name: abs(FORMATS[name].weight_bits - own.weight_bits), default=None)
+        return self.experts[nearest] if nearest else self._dense(form)
+
+    def _dense(self, form: str) -> Experts:
+        dense = self.gemm_in(form)
+        launch = 2 * dense.launch + 6 * self.kernel_launch
+        return Experts.model_construct(
+            compute=dense.compute,
+            memory=dense.memory,
+            launch=launch,
+            tile_loss=0.0,
+            cache=1 << 40,
+            move=dense.memory,
+            remote=0.0,
+        )
 
     def gemm_in(self, form: str) -> Gemm:
         """Return the constants of products in `form`, or those of the nearest format that was measured."""

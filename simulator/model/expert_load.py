@@ -1,0 +1,179 @@
+"""How many tokens the experts of the fullest rank get: even, chosen at random, or by a power law; closed forms only.
+
+Sources: a bounded power law of loads as AIConfigurator's `power_law_<alpha>` draws them (density x^-alpha between 1 and
+0.8 of the tokens); the largest of normal variables at the quantiles of its distribution; Cornish-Fisher for skewed sums.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+GROUPS = 8
+"""Equally many experts of a rank, by load, that share one expected load."""
+SHARE = 0.8
+"""Largest load drawn, as a share of the tokens; AIConfigurator's choice."""
+SPARSE = (0.01, 2.0)
+"""Range of relative loads where there are fewer choices than experts; AIConfigurator's choice."""
+NODES = 16
+_NORMAL = NormalDist()
+
+
+class Load(NamedTuple):
+    """Tokens of the experts of one rank: `rows[i]` expected by each of `count` experts, of which `used[i]` get any."""
+
+    count: float
+    rows: tuple[float, ...]
+    used: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """Expected pairs of a token and an expert of this rank."""
+        return self.count * sum(self.rows)
+
+    @property
+    def experts_used(self) -> float:
+        """Expected experts of this rank that get a token."""
+        return self.count * sum(self.used)
+
+
+def used_share(rows: float, tokens: float) -> float:
+    """Return the probability that an expert of `rows` expected of `tokens` gets one: tokens choose independently."""
+    return 1 - (1 - min(1.0, rows / tokens)) ** tokens if tokens > 0 else 0.0
+
+
+def experts_used(tokens: int, topk: int, experts: int) -> float:
+    """Return how many of `experts` distinct ones `tokens` use, each choosing `topk` at random."""
+    return experts * used_share(tokens * topk / experts, tokens)
+
+
+@cache
+def largest(ranks: int) -> tuple[float, float]:
+    """Return the mean of the largest of `ranks` standard normal variables, and of its square."""
+    if ranks == 1:
+        return 0.0, 1.0
+    points = [_NORMAL.inv_cdf(((i + 0.5) / NODES) ** (1 / ranks)) for i in range(NODES)]
+    return sum(points) / NODES, sum(z * z for z in points) / NODES
+
+
+def hottest_rank(popularity: Sequence[float], ranks: int, tokens: int) -> float:
+    """Return the expected pairs of the fullest of `ranks` ranks when `tokens` choose experts of this popularity.
+
+    `popularity[e]` is the mean number of tokens that choose expert e, per token; experts lie on the ranks in order,
+    equally many each. Choices are Bernoulli conditioned on their number per token, so that the ranks' loads are
+    normal with that variance; the expected maximum is an integral over the product of their distributions.
+    """
+    local = len(popularity) // ranks
+    spread = [p * (1 - min(p, 1.0)) for p in popularity]
+    whole = sum(spread)
+    means, deviations = [], []
+    for rank in range(ranks):
+        part = slice(rank * local, (rank + 1) * local)
+        own = sum(spread[part])
+        means.append(tokens * sum(popularity[part]))
+        deviations.append(sqrt(tokens * own * (1 - own / whole)) if whole else 0.0)
+    return _expected_maximum(means, deviations)
+
+
+def _expected_maximum(means: Sequence[float], deviations: Sequence[float]) -> float:
+    """Return the mean of the largest of independent normal variables: its floor, and the integral of P(above)."""
+    low = max(m - 4 * d for m, d in zip(means, deviations, strict=True))
+    high = max(m + 4 * d for m, d in zip(means, deviations, strict=True))
+    if high <= low:
+        return low
+    step, total = (high - low) / 64, 0.0
+    for i in range(64):
+        at, below = low + (i + 0.5) * step, 1.0
+        for mean, deviation in zip(means, deviations, strict=True):
+            below *= _NORMAL.cdf((at - mean) / deviation) if deviation else float(at >= mean)
+        total += (1 - below) * step
+    return low + total
+
+
+def rank_load(tokens: int, topk: int, experts: int, local: int, skew: float = 0.0) -> Load:
+    """Return the load of the fullest rank: `local` of `experts` are there, `tokens` of the group choose `topk` each.
+
+    `skew` 0: experts are all alike and tokens choose at random. Above 0: the loads of a batch are drawn from a bounded
+    power law of that exponent (1.01 and 1.2 are usual; it is not Zipf's exponent of the rank). More tokens never mean
+    fewer rows.
+    """
+    if tokens <= 0:
+        return Load(local, (0.0,), (0.0,))
+    if not skew:
+        rows = _random_rows(tokens, topk, experts, local)
+        return Load(local, (rows,), (used_share(rows, tokens),))
+    sparse = min(tokens, experts // topk)
+    rows_of = _power_law_rows(sparse, topk, experts, local, skew, *SPARSE)
+    if tokens * topk > experts:
+        dense = _power_law_rows(tokens, topk, experts, local, skew, 1.0, max(1.001, SHARE * tokens))
+        rows_of = tuple(map(max, dense, rows_of))
+    return Load(local / len(rows_of), rows_of, tuple(min(1.0, r) for r in rows_of))
+
+
+def even_load(tokens: int, topk: int, experts: int, local: int) -> Load:
+    """Return the load of a rank when choices are dealt out evenly: as many rows each, and one each while they last."""
+    chosen = tokens * topk
+    rows, used = chosen / experts, min(1.0, -(-chosen * local // experts) / local)
+    return Load(local, (max(rows, used if chosen < experts else 0.0),), (used,))
+
+
+def _random_rows(tokens: int, topk: int, experts: int, local: int) -> float:
+    """Return rows per expert of the fullest rank: the mean, and the fluctuation of choices without replacement."""
+    ranks, share = experts // local, local / experts
+    mean = tokens * topk * share
+    if ranks == 1:
+        return mean / local
+    deviation = sqrt(mean * (1 - share) * (experts - topk) / (experts - 1))
+    return min(mean + largest(ranks)[0] * deviation, tokens * min(topk, local)) / local
+
+
+def _moments(skew: float, low: float, high: float) -> tuple[float, float, float]:
+    """Return mean, standard deviation and skewness of the density x^-skew between `low` and `high`."""
+    first, second, third = (_raw(power, skew, low, high) for power in (1, 2, 3))
+    variance = max(second - first * first, 0.0)
+    if variance <= 1e-12 * first * first:
+        return first, 0.0, 0.0
+    return first, sqrt(variance), (third - 3 * first * second + 2 * first**3) / variance**1.5
+
+
+def _raw(power: int, skew: float, low: float, high: float) -> float:
+    """Return the mean of x^power under the density x^-skew; exponents of exactly one are shifted a hair."""
+    below, above = 1 - skew or 1e-9, power + 1 - skew or 1e-9
+    return below / above * (high**above - low**above) / (high**below - low**below)
+
+
+def _power_law_rows(
+    tokens: int, topk: int, experts: int, local: int, skew: float, low: float, high: float
+) -> tuple[float, ...]:
+    """Return rows of the experts of the fullest rank, in `GROUPS` groups or one each; at most `tokens` each."""
+    mean, deviation, lean = _moments(skew, low, high)
+    ranks, groups = experts // local, min(local, GROUPS)
+    below = 1 - skew or 1e-9
+    bottom, width = low**below, high**below - low**below
+    shape = [(width * ((i + 0.5) / groups) + bottom) ** (1 / below) for i in range(groups)]
+    factor, average = 1.0, tokens * topk / experts
+    if ranks > 1:
+        if local == 1:
+            top = [(width * ((i + 0.5) / NODES) ** (1 / ranks) + bottom) ** (1 / below) for i in range(NODES)]
+            factor = sum(top) / NODES / mean
+        else:
+            z, square = largest(ranks)
+            whole = sqrt((deviation / mean) ** 2 + min(average, 1 / 6) / average**2)
+            factor = 1 + (z * whole + deviation / mean * lean / sqrt(local) * (square - 1) / 6) / sqrt(local)
+    scale = max(factor * average, 1 / local) * groups / sum(shape)
+    return _capped([scale * x for x in shape], float(tokens))
+
+
+def _capped(rows: list[float], limit: float) -> tuple[float, ...]:
+    """Return rising `rows` with none above `limit`, what is above it going to the others in proportion."""
+    total = sum(rows)
+    if total >= limit * len(rows):
+        return (limit,) * len(rows)
+    full = 0
+    while rows[-1 - full] > limit:
+        full += 1
+        rest = sum(rows[: len(rows) - full])
+        scale = (total - full * limit) / rest
+        rows = [r * scale for r in rows[: len(rows) - full]] + [limit] * full
+    return tuple(rows)
