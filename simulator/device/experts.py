@@ -34,26 +34,28 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
     fit = accelerator.fitted.experts_in(shape.format)
     form = FORMATS[shape.format]
     pairs, used = load.total, load.experts_used
-    blocks = [(block, _blocks(load, block)) for block in BLOCKS]
+    tiles = [(block, _blocks(load, block), block + fit.tile_loss * (1 + block / WIDTH)) for block in BLOCKS]
+    flop_ns = 2 * compute_floor_ns(1, accelerator, form.compute) / fit.compute
+    byte_ns = memory_floor_ns(1, accelerator) / fit.memory
     compute_ns = memory_ns = longer_ns = size_bytes = 0.0
-    widths = (2 if shape.gated else 1) * shape.intermediate
-    for columns, inner in ((widths, shape.hidden), (shape.hidden, shape.intermediate)):
+    gates = 2 if shape.gated else 1
+    for columns, inner in ((gates * shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)):
         weight = columns * inner * form.weight_bits / 8
-        rows = pairs * (inner * form.activation_bits / 8 + columns * VALUE_BYTES)
-        missed = max(0.0, 1 - fit.cache / weight)
-        tile = -(-columns // WIDTH) * WIDTH * inner
-        best = (float("inf"), 0.0, 0.0)
-        for block, count in blocks:
-            area = block * tile * (1 + fit.tile_loss * (1 / block + 1 / WIDTH))
-            least = accelerator.processors / -(-columns // WIDTH)  # one tile each at least: a wave is never shorter
-            arithmetic = compute_floor_ns(2 * max(count, least) * area, accelerator, form.compute) / fit.compute
-            traffic = weight * (used + (count - used) * missed) + rows
-            streaming = memory_floor_ns(traffic, accelerator) / fit.memory
-            best = min(best, (max(arithmetic, streaming), arithmetic, streaming))
-        longer_ns += best[0]
-        compute_ns += best[1]
-        memory_ns += best[2]
-        size_bytes += used * weight + rows
+        once = used * weight + pairs * (inner * form.activation_bits / 8 + columns * VALUE_BYTES)
+        again = max(0.0, weight - fit.cache)
+        across = -(-columns // WIDTH)
+        least = accelerator.processors / across  # a wave is never shorter than one tile
+        longest = float("inf")
+        for _, count, height in tiles:
+            arithmetic = max(count, least) * height * across * WIDTH * inner * flop_ns
+            streaming = (once + (count - used) * again) * byte_ns
+            longer = arithmetic if arithmetic > streaming else streaming
+            if longer < longest:
+                longest, first, second = longer, arithmetic, streaming
+        longer_ns += longest
+        compute_ns += first
+        memory_ns += second
+        size_bytes += once
     moved = _moved_bytes(shape, pairs, fit.remote)
     moving_ns = memory_floor_ns(moved, accelerator) / fit.move
     if compute_ns > memory_ns:
@@ -61,7 +63,7 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
     else:
         memory_ns = longer_ns
     return Kernel(
-        flops=2 * pairs * shape.hidden * shape.intermediate * (3 if shape.gated else 2),
+        flops=2 * pairs * shape.hidden * shape.intermediate * (gates + 1),
         size_bytes=size_bytes + moved,
         compute_ns=compute_ns + moving_ns,
         memory_ns=memory_ns + moving_ns,
@@ -71,9 +73,11 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
 
 def _blocks(load: Load, block: int) -> float:
     """Return the expected blocks of rows: one per expert used, and the last of each half full on average."""
-    return load.count * sum(
-        max(used, rows / block + used / 2) for rows, used in zip(load.rows, load.used, strict=True)
-    )
+    count = 0.0
+    for rows, used in zip(load.rows, load.used, strict=True):
+        half = rows / block + used / 2
+        count += half if half > used else used
+    return load.count * count
 
 
 def _moved_bytes(shape: Experts, pairs: float, remote: float) -> float:

@@ -14,8 +14,8 @@ GROUPS = 8
 """Equally many experts of a rank, by load, that share one expected load."""
 SHARE = 0.8
 """Largest load drawn, as a share of the tokens; AIConfigurator's choice."""
-SPARSE = (0.01, 2.0)
-"""Range of relative loads where there are fewer choices than experts; AIConfigurator's choice."""
+SPARSE = 200.0
+"""Largest load over the smallest where there are fewer choices than experts; AIConfigurator's choice."""
 NODES = 16
 _NORMAL = NormalDist()
 
@@ -103,12 +103,12 @@ def rank_load(tokens: int, topk: int, experts: int, local: int, skew: float = 0.
     if not skew:
         rows = _random_rows(tokens, topk, experts, local)
         return Load(local, (rows,), (used_share(rows, tokens),))
-    sparse = min(tokens, experts // topk)
-    rows_of = _power_law_rows(sparse, topk, experts, local, skew, *SPARSE)
-    if tokens * topk > experts:
-        dense = _power_law_rows(tokens, topk, experts, local, skew, 1.0, max(1.001, SHARE * tokens))
-        rows_of = tuple(map(max, dense, rows_of))
-    return Load(local / len(rows_of), rows_of, tuple(min(1.0, r) for r in rows_of))
+    full = tokens * topk / experts
+    # the two ranges meet at one choice per expert; the fall between them is spread out, so that loads still rise
+    high = SPARSE if full <= 1 else max(SHARE * tokens, SPARSE / full**2)
+    average = _fullest(tokens, topk, experts, local, skew, high)
+    rows = _spread(average, min(local, GROUPS), skew, high, float(tokens))
+    return Load(local / len(rows), rows, tuple(min(1.0, r) for r in rows))
 
 
 def even_load(tokens: int, topk: int, experts: int, local: int) -> Load:
@@ -128,41 +128,47 @@ def _random_rows(tokens: int, topk: int, experts: int, local: int) -> float:
     return min(mean + largest(ranks)[0] * deviation, tokens * min(topk, local)) / local
 
 
-def _moments(skew: float, low: float, high: float) -> tuple[float, float, float]:
-    """Return mean, standard deviation and skewness of the density x^-skew between `low` and `high`."""
-    first, second, third = (_raw(power, skew, low, high) for power in (1, 2, 3))
-    variance = max(second - first * first, 0.0)
-    if variance <= 1e-12 * first * first:
-        return first, 0.0, 0.0
+def _moments(skew: float, high: float) -> tuple[float, float, float]:
+    """Return mean, standard deviation and skewness of the density x^-skew between 1 and `high`."""
+    first, second, third = (_raw(power, skew, high) for power in (1, 2, 3))
+    variance = second - first * first
     return first, sqrt(variance), (third - 3 * first * second + 2 * first**3) / variance**1.5
 
 
-def _raw(power: int, skew: float, low: float, high: float) -> float:
+def _raw(power: int, skew: float, high: float) -> float:
     """Return the mean of x^power under the density x^-skew; exponents of exactly one are shifted a hair."""
     below, above = 1 - skew or 1e-9, power + 1 - skew or 1e-9
-    return below / above * (high**above - low**above) / (high**below - low**below)
+    return below / above * (high**above - 1) / (high**below - 1)
 
 
-def _power_law_rows(
-    tokens: int, topk: int, experts: int, local: int, skew: float, low: float, high: float
-) -> tuple[float, ...]:
-    """Return rows of the experts of the fullest rank, in `GROUPS` groups or one each; at most `tokens` each."""
-    mean, deviation, lean = _moments(skew, low, high)
-    ranks, groups = experts // local, min(local, GROUPS)
+def _fullest(tokens: int, topk: int, experts: int, local: int, skew: float, high: float) -> float:
+    """Return the rows per expert of the fullest rank: loads of the law, dealt in whole tokens, summed on each rank.
+
+    No fewer than one pair, and none beyond every token choosing as many experts there as it can.
+    """
+    ranks, average = experts // local, tokens * topk / experts
+    if ranks == 1:
+        return average
+    mean, deviation, lean = _moments(skew, high)
+    if local == 1:
+        below = 1 - skew or 1e-9
+        width = high**below - 1
+        largest_of = [(width * ((i + 0.5) / NODES) ** (1 / ranks) + 1) ** (1 / below) for i in range(NODES)]
+        factor = sum(largest_of) / NODES / mean
+    else:
+        z, square = largest(ranks)
+        whole = sqrt((deviation / mean) ** 2 + min(average, 1 / 6) / average**2)
+        factor = 1 + (z * whole + deviation / mean * lean / sqrt(local) * (square - 1) / 6) / sqrt(local)
+    return min(max(factor * average, 1 / local), tokens * min(topk, local) / local)
+
+
+def _spread(average: float, groups: int, skew: float, high: float, limit: float) -> tuple[float, ...]:
+    """Return rising rows of `groups` groups of experts, by quantiles of the law, with this average; none above `limit`."""
     below = 1 - skew or 1e-9
-    bottom, width = low**below, high**below - low**below
-    shape = [(width * ((i + 0.5) / groups) + bottom) ** (1 / below) for i in range(groups)]
-    factor, average = 1.0, tokens * topk / experts
-    if ranks > 1:
-        if local == 1:
-            top = [(width * ((i + 0.5) / NODES) ** (1 / ranks) + bottom) ** (1 / below) for i in range(NODES)]
-            factor = sum(top) / NODES / mean
-        else:
-            z, square = largest(ranks)
-            whole = sqrt((deviation / mean) ** 2 + min(average, 1 / 6) / average**2)
-            factor = 1 + (z * whole + deviation / mean * lean / sqrt(local) * (square - 1) / 6) / sqrt(local)
-    scale = max(factor * average, 1 / local) * groups / sum(shape)
-    return _capped([scale * x for x in shape], float(tokens))
+    width = high**below - 1
+    shape = [(width * ((i + 0.5) / groups) + 1) ** (1 / below) for i in range(groups)]
+    scale = average * groups / sum(shape)
+    return _capped([scale * x for x in shape], limit)
 
 
 def _capped(rows: list[float], limit: float) -> tuple[float, ...]:

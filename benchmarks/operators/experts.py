@@ -1,0 +1,215 @@
+"""Routed experts: constants of grouped products per device and format, and errors on the shapes left out of the fit.
+
+Run `python -m benchmarks.operators.experts` for the sheets' blocks and the errors. Tables: aiconfigurator's moe_perf of
+vLLM (one rank, all kernels of the layer from the router's logits to the weighted sum).
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.operators.fitting import (
+    DATA,
+    SYSTEMS,
+    Columns,
+    Row,
+    error,
+    errors_by_decade,
+    left_out,
+    read,
+    search,
+    thinned,
+)
+from simulator.device.accelerator import Accelerator, load_accelerator
+from simulator.device.efficiency import Experts as Constants
+from simulator.device.experts import loaded_experts
+from simulator.model.expert_load import Load, even_load, rank_load
+from simulator.model.operators import Experts
+
+FORMS = {"bfloat16": "bf16", "w4a16_mxfp4": "w4a16_mxfp4"}
+"""Formats by the table's name, where they differ."""
+SHAPE = ("hidden_size", "inter_size", "topk", "num_experts")
+SPLIT = ("moe_tp_size", "moe_ep_size")
+KEY = ("moe_dtype", "kernel_source", *SHAPE, *SPLIT, "num_tokens", "distribution")
+UNGATED = {(2688, 1856, 6, 128), (1024, 2688, 22, 512), (2048, 5120, 22, 512)}
+"""Nemotron's experts have no gate; the collector of vLLM 0.24 built them so, that of 0.14 did not."""
+GROUP_LIMITED = (7168, 2048, 8, 256)
+"""DeepSeek-V3's router keeps half of the groups of experts, which the collector of vLLM 0.24 kept, so that its rows do
+not have the loads of their `distribution`: their balanced rows with experts on other ranks are up to six times as long.
+"""
+MINOR = {
+    "h100-sxm-80gb": (("w4a16_mxfp4", "marlin"),),
+    "b200-sxm": (("bf16", "cutlass"), ("fp8", "cutlass"), ("nvfp4", "cutlass"), ("w4a16_mxfp4", "marlin")),
+    "gb200": (("bf16", "cutlass"), ("fp8", "cutlass"), ("nvfp4", "cutlass"), ("w4a16_mxfp4", "marlin")),
+}
+"""Format and kernel of what vLLM 0.24 takes only where its default has none for a model: CUTLASS where TensorRT-LLM's
+kernels lack a shape or an activation, Marlin for one model's activation. The default follows the layout on H100: in
+fp8_block Triton without expert parallelism and CUTLASS with it, which share their constants.
+"""
+FIT_ROWS = 800
+SHOWN_ROWS = 3000
+START = {"compute": 0.7, "memory": 0.8, "launch": 2e4, "tile_loss": 5.0, "cache": 3e7, "move": 0.5, "remote": 0.3}
+UPPER = (1.0, 1.0, 1e6, 1e3, 1e9, 1.0, 1.0)
+
+
+class Case(NamedTuple):
+    """What one row of a table ran: a shape, and the load that its collector dealt out."""
+
+    shape: Experts
+    load: Load
+
+
+def table(data: Path, device: str) -> pd.DataFrame:
+    """Return the table of `device`: latency in ns, and `form`, the format; group-limited rows left out."""
+    frame = read(data, device, "moe.vllm.VERSION.moe", KEY)
+    if "0.14" not in SYSTEMS[device][1]:
+        frame = frame[~(frame[list(SHAPE)] == pd.Series(GROUP_LIMITED, SHAPE)).all(axis=1)]
+    form = frame["moe_dtype"].replace(FORMS)
+    kernel = frame["kernel_source"].str.extract("(cutlass|trtllm|marlin|triton)", expand=False).fillna("fused")
+    return frame.assign(form=form, kernel=kernel).reset_index(drop=True)
+
+
+def held_out(frame: pd.DataFrame) -> np.ndarray:
+    """Return the rows of every fourth shape; where a format has fewer, of every fourth way to split it over ranks."""
+    mask = left_out(frame, *SHAPE)
+    return mask if mask.any() else left_out(frame, *SHAPE, *SPLIT)
+
+
+def tables(data: Path, device: str) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
+    """Return, by format, the rows of the kernel that an engine takes by default, and which of them stay out of the fit."""
+    frame = table(data, device)
+    frame = frame[~_is_minor(frame, device)]
+    parts = {str(form): part.reset_index(drop=True) for form, part in frame.groupby("form")}
+    return {form: (part, held_out(part)) for form, part in parts.items()}
+
+
+def _is_minor(frame: pd.DataFrame, device: str) -> np.ndarray:
+    pairs = zip(frame["form"], frame["kernel"], strict=True)
+    return np.array([pair in MINOR.get(device, ()) for pair in pairs], dtype=bool)
+
+
+def cases(frame: pd.DataFrame, device: str) -> list[Case]:
+    """Return the shape and the load of each row."""
+    rows = frame[["num_tokens", *SHAPE, *SPLIT, "distribution", "form"]].itertuples(index=False, name=None)
+    local = "0.14" in SYSTEMS[device][1]
+    return [_case(*row, local=local) for row in rows]
+
+
+def _case(
+    tokens: int, hidden: int, inter: int, topk: int, count: int, tp: int, ep: int, law: str, form: str, *, local: bool
+) -> Case:
+    here = count // ep
+    gated = local or (hidden, inter, topk, count) not in UNGATED
+    skew = 0.0 if law == "balanced" else float(law.rsplit("_", 1)[-1])
+    load = rank_load(tokens, topk, count, here, skew) if skew else even_load(tokens, topk, count, here)
+    shape = Experts(tokens, hidden, inter // tp, topk, count, here, form, gated, skew)
+    if local and ep > 1:
+        return _alone(shape, load)
+    return Case(shape, load)
+
+
+def _alone(shape: Experts, load: Load) -> Case:
+    """Return a row of the collector of vLLM 0.14: only what the fullest rank gets, as tokens that stay on it.
+
+    It fills the pairs up to a multiple of the choices of a token, at most as many as there are experts here.
+    """
+    topk = min(shape.topk, shape.local)
+    tokens = max(1, -(-round(load.total) // topk))
+    rows = tuple(r * tokens * topk / load.total for r in load.rows)
+    full = Load(load.count, rows, tuple(min(1.0, r) for r in rows))
+    return Case(shape._replace(tokens=tokens, topk=topk, experts=shape.local), full)
+
+
+def with_constants(device: Accelerator, form: str, values: Any) -> Accelerator:
+    """Return the device with these constants of experts in one format, in the order of `START`."""
+    constants = Constants.model_construct(**dict(zip(START, map(float, values), strict=True)))
+    known = {**device.fitted.experts, form: constants}
+    return device.model_copy(update={"efficiency": device.fitted.model_copy(update={"experts": known})})
+
+
+def predict(rows: list[Case], device: Accelerator) -> np.ndarray:
+    """Return the time of each case in ns."""
+    return np.array([loaded_experts(case.shape, case.load, device).ns for case in rows])
+
+
+def fit(data: Path, device: str) -> dict[str, dict[str, float]]:
+    """Return the constants of each format: launch in ns, cache in bytes, the rest shares."""
+    sheet, fits = load_accelerator(device), {}
+    for form, (frame, mask) in tables(data, device).items():
+        part = thinned(frame[~mask], FIT_ROWS)
+        rows = cases(part, device)
+
+        def times(theta: np.ndarray, _: Columns, rows: list[Case] = rows, form: str = form) -> np.ndarray:
+            return predict(rows, with_constants(sheet, form, theta))
+
+        columns = {"ns": part["ns"].to_numpy(dtype=float)}
+        theta = search(times, columns, list(START.values()), UPPER, finest=0.04)
+        fits[form] = dict(zip(START, map(float, theta), strict=True))
+    return fits
+
+
+def sheet_block(fits: dict[str, dict[str, float]]) -> str:
+    """Return the constants as the `experts:` block of a sheet's efficiencies."""
+    lines = ["  experts:"]
+    for form, fitted in fits.items():
+        lines.append(f"    {form}:")
+        for name, value in fitted.items():
+            text = f"{value:.0f} ns" if name == "launch" else f"{value:.3g}"
+            lines.append(f"      {name}: {f'{value / 2**20:.1f} MiB' if name == 'cache' else text}")
+    return "\n".join(lines)
+
+
+def errors(data: Path) -> Iterator[Row]:
+    """Yield the errors of the sheets' constants on the rows left out of the fit."""
+    for device in SYSTEMS:
+        yield from errors_of(data, device)
+
+
+def errors_of(data: Path, device: str, constants: dict[str, dict[str, float]] | None = None) -> Iterator[Row]:
+    """Yield the errors of the sheet's constants, or of `constants` by format, on the rows left out of the fit.
+
+    By format and decade, then by kernel (those that are not the default with all their rows).
+    """
+    sheet = load_accelerator(device)
+    for form, fitted in (constants or {}).items():
+        sheet = with_constants(sheet, form, [fitted[name] for name in START])
+    for form, (frame, mask) in tables(data, device).items():
+        part = thinned(frame[mask], SHOWN_ROWS)
+        found, measured = predict(cases(part, device), sheet), part["ns"].to_numpy()
+        yield from errors_by_decade("experts", device, form, found, measured)
+        for kernel in sorted(part["kernel"].unique()):
+            same = (part["kernel"] == kernel).to_numpy()
+            yield error(f"experts, {kernel}", device, form, found[same], measured[same])
+    yield from _minor(data, device, sheet)
+
+
+def _minor(data: Path, device: str, sheet: Accelerator) -> Iterator[Row]:
+    frame = table(data, device)
+    frame = frame[_is_minor(frame, device)]
+    for (form, kernel), part in frame.groupby(["form", "kernel"]):
+        rows = thinned(part, SHOWN_ROWS)
+        found = predict(cases(rows, device), sheet)
+        yield error(f"experts, {kernel} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
+
+
+def main() -> None:
+    """Fit each device, print the sheets' blocks and the errors that they give."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
+    parser.add_argument("--device", choices=SYSTEMS, help="one device only")
+    parser.add_argument("--fit", action="store_true", help="fit anew, in place of the sheets' constants")
+    options = parser.parse_args()
+    for name in [options.device] if options.device else SYSTEMS:
+        constants = {name: fit(options.data, name)} if options.fit else {}
+        for fits in constants.values():
+            print(f"# topologies/devices/{name}.yaml\n{sheet_block(fits)}", flush=True)
+        rows = errors_of(options.data, name, constants.get(name))
+        print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
