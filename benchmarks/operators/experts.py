@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from benchmarks.operators.fitting import (
+from simulator.device.accelerator import Accelerator, load_accelerator
+from simulator.device.efficiency import Experts as Constants
+from simulator.device.experts import loaded_experts
+from simulator.model.expert_load import Load, even_load, rank_load
+from simulator.model.operators import Experts
+
+from .experts_transfer import transfer
+from .fitting import (
     DATA,
     SYSTEMS,
     Columns,
@@ -24,11 +31,8 @@ from benchmarks.operators.fitting import (
     search,
     thinned,
 )
-from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.efficiency import Experts as Constants
-from simulator.device.experts import loaded_experts
-from simulator.model.expert_load import Load, even_load, rank_load
-from simulator.model.operators import Experts
+
+__all__ = ["errors", "fit", "tables", "transfer"]
 
 FORMS = {"bfloat16": "bf16", "w4a16_mxfp4": "w4a16_mxfp4"}
 """Formats by the table's name, where they differ."""
@@ -37,6 +41,10 @@ SPLIT = ("moe_tp_size", "moe_ep_size")
 KEY = ("moe_dtype", "kernel_source", *SHAPE, *SPLIT, "num_tokens", "distribution")
 UNGATED = {(2688, 1856, 6, 128), (1024, 2688, 22, 512), (2048, 5120, 22, 512)}
 """Nemotron's experts have no gate; the collector of vLLM 0.24 built them so, that of 0.14 did not."""
+OLDER = "a100-sxm-80gb"
+"""Measured with vLLM 0.14, whose collector kept the tokens of the fullest rank only and let them choose among its
+experts alone, more of them than were meant: rows with experts on other ranks have unknown loads and are not fitted.
+"""
 GROUP_LIMITED = (7168, 2048, 8, 256)
 """DeepSeek-V3's router keeps half of the groups of experts, which the collector of vLLM 0.24 kept, so that its rows do
 not have the loads of their `distribution`: their balanced rows with experts on other ranks are up to six times as long.
@@ -66,7 +74,7 @@ class Case(NamedTuple):
 def table(data: Path, device: str) -> pd.DataFrame:
     """Return the table of `device`: latency in ns, and `form`, the format; group-limited rows left out."""
     frame = read(data, device, "moe.vllm.VERSION.moe", KEY)
-    if "0.14" not in SYSTEMS[device][1]:
+    if device != OLDER:
         frame = frame[~(frame[list(SHAPE)] == pd.Series(GROUP_LIMITED, SHAPE)).all(axis=1)]
     form = frame["moe_dtype"].replace(FORMS)
     kernel = frame["kernel_source"].str.extract("(cutlass|trtllm|marlin|triton)", expand=False).fillna("fused")
@@ -80,7 +88,7 @@ def held_out(frame: pd.DataFrame) -> np.ndarray:
 
 
 def tables(data: Path, device: str) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
-    """Return, by format, the rows of the kernel that an engine takes by default, and which of them stay out of the fit."""
+    """Return, by format, the rows of the kernel that an engine takes by default, and which stay out of the fit."""
     frame = table(data, device)
     frame = frame[~_is_minor(frame, device)]
     parts = {str(form): part.reset_index(drop=True) for form, part in frame.groupby("form")}
@@ -89,39 +97,24 @@ def tables(data: Path, device: str) -> dict[str, tuple[pd.DataFrame, np.ndarray]
 
 def _is_minor(frame: pd.DataFrame, device: str) -> np.ndarray:
     pairs = zip(frame["form"], frame["kernel"], strict=True)
-    return np.array([pair in MINOR.get(device, ()) for pair in pairs], dtype=bool)
+    other = np.array([pair in MINOR.get(device, ()) for pair in pairs], dtype=bool)
+    return np.asarray(other | (frame["moe_ep_size"] > 1).to_numpy()) if device == OLDER else other
 
 
 def cases(frame: pd.DataFrame, device: str) -> list[Case]:
     """Return the shape and the load of each row."""
     rows = frame[["num_tokens", *SHAPE, *SPLIT, "distribution", "form"]].itertuples(index=False, name=None)
-    local = "0.14" in SYSTEMS[device][1]
-    return [_case(*row, local=local) for row in rows]
+    return [_case(*row, older=device == OLDER) for row in rows]
 
 
 def _case(
-    tokens: int, hidden: int, inter: int, topk: int, count: int, tp: int, ep: int, law: str, form: str, *, local: bool
+    tokens: int, hidden: int, inter: int, topk: int, count: int, tp: int, ep: int, law: str, form: str, *, older: bool
 ) -> Case:
     here = count // ep
-    gated = local or (hidden, inter, topk, count) not in UNGATED
+    gated = older or (hidden, inter, topk, count) not in UNGATED
     skew = 0.0 if law == "balanced" else float(law.rsplit("_", 1)[-1])
     load = rank_load(tokens, topk, count, here, skew) if skew else even_load(tokens, topk, count, here)
-    shape = Experts(tokens, hidden, inter // tp, topk, count, here, form, gated, skew)
-    if local and ep > 1:
-        return _alone(shape, load)
-    return Case(shape, load)
-
-
-def _alone(shape: Experts, load: Load) -> Case:
-    """Return a row of the collector of vLLM 0.14: only what the fullest rank gets, as tokens that stay on it.
-
-    It fills the pairs up to a multiple of the choices of a token, at most as many as there are experts here.
-    """
-    topk = min(shape.topk, shape.local)
-    tokens = max(1, -(-round(load.total) // topk))
-    rows = tuple(r * tokens * topk / load.total for r in load.rows)
-    full = Load(load.count, rows, tuple(min(1.0, r) for r in rows))
-    return Case(shape._replace(tokens=tokens, topk=topk, experts=shape.local), full)
+    return Case(Experts(tokens, hidden, inter // tp, topk, count, here, form, gated, skew), load)
 
 
 def with_constants(device: Accelerator, form: str, values: Any) -> Accelerator:
@@ -193,7 +186,8 @@ def _minor(data: Path, device: str, sheet: Accelerator) -> Iterator[Row]:
     for (form, kernel), part in frame.groupby(["form", "kernel"]):
         rows = thinned(part, SHOWN_ROWS)
         found = predict(cases(rows, device), sheet)
-        yield error(f"experts, {kernel} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
+        name = "unknown loads" if device == OLDER else kernel
+        yield error(f"experts, {name} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
 
 
 def main() -> None:
@@ -207,7 +201,7 @@ def main() -> None:
         constants = {name: fit(options.data, name)} if options.fit else {}
         for fits in constants.values():
             print(f"# topologies/devices/{name}.yaml\n{sheet_block(fits)}", flush=True)
-        rows = errors_of(options.data, name, constants.get(name))
+        rows = list(errors_of(options.data, name, constants.get(name)))
         print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
 
 

@@ -19,7 +19,7 @@ VALUE_BYTES = 2
 
 
 def experts(shape: Experts, accelerator: Accelerator) -> Kernel:
-    """Return gate and up, activation and down of the tokens sent to the fullest rank, under the power law of `shape`."""
+    """Return gate and up, activation and down of what the fullest rank gets under the power law of `shape`."""
     load = rank_load(shape.tokens, shape.topk, shape.experts, shape.local, shape.skew)
     return loaded_experts(shape, load, accelerator)
 
@@ -34,7 +34,7 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
     fit = accelerator.fitted.experts_in(shape.format)
     form = FORMATS[shape.format]
     pairs, used = load.total, load.experts_used
-    tiles = [(block, _blocks(load, block), block + fit.tile_loss * (1 + block / WIDTH)) for block in BLOCKS]
+    tiles = [(_blocks(load, block), block + fit.tile_loss * (1 + block / WIDTH)) for block in BLOCKS]
     flop_ns = 2 * compute_floor_ns(1, accelerator, form.compute) / fit.compute
     byte_ns = memory_floor_ns(1, accelerator) / fit.memory
     compute_ns = memory_ns = longer_ns = size_bytes = 0.0
@@ -46,7 +46,7 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
         across = -(-columns // WIDTH)
         least = accelerator.processors / across  # a wave is never shorter than one tile
         longest = float("inf")
-        for _, count, height in tiles:
+        for count, height in tiles:
             arithmetic = max(count, least) * height * across * WIDTH * inner * flop_ns
             streaming = (once + (count - used) * again) * byte_ns
             longer = arithmetic if arithmetic > streaming else streaming
@@ -56,7 +56,7 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
         compute_ns += first
         memory_ns += second
         size_bytes += once
-    moved = _moved_bytes(shape, pairs, fit.remote)
+    moved = moved_bytes(shape, pairs, fit.remote)
     moving_ns = memory_floor_ns(moved, accelerator) / fit.move
     if compute_ns > memory_ns:
         compute_ns = longer_ns
@@ -77,10 +77,10 @@ def _blocks(load: Load, block: int) -> float:
     for rows, used in zip(load.rows, load.used, strict=True):
         half = rows / block + used / 2
         count += half if half > used else used
-    return load.count * count
+    return load.members * count
 
 
-def _moved_bytes(shape: Experts, pairs: float, remote: float) -> float:
+def moved_bytes(shape: Experts, pairs: float, remote: float) -> float:
     """Return the bytes between the products and around them: routing, permutation, activation, weighted sum.
 
     `remote` is the share of the pairs of other ranks that the kernels touch all the same.

@@ -1,7 +1,7 @@
 """How many tokens the experts of the fullest rank get: even, chosen at random, or by a power law; closed forms only.
 
-Sources: a bounded power law of loads as AIConfigurator's `power_law_<alpha>` draws them (density x^-alpha between 1 and
-0.8 of the tokens); the largest of normal variables at the quantiles of its distribution; Cornish-Fisher for skewed sums.
+Sources: a bounded power law of loads as AIConfigurator's `power_law_<alpha>` draws them (density x^-alpha from 1 to 0.8
+of the tokens); the largest of normal variables at the quantiles of its distribution; Cornish-Fisher for skewed sums.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ _NORMAL = NormalDist()
 
 
 class Load(NamedTuple):
-    """Tokens of the experts of one rank: `rows[i]` expected by each of `count` experts, of which `used[i]` get any."""
+    """Tokens of the experts of one rank: `rows[i]` expected by each of `members` experts, of which `used[i]` get any."""
 
-    count: float
+    members: float
     rows: tuple[float, ...]
     used: tuple[float, ...]
 
     @property
     def total(self) -> float:
         """Expected pairs of a token and an expert of this rank."""
-        return self.count * sum(self.rows)
+        return self.members * sum(self.rows)
 
     @property
     def experts_used(self) -> float:
         """Expected experts of this rank that get a token."""
-        return self.count * sum(self.used)
+        return self.members * sum(self.used)
 
 
 def used_share(rows: float, tokens: float) -> float:
@@ -101,8 +101,8 @@ def rank_load(tokens: int, topk: int, experts: int, local: int, skew: float = 0.
     if tokens <= 0:
         return Load(local, (0.0,), (0.0,))
     if not skew:
-        rows = _random_rows(tokens, topk, experts, local)
-        return Load(local, (rows,), (used_share(rows, tokens),))
+        each = _random_rows(tokens, topk, experts, local)
+        return Load(local, (each,), (used_share(each, tokens),))
     full = tokens * topk / experts
     # the two ranges meet at one choice per expert; the fall between them is spread out, so that loads still rise
     high = SPARSE if full <= 1 else max(SHARE * tokens, SPARSE / full**2)
@@ -138,7 +138,7 @@ def _moments(skew: float, high: float) -> tuple[float, float, float]:
 def _raw(power: int, skew: float, high: float) -> float:
     """Return the mean of x^power under the density x^-skew; exponents of exactly one are shifted a hair."""
     below, above = 1 - skew or 1e-9, power + 1 - skew or 1e-9
-    return below / above * (high**above - 1) / (high**below - 1)
+    return float(below / above * (high**above - 1) / (high**below - 1))
 
 
 def _fullest(tokens: int, topk: int, experts: int, local: int, skew: float, high: float) -> float:
@@ -159,11 +159,11 @@ def _fullest(tokens: int, topk: int, experts: int, local: int, skew: float, high
         z, square = largest(ranks)
         whole = sqrt((deviation / mean) ** 2 + min(average, 1 / 6) / average**2)
         factor = 1 + (z * whole + deviation / mean * lean / sqrt(local) * (square - 1) / 6) / sqrt(local)
-    return min(max(factor * average, 1 / local), tokens * min(topk, local) / local)
+    return float(min(max(factor * average, 1 / local), tokens * min(topk, local) / local))
 
 
 def _spread(average: float, groups: int, skew: float, high: float, limit: float) -> tuple[float, ...]:
-    """Return rising rows of `groups` groups of experts, by quantiles of the law, with this average; none above `limit`."""
+    """Return rising rows of `groups` groups of experts, by quantiles of the law: this average, none above `limit`."""
     below = 1 - skew or 1e-9
     width = high**below - 1
     shape = [(width * ((i + 0.5) / groups) + 1) ** (1 / below) for i in range(groups)]

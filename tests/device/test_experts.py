@@ -22,7 +22,9 @@ DEVICES = ("a100-sxm-80gb", "h100-sxm-80gb", "b200-sxm", "gb200")
 NS = 1e9
 
 
-def _shape(tokens: int, ranks: int = 1, form: str = "bf16", skew: float = 0.0, topk: int = 8, count: int = 128) -> Experts:
+def _shape(
+    tokens: int, ranks: int = 1, form: str = "bf16", skew: float = 0.0, topk: int = 8, count: int = 128
+) -> Experts:
     return Experts(tokens, 4096, 1536, topk, count, count // ranks, form, True, skew)
 
 
