@@ -105,9 +105,7 @@ def _frontier(data: Path) -> Iterator[Row]:
     for row in frame.itertuples():
         here, count = row.num_experts_per_device, row.num_experts
         rows = row.num_tokens * row.router_topk / count
-        load = Load(
-            here, (rows,), (min(1.0, row.expert_utilization, rows * 1.0) if rows < 1 else row.expert_utilization,)
-        )
+        load = Load(here, (rows,), (min(row.expert_utilization, rows, 1.0),))
         width = row.expert_hidden_dim // row.num_tensor_parallel_workers
         shape = Experts(row.num_tokens, row.hidden_dim, width, row.router_topk, count, here)
         found.append(loaded_experts(shape, load, sheet).ns)

@@ -137,21 +137,24 @@ class Efficiency(Strict):
     """By format; where nothing was measured, dense products stand for grouped ones, see `experts_in`."""
 
     def experts_in(self, form: str) -> Experts:
-        """Return the constants of routed experts in `form`, or of a measured format that multiplies on the same units.
+        """Return the constants of routed experts in `form`, or of the measured format that is nearest to it.
 
+        Nearest: multiplied on the same units (of 8 bits for narrow activations, else of 16), then by bits of a weight.
         Without any, those of dense products: their shares of the peaks, weights that always stay on chip between
         blocks, and a launch of two products and six small kernels.
         """
         if form in self.experts:
             return self.experts[form]
-        own, narrow = FORMATS[form], FORMATS[form].activation_bits <= 8
-        units = (own.compute, "fp8") if narrow else (own.compute,)
-        alike = (name for unit in units for name in self.experts if FORMATS[name].compute == unit)
-        # a narrow weight is unpacked on the way where the product is wide: nearest in bits of a weight
-        nearest = min(alike, key=lambda name: abs(FORMATS[name].weight_bits - own.weight_bits), default=None)
-        return self.experts[nearest] if nearest else self._dense(form)
+        own = FORMATS[form]
+        units = (own.compute, "fp8", "bf16") if own.activation_bits <= 8 else (own.compute, "bf16")
+        for unit in units if self.experts else ():
+            alike = [name for name in self.experts if FORMATS[name].compute == unit]
+            if alike:
+                return self.experts[min(alike, key=lambda name: abs(FORMATS[name].weight_bits - own.weight_bits))]
+        return self._dense(form)
 
     def _dense(self, form: str) -> Experts:
+        """Return the constants of dense products in `form` as those of grouped ones."""
         dense = self.gemm_in(form)
         launch = 2 * dense.launch + 6 * self.kernel_launch
         return Experts.model_construct(

@@ -21,7 +21,7 @@ _NORMAL = NormalDist()
 
 
 class Load(NamedTuple):
-    """Tokens of the experts of one rank: `rows[i]` expected by each of `members` experts, of which `used[i]` get any."""
+    """Tokens of the experts of one rank: `rows[i]` by each of `members` experts, a share `used[i]` of which get any."""
 
     members: float
     rows: tuple[float, ...]
