@@ -26,10 +26,10 @@ KERNELS = {
     ("a100-sxm-80gb", "prompt attention", "bf16"): {"rows": 64, "packed": False, "softmax": 32.0},
     ("a100-sxm-80gb", "token attention", "bf16"): {"splits": "grouped"},
     ("h100-sxm-80gb", "token attention", "fp8"): {"registers": 128},
-    ("b200-sxm", "prompt attention", "bf16"): {"packed": False},
-    ("b200-sxm", "prompt attention", "fp8"): {"packed": False},
-    ("gb200", "prompt attention", "bf16"): {"packed": False},
-    ("gb200", "prompt attention", "fp8"): {"packed": False},
+    ("b200-sxm", "prompt attention", "bf16"): {"packed": False, "decodes": "apart"},
+    ("b200-sxm", "prompt attention", "fp8"): {"packed": False, "decodes": "apart"},
+    ("gb200", "prompt attention", "bf16"): {"packed": False, "decodes": "apart"},
+    ("gb200", "prompt attention", "fp8"): {"packed": False, "decodes": "apart"},
 }
 """What is known of the kernels of prompts and of decode: FlashAttention-2, FlashAttention-3, and TensorRT-LLM's."""
 

@@ -128,6 +128,8 @@ class Accelerator(Strict):
     price: Cost = Cost()
     like: str | None = None
     """Another sheet whose fitted efficiencies this device borrows, for nothing of it was measured."""
+    attention_like: str | None = None
+    """Another sheet, whose fused attention kernels run here; default: those of `like`."""
     efficiency: Efficiency | None = None
     """Fitted constants; a sheet has these or `like`."""
     sources: dict[str, str]
@@ -216,6 +218,10 @@ def _load(name: str, beside: Path | None, borrowers: tuple[str, ...]) -> Acceler
     lend = partial(_load, beside=at, borrowers=(*borrowers, name))
     lender = lend(sheet.like)
     efficiency = lender.fitted
+    if sheet.attention_like is not None:
+        kernels = lend(sheet.attention_like).fitted
+        names = ("prompt_attention", "token_attention", "latent_attention")
+        efficiency = efficiency.model_copy(update={name: getattr(kernels, name) for name in names})
     if sheet.scale_up is not None:
         links = lend(sheet.scale_up.like) if sheet.scale_up.like else lender
         table = sheet.scale_up.all_reduce or _scaled_links(links, sheet.scale_up)

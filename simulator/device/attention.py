@@ -70,15 +70,46 @@ def token_attention(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
 
     A KV head of a sequence is one tile (more when its queries pass the rows of one). While tiles are fewer than the
     processors, the keys of each are split over several of these where that gains more than it costs to combine what
-    each found. A window adds a block, for it seldom begins where a block does.
+    each found. A window adds a block, for it seldom begins where a block does. Beside prompts, decodes may go along in
+    their call.
     """
-    fit = accelerator.fitted.token_attention_in(shape.kv, shape.latent)
-    group = shape.heads // shape.kv_heads
-    tiles = shape.batch * shape.kv_heads * -(-group * shape.queries // DECODE_ROWS)
+    prompts = accelerator.fitted.prompt_attention_in(shape.kv)
+    if not shape.mixed or shape.latent or prompts.decodes == "apart":
+        return _decode(shape, accelerator)
+    if prompts.packed:
+        alone = _decode(shape, accelerator)
+        launch = accelerator.fitted.token_attention_in(shape.kv).launch
+        return alone._replace(fixed_ns=alone.fixed_ns - launch)
+    return _along(shape, prompts, accelerator)
+
+
+def _along(shape: TokenAttention, fit: PromptFit, accelerator: Accelerator) -> Kernel:
+    """Return decodes in a call of prompts that packs no heads: each query of a head is a tile, and no keys are split.
+
+    They come after the tiles of the prompts, in whole waves.
+    """
+    tiles = shape.batch * shape.heads * -(-shape.queries // fit.rows)
+    share = fit.compute * (fit.wide if shape.value_dim > fit.registers else 1.0)
+    key_ns = _key_ns(fit.rows, shape.key_dim + shape.value_dim + fit.softmax, accelerator) / share
+    walk_ns = -(-tiles // accelerator.processors) * (fit.tile + _keys(shape) * key_ns)
+    memory = accelerator.fitted.token_attention_in(shape.kv).memory
+    memory_ns = memory_floor_ns(shape.size_bytes, accelerator) / memory
+    return Kernel(shape.flops, shape.size_bytes, walk_ns, memory_ns)
+
+
+def _keys(shape: TokenAttention) -> float:
+    """Return the keys that a tile walks over, all of them: a block at least, and one more at the edge of a window."""
     keys = shape.context / shape.batch
     if shape.window and keys >= shape.window:
         keys += BLOCK
-    keys = max(keys, BLOCK)
+    return max(keys, BLOCK)
+
+
+def _decode(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
+    fit = accelerator.fitted.token_attention_in(shape.kv, shape.latent)
+    group = shape.heads // shape.kv_heads
+    tiles = shape.batch * shape.kv_heads * -(-group * shape.queries // DECODE_ROWS)
+    keys = _keys(shape)
     fixed_ns = fit.launch
     if group > 1 and shape.kv_heads > 1 and shape.batch > 1:
         fixed_ns += fit.regroup

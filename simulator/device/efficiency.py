@@ -67,6 +67,8 @@ class PromptAttention(Strict):
     """Query rows of one tile."""
     packed: bool = True
     """Whether the queries of all heads that share a KV head fill tiles together."""
+    decodes: Literal["along", "apart"] = "along"
+    """Whether sequences that decode in the same step go along in this call, or have one of their own (TensorRT-LLM)."""
     registers: Count = 256
     """Head dimension up to which the results of a tile stay in registers."""
     wide: Share = 1.0

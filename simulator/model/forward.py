@@ -162,6 +162,7 @@ class Pass:
                 rows.append(Operator(f"prompt attention{suffix}", calls, self.prompt_attention(work, window)))
             if calls and work.batch:
                 shape = self.token_attention(work.batch, work.context, work.queries, window)
+                shape = shape._replace(mixed=work.prompt_tokens > 0)
                 rows.append(Operator(f"attention{suffix}", calls, shape))
         return rows
 

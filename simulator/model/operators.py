@@ -107,6 +107,7 @@ class TokenAttention(NamedTuple):
 
     `latent`: one shared latent of `key_dim` per position serves as key and, its first `value_dim`, as value (MLA with
     absorbed projections), so `kv_heads` is 1. `window` is what the context of a sequence was clipped to (0: nothing).
+    `mixed`: prompts are in the same step.
     """
 
     batch: int
@@ -119,6 +120,7 @@ class TokenAttention(NamedTuple):
     queries: int = 1
     window: int = 0
     latent: bool = False
+    mixed: bool = False
 
     @property
     def flops(self) -> float:

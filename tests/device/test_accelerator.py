@@ -92,7 +92,7 @@ def lends(value: object, path: str = "") -> Iterator[str]:
     """Yield the path of every name of another sheet."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key == "like":
+            if key in ("like", "attention_like"):
                 yield f"{path}.{key}" if path else key
             elif key != "sources":
                 yield from lends(inner, f"{path}.{key}" if path else str(key))

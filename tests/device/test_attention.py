@@ -266,3 +266,23 @@ def test_left_out_shapes_are_predicted(measured: ModuleType, device: str) -> Non
         assert len(off) > 250, (kind, kv)
         assert sorted(off)[len(off) // 2] < 0.12, (kind, kv)
         assert off.mean() < 0.20, (kind, kv)
+
+
+A100 = load_accelerator("a100-sxm-80gb")
+
+
+def test_decodes_beside_prompts_are_tiles_of_their_call_where_heads_are_not_packed() -> None:
+    """B sequences of H heads on P processors: ceil(B H / P) waves of tiles with one query each, no key split."""
+    fit = A100.fitted.prompt_attention_in("bf16")
+    shape = TokenAttention(40, 40 * 2000, 32, 8, 128, 128, mixed=True)
+    key_ns = 2 * fit.rows * (256 + fit.softmax) / (A100.rate("bf16") / A100.processors) * NS / fit.compute
+    kernel = token_attention(shape, A100)
+    assert kernel.compute_ns == pytest.approx(12 * (fit.tile + 2000 * key_ns), rel=1e-12)  # ceil(1280 / 108) = 12
+    assert kernel.fixed_ns == 0
+    assert kernel.ns > 1.9 * token_attention(shape._replace(mixed=False), A100).ns
+
+
+def test_decodes_beside_prompts_share_their_launch_where_heads_are_packed() -> None:
+    shape = TokenAttention(40, 40 * 2000, 32, 8, 128, 128)
+    apart, along = token_attention(shape, H100), token_attention(shape._replace(mixed=True), H100)
+    assert apart.ns - along.ns == H100.fitted.token_attention_in("bf16").launch
