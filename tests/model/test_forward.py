@@ -95,8 +95,8 @@ def test_windows_clip_some_layers() -> None:
     part = GROUPED | {"window": {"tokens": 128, "layers": 18}, "sinks": True}
     rows = table(card(part, layers=36), Layout(tensor=2), Work(100, 5050, 1, 4, 4 * 1000))
     assert rows["attention"].calls == rows["attention in a window"].calls == 18
-    assert rows["attention"].shape == TokenAttention(4, 4000, 32, 4, 64, 64)
-    assert rows["attention in a window"].shape == TokenAttention(4, 4 * 128, 32, 4, 64, 64, window=128)
+    assert rows["attention"].shape == TokenAttention(4, 4000, 32, 4, 64, 64, mixed=True)
+    assert rows["attention in a window"].shape == TokenAttention(4, 4 * 128, 32, 4, 64, 64, window=128, mixed=True)
     assert rows["prompt attention in a window"].shape.pairs == 5050  # the prompt is shorter than the window
 
 
