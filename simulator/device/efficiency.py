@@ -14,19 +14,38 @@ from simulator.strict import Bandwidth, Count, Duration, Size, Strict
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+class Quantise(Strict):
+    """Fitted constants of a kernel that gives a product's activations their scales; one block of threads a row."""
+
+    row: float = Field(ge=0)
+    """Time in ns of each row."""
+    chunk: float = Field(ge=0)
+    """Time in ns of each 2048 elements of a row, or part of them."""
+
+
 class Gemm(Strict):
     """Fitted constants of dense matrix products in one format; see `simulator.device.gemm`."""
 
     compute: Share
-    """Share of the peak that an endless inner product reaches on a full device."""
+    """Share of the peak that an endless inner product reaches on a full device, in a short kernel."""
+    sustained: Share = 1.0
+    """Share of `compute` that is left in a long kernel, when the clock has come down to what the power allows."""
     memory: Share
     """Share of the peak bandwidth that a large operand streams at."""
     launch: Duration
     """Time from one kernel's end to the first useful cycle of the next."""
     fill: float = Field(ge=0)
     """Pipeline fill of one tile, as elements of the inner dimension."""
-    tile_loss: float = Field(ge=0)
-    """Cost of small tiles: a tile of a x b runs at 1 / (1 + tile_loss (1/a + 1/b)) of the rate of an endless one."""
+    step: float = Field(ge=0)
+    """Overhead of each step along the inner dimension, as elements of the tile: large tiles pay less of it."""
+    latency: float = Field(default=0.0, ge=0)
+    """Shortest time in ns of one element of the inner dimension, however little a processor has to do for it."""
+    waves: float = Field(default=1.0, ge=0, le=1)
+    """Cost of a wave's idle processors: 1 when tiles run in whole waves, 0 when they are cut to fill the last one."""
+    split: Duration | None = None
+    """Time of adding up the parts of a split inner dimension; None: the library does not split it."""
+    quantise: Quantise | None = None
+    """Cost of a kernel of its own that quantises the activations."""
 
 
 class Experts(Strict):

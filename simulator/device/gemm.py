@@ -1,37 +1,66 @@
-"""Time of a dense matrix product: whole tiles in whole waves over the processors, or its operands once from memory.
+"""Time of a dense matrix product: tiles over the processors, and operands from memory, which slow each other down.
 
-Source: tiles and waves as in NVIDIA's matrix multiplication performance guide; constants fitted per device and format.
+Source: tiles, waves and splits of the inner dimension as in NVIDIA's matrix multiplication performance guide and in
+stream-K (Osama et al., arXiv:2301.03598); constants fitted per device and format by benchmarks/operators/gemm.py.
 """
 
+from math import hypot
+
+from simulator.device import efficiency
 from simulator.device.accelerator import Accelerator
 from simulator.device.kernels import Kernel, compute_floor_ns, memory_floor_ns
 from simulator.model.operators import Gemm
 from simulator.model.precision import FORMATS
 
-TILES = ((256, 128), (128, 256), (128, 128), (128, 64), (64, 128), (64, 64))
+TILES = ((256, 128), (128, 128), (64, 64), (8, 64))
 """Output tiles that a matrix library chooses among: rows x columns."""
-SPLITS = (1, 2, 4, 8)
-"""Parts into which it cuts the inner dimension when the output has few tiles."""
+SPLITS = 16
+"""Most parts into which it cuts the inner dimension when the output has fewer tiles than the device processors."""
+SOAK_NS = 1e6
+"""Time at the peak after which half of the fall to the sustained clock has happened."""
+CHUNK = 2048
+"""Elements that the threads of one block quantise at a time."""
 
 
 def gemm(shape: Gemm, accelerator: Accelerator) -> Kernel:
-    """Return the products of `shape` by the best tile and split of the inner dimension.
+    """Return the products of `shape` by the best tile, with the inner dimension whole or split.
 
-    A tile costs its full size even where it overhangs the output; the device works in waves of one tile per processor.
+    A tile costs its full size even where it overhangs the output. Raises InputError for a format that the device lacks.
     """
-    form = FORMATS[shape.format]
     fit = accelerator.fitted.gemm_in(shape.format)
-    slots = float("inf")
-    for height, width in TILES:
-        tiles = -(-shape.rows // height) * -(-shape.columns // width) * shape.batch
-        area = height * width * (1 + fit.tile_loss * (1 / height + 1 / width))
-        for split in SPLITS:
-            waves = -(-tiles * split // accelerator.processors)
-            slots = min(slots, waves * area * (shape.inner / split + fit.fill))
+    ideal_ns = compute_floor_ns(shape.flops, accelerator, FORMATS[shape.format].compute)
+    share = fit.compute * (1 - (1 - fit.sustained) * ideal_ns / (ideal_ns + SOAK_NS))
+    slot_ns = ideal_ns / shape.flops * 2 * accelerator.processors / share  # one multiply and add on one processor
+    compute_ns = min(_tiled_ns(shape, tile, fit, accelerator.processors, slot_ns) for tile in TILES)
+    memory_ns = memory_floor_ns(shape.size_bytes, accelerator) / fit.memory
+    together = hypot(compute_ns, memory_ns) / max(compute_ns, memory_ns)
     return Kernel(
         flops=shape.flops,
         size_bytes=shape.size_bytes,
-        compute_ns=compute_floor_ns(2 * slots * accelerator.processors, accelerator, form.compute) / fit.compute,
-        memory_ns=memory_floor_ns(shape.size_bytes, accelerator) / fit.memory,
-        fixed_ns=fit.launch,
+        compute_ns=together * compute_ns,
+        memory_ns=together * memory_ns,
+        fixed_ns=fit.launch + _quantise_ns(shape, fit, accelerator.fitted.kernel_launch),
     )
+
+
+def _tiled_ns(shape: Gemm, tile: tuple[int, int], fit: efficiency.Gemm, processors: int, slot_ns: float) -> float:
+    """Return the arithmetic in tiles of one size: the faster of the whole inner dimension and of splitting it."""
+    height, width = tile
+    tiles = -(-shape.rows // height) * -(-shape.columns // width) * shape.batch
+    step_ns = (height * width + fit.step) * slot_ns
+    if tiles >= processors:
+        waves = tiles / processors + fit.waves * (-(-tiles // processors) - tiles / processors)
+        return max(waves * step_ns, fit.latency) * (shape.inner + fit.fill)
+    step_ns = max(step_ns, fit.latency)
+    whole_ns = step_ns * (shape.inner + fit.fill)
+    parts = min(processors // tiles, SPLITS)
+    if fit.split is None or parts == 1:
+        return whole_ns
+    return min(whole_ns, step_ns * (shape.inner / parts + fit.fill) + fit.split)
+
+
+def _quantise_ns(shape: Gemm, fit: efficiency.Gemm, launch_ns: float) -> float:
+    """Return the time of quantising the activations of a product, when a kernel of its own does."""
+    if not shape.quantise or fit.quantise is None:
+        return 0.0
+    return launch_ns + shape.rows * shape.batch * (fit.quantise.row + fit.quantise.chunk * -(-shape.inner // CHUNK))

@@ -17,6 +17,8 @@ class Gemm(NamedTuple):
     format: str = "bf16"
     batch: int = 1
     output: str = "bf16"
+    quantise: bool = False
+    """Activations arrive in 16 bits and a kernel of its own quantises them first (no kernel before it does)."""
 
     @property
     def flops(self) -> float:
