@@ -58,10 +58,10 @@ class Kept:
     """Bytes that one position of a layer leaves for the backward pass on one rank, by kind of sub-layer."""
 
     def __init__(self, training: TrainingPass, card: Transformer, keys: int) -> None:
-        """Take the layers of `card` whose attention reads `keys` positions."""
+        """Take the layers of `card` whose attention reads `keys` positions; one that does not split is on each rank."""
         self.training, self.card, self.keys = training, card, keys
-        layout = training.layout
-        self.rank = Pass(card, layout.model_copy(update={"pipeline": 1}), training.precision)
+        layout = self.layout = training.layout_of(card)
+        self.rank = Pass(card, layout, training.precision)
         self.value = training.precision.activation_bytes
         self.spread = layout.tensor if layout.sequence_parallel else 1
         self.drop = 1 if training.recipe.dropout else 0
@@ -110,7 +110,7 @@ class Kept:
 
     def experts(self) -> float:
         """Return norm, router, shared and routed experts, whose results the gradient of the router needs."""
-        part, layout, form = self.card.experts, self.training.layout, self.training.precision.of_experts
+        part, layout, form = self.card.experts, self.layout, self.training.precision.of_experts
         assert part is not None
         rows = part.active * layout.data * layout.context / layout.expert
         hidden = self.card.hidden
@@ -123,7 +123,7 @@ class Kept:
 
     def layers(self) -> float:
         """Return all layers of the card for one position."""
-        card, tensor = self.card, self.training.layout.tensor
+        card, tensor = self.card, self.layout.tensor
         if self.training.recipe.recompute == "full":
             return card.layers * self.stream
         dense = card.layers - card.expert_layers
@@ -133,7 +133,7 @@ class Kept:
 
     def workspace(self) -> float:
         """Return what one layer needs for one position while it runs backward, all that it computed again included."""
-        tensor, form = self.training.layout.tensor, self.training.precision.weights
+        tensor, form = self.layout.tensor, self.training.precision.weights
         widest = self.inside(self.card.intermediate // tensor, form)
         if self.card.experts is not None:
             widest = max(widest, self.experts())
@@ -158,9 +158,8 @@ def activation_bytes(training: TrainingPass, part: Slice, batch: MicroBatch) -> 
         kept += batch.sequences * -(-batch.source // layout.context) * encoder.layers()
     if part.first and model.vision is not None and batch.images:
         tower = tower_of(model)
-        if tower.attention.heads % layout.tensor == 0:
-            seen = batch.sequences * batch.images * tower.max_context
-            kept += seen * Kept(training, tower, tower.max_context).layers()
+        seen = batch.sequences * batch.images * tower.max_context
+        kept += seen * Kept(training, tower, tower.max_context).layers()
     if part.last:
         logits = vocabulary_per_rank(model, layout)
         # logits, then their copy, then that of their logarithms and a gradient as wide

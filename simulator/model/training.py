@@ -21,7 +21,7 @@ from simulator.model.forward import FP32_BYTES, Pass, Work
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Elementwise, Experts, Gemm, Operator, PromptAttention
 from simulator.model.precision import FORMATS, VALUES, Precision, ValueName
-from simulator.model.split import check_layout, vocabulary_per_rank
+from simulator.model.split import check_layout, splits_over, vocabulary_per_rank
 from simulator.model.stages import Parameters, Slice, encoder_of, parameters_of, slices, tower_of
 from simulator.model.transformer import Transformer
 from simulator.strict import Count, Strict
@@ -145,6 +145,13 @@ class TrainingPass:
         """Devices of the whole job."""
         return self.layout.devices * self.recipe.replicas
 
+    def layout_of(self, card: Transformer) -> Layout:
+        """Return how one stage splits the layers of a card: as the layout says, or not at all if they do not split."""
+        layout = self._stage_layout
+        if splits_over(card, layout.tensor):
+            return layout
+        return Layout(data=layout.data, context=layout.context)
+
     def parameters(self, rank: int) -> Parameters:
         """Return the parameters on the fullest device of a pipeline rank."""
         own = [parameters_of(part, self.model, self.layout) for part in self.slices if part.rank == rank]
@@ -229,10 +236,7 @@ class TrainingPass:
         return found
 
     def _bidirectional(self, card: Transformer, work: Work, prefix: str) -> list[Operator]:
-        layout = self._stage_layout
-        if card.attention.heads % layout.tensor:  # each tensor rank runs a tower that it cannot split
-            layout = Layout(data=layout.data, context=layout.context)
-        rows = Pass(card, layout, self.precision, self.skew, False, True).layers(work)
+        rows = Pass(card, self.layout_of(card), self.precision, self.skew, False, True).layers(work)
         rows = [o._replace(shape=unmasked(o.shape)) if isinstance(o.shape, PromptAttention) else o for o in rows]
         return self._unfused(rows, prefix)
 

@@ -9,7 +9,7 @@ from simulator.device.accelerator import load_accelerator
 from simulator.device.memory import GIB
 from simulator.device.training_memory import Kept, activation_bytes, in_flight, rank_ledger, training_ledger
 from simulator.errors import InputError
-from simulator.model.architecture import GroupedAttention, MixtureOfExperts
+from simulator.model.architecture import Encoder, GroupedAttention, MixtureOfExperts, Vision
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.stages import slices
@@ -127,6 +127,20 @@ def test_the_last_stage_holds_the_logits() -> None:
         other = TrainingPass(model, Layout(pipeline=2), Recipe(loss=loss))  # type: ignore[arg-type]
         assert activation_bytes(other, other.slices[1], batch)[1] == 1024 * 51200 * width
     assert activation_bytes(training, slices(model, 2)[1], MicroBatch(4, 512))[1] == 2 * last[1]
+
+
+def test_encoders_and_towers_are_kept_on_the_first_stage() -> None:
+    """Of an encoder each source position keeps its layers, of decoders each position a second attention."""
+    plain, batch = gpt(4, 1024, 16), MicroBatch(2, 512, source=256, images=1)
+    t5 = gpt(4, 1024, 16, encoder=Encoder(layers=4))
+    llava = gpt(4, 1024, 16, vision=Vision(layers=2, hidden=512, heads=8, intermediate=2048, patch=14, image=224))
+    stages = [TrainingPass(model, Layout(pipeline=2)) for model in (plain, t5, llava)]
+    first, encoder, tower = (activation_bytes(s, s.slices[0], batch)[0] for s in stages)
+    last = [activation_bytes(s, s.slices[1], batch)[0] for s in stages]
+    layer, attention = 1024 * 32 + 64, 1024 * 12 + 64  # 8 h + 24 h; 4 h + 6 h + 2 h; a number each head
+    assert encoder - first == 2 * 256 * 4 * layer + 2 * 512 * 2 * attention
+    assert tower - first == 2 * (16 * 16 + 1) * 2 * (512 * 32 + 32)
+    assert [other - last[0] for other in last[1:]] == [2 * 512 * 2 * attention, 0]
 
 
 def test_what_does_not_fit_is_named() -> None:

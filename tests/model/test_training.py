@@ -5,6 +5,7 @@ from math import isclose
 
 import pytest
 
+from simulator import catalog
 from simulator.errors import InputError
 from simulator.model.architecture import Encoder, GroupedAttention, LatentAttention, MixtureOfExperts, Vision, Window
 from simulator.model.backward import flops_of
@@ -13,7 +14,7 @@ from simulator.model.operators import Collective, Gemm, Operator
 from simulator.model.precision import Precision
 from simulator.model.stages import has_experts, slices
 from simulator.model.training import MicroBatch, Recipe, StageOperators, TrainingPass, model_flops
-from simulator.model.transformer import Transformer
+from simulator.model.transformer import Transformer, load_model
 
 
 def gpt(layers: int = 8, hidden: int = 1024, heads: int = 16, vocabulary: int = 51200, **more: object) -> Transformer:
@@ -180,6 +181,17 @@ def test_stages_hold_all_parameters(model: Transformer, layout: Layout) -> None:
     assert held == model.parameters + tied + (layout.tensor - 1) * copied
 
 
+@pytest.mark.parametrize("name", catalog.names("workloads/models"))
+def test_stages_hold_all_parameters_of_each_card(name: str) -> None:
+    model = load_model(name)
+    for stages in (1, 4):
+        training = TrainingPass(model, Layout(pipeline=stages))
+        held = sum(training.parameters(rank).total for rank in range(stages))
+        assert held == model.parameters + (
+            model.vocabulary * model.hidden if model.tied_embeddings and stages > 1 else 0
+        )
+
+
 def test_experts_are_parameters_of_their_own() -> None:
     whole = TrainingPass(DEEPSEEK_V3, Layout()).parameters(0)
     assert whole.total == DEEPSEEK_V3.parameters
@@ -229,6 +241,17 @@ def test_tensor_ranks_sum_twice_a_layer_forward_and_backward() -> None:
     assert collectives(split.forward, "tensor")[:2] == [("reduce_scatter", 17), ("all_gather", 17)]
     assert sorted(collectives(split.backward, "tensor")) == [("all_gather", 17), ("reduce_scatter", 17)]
     assert collectives(split.weight, "tensor") == [("all_gather", 17)]
+
+
+def test_a_tower_that_does_not_split_runs_on_every_rank() -> None:
+    """Three tensor ranks share the language model's heads and not the tower's eight, whose work each repeats."""
+    model, batch = gpt(hidden=768, heads=12, vision=LLAVA.vision), MicroBatch(1, 1024, images=1)
+    work = []
+    for layout in (Layout(), Layout(tensor=3)):
+        training = TrainingPass(model, layout)
+        forward = training.stage(training.slices[0], batch).forward
+        work.append(flops([o for o in forward if o.name.startswith("vision ")]))
+    assert work[0] == work[1] > 0
 
 
 def test_stages_hand_on_activations_and_their_gradients() -> None:
