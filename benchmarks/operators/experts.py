@@ -72,13 +72,12 @@ class Case(NamedTuple):
 
 
 def table(data: Path, device: str) -> pd.DataFrame:
-    """Return the table of `device`: latency in ns, and `form`, the format; group-limited rows left out."""
+    """Return the table of `device`: latency in ns; `form`, the format; `kernel`; `limited`, the group-limited rows."""
     frame = read(data, device, "moe.vllm.VERSION.moe", KEY)
-    if device != OLDER:
-        frame = frame[~(frame[list(SHAPE)] == pd.Series(GROUP_LIMITED, SHAPE)).all(axis=1)]
+    limited = (frame[list(SHAPE)] == pd.Series(GROUP_LIMITED, SHAPE)).all(axis=1) & (device != OLDER)
     form = frame["moe_dtype"].replace(FORMS)
     kernel = frame["kernel_source"].str.extract("(cutlass|trtllm|marlin|triton)", expand=False).fillna("fused")
-    return frame.assign(form=form, kernel=kernel).reset_index(drop=True)
+    return frame.assign(form=form, kernel=kernel, limited=limited).reset_index(drop=True)
 
 
 def held_out(frame: pd.DataFrame) -> np.ndarray:
@@ -90,15 +89,19 @@ def held_out(frame: pd.DataFrame) -> np.ndarray:
 def tables(data: Path, device: str) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
     """Return, by format, the rows of the kernel that an engine takes by default, and which stay out of the fit."""
     frame = table(data, device)
-    frame = frame[~_is_minor(frame, device)]
+    frame = frame[_apart(frame, device) == ""]
     parts = {str(form): part.reset_index(drop=True) for form, part in frame.groupby("form")}
     return {form: (part, held_out(part)) for form, part in parts.items()}
 
 
-def _is_minor(frame: pd.DataFrame, device: str) -> np.ndarray:
+def _apart(frame: pd.DataFrame, device: str) -> pd.Series:
+    """Return why each row is no part of the fit, empty where it is."""
     pairs = zip(frame["form"], frame["kernel"], strict=True)
-    other = np.array([pair in MINOR.get(device, ()) for pair in pairs], dtype=bool)
-    return np.asarray(other | (frame["moe_ep_size"] > 1).to_numpy()) if device == OLDER else other
+    why = pd.Series([kernel if (form, kernel) in MINOR.get(device, ()) else "" for form, kernel in pairs], frame.index)
+    why[frame["limited"]] = "group-limited"
+    if device == OLDER:
+        why[frame["moe_ep_size"] > 1] = "unknown loads"
+    return why
 
 
 def cases(frame: pd.DataFrame, device: str) -> list[Case]:
@@ -142,6 +145,8 @@ def fit(data: Path, device: str) -> dict[str, dict[str, float]]:
         columns = {"ns": part["ns"].to_numpy(dtype=float)}
         theta = search(times, columns, list(START.values()), UPPER, finest=0.04)
         fits[form] = dict(zip(START, map(float, theta), strict=True))
+        if device == OLDER:  # no row tells; vLLM's Triton kernels are those of H100, where every pair passes through
+            fits[form]["remote"] = 1.0
     return fits
 
 
@@ -151,7 +156,7 @@ def sheet_block(fits: dict[str, dict[str, float]]) -> str:
     for form, fitted in fits.items():
         lines.append(f"    {form}:")
         for name, value in fitted.items():
-            text = f"{value:.0f} ns" if name == "launch" else f"{value:.3g}"
+            text = f"{value:.0f} ns" if name == "launch" else f"{round(value, 3):g}"
             lines.append(f"      {name}: {f'{value / 2**20:.1f} MiB' if name == 'cache' else text}")
     return "\n".join(lines)
 
@@ -165,7 +170,7 @@ def errors(data: Path) -> Iterator[Row]:
 def errors_of(data: Path, device: str, constants: dict[str, dict[str, float]] | None = None) -> Iterator[Row]:
     """Yield the errors of the sheet's constants, or of `constants` by format, on the rows left out of the fit.
 
-    By format and decade, then by kernel (those that are not the default with all their rows).
+    By format and decade, then by kernel; last what was no part of the fit, all its rows.
     """
     sheet = load_accelerator(device)
     for form, fitted in (constants or {}).items():
@@ -177,17 +182,16 @@ def errors_of(data: Path, device: str, constants: dict[str, dict[str, float]] | 
         for kernel in sorted(part["kernel"].unique()):
             same = (part["kernel"] == kernel).to_numpy()
             yield error(f"experts, {kernel}", device, form, found[same], measured[same])
-    yield from _minor(data, device, sheet)
+    yield from _not_fitted(data, device, sheet)
 
 
-def _minor(data: Path, device: str, sheet: Accelerator) -> Iterator[Row]:
+def _not_fitted(data: Path, device: str, sheet: Accelerator) -> Iterator[Row]:
     frame = table(data, device)
-    frame = frame[_is_minor(frame, device)]
-    for (form, kernel), part in frame.groupby(["form", "kernel"]):
+    frame = frame.assign(why=_apart(frame, device))
+    for (form, why), part in frame[frame["why"] != ""].groupby(["form", "why"]):
         rows = thinned(part, SHOWN_ROWS)
         found = predict(cases(rows, device), sheet)
-        name = "unknown loads" if device == OLDER else kernel
-        yield error(f"experts, {name} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
+        yield error(f"experts, {why} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
 
 
 def main() -> None:
