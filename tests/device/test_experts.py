@@ -19,7 +19,7 @@ from simulator.model.operators import Experts, Gemm
 from simulator.model.precision import FORMATS
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-DEVICES = ("a100-sxm-80gb", "h100-sxm-80gb")
+DEVICES = ("a100-sxm-80gb", "h100-sxm-80gb", "b200-sxm", "gb200")
 NS = 1e9
 
 
