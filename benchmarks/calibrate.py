@@ -38,6 +38,8 @@ def sheet(fits: dict[str, Any], indent: str = "  ") -> str:
             lines.append(f"{indent}{key.removesuffix('_ns')}: {value:.0f} ns\n")
         elif key.endswith("_bytes"):
             lines.append(f"{indent}{key.removesuffix('_bytes')}: {value >> 10} KiB\n")
+        elif isinstance(value, bool | str):
+            lines.append(f"{indent}{key}: {str(value).lower()}\n")
         elif key == "bandwidth":
             lines.append(f"{indent}{key}: {value * 1e-9:.4g} GB/s\n")
         else:

@@ -106,6 +106,8 @@ TOKEN_START = {
     "combine": (1500.0, 1e5),
 }
 """Start and upper bound of each constant."""
+TIMES = ("launch", "tile", "combine", "regroup")
+"""Constants in ns."""
 
 
 def fit_kind(kind: str, kv: str, rows: pd.DataFrame, device: Accelerator, fixed: dict[str, Any]) -> dict[str, float]:
@@ -152,7 +154,8 @@ def fit(data: Path, name: str) -> dict[str, dict[str, dict[str, Any]]]:
                 fixed = KERNELS.get((name, kind, kv), {})
                 values = fixed | fit_kind(kind, kv, frame[~mask], device, fixed)
                 device = with_constants(device, kind, kv, values)  # prompts stream as decode does
-                fits.setdefault(kind.replace(" ", "_"), {})[kv] = values
+                named = {f"{key}_ns" if key in TIMES else key: value for key, value in values.items()}
+                fits.setdefault(kind.replace(" ", "_"), {})[kv] = named
     return fits
 
 

@@ -257,13 +257,13 @@ def measured(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
         yield importlib.import_module("operators.attention")
 
 
-@pytest.mark.parametrize("device", ["a100-sxm-80gb", "h100-sxm-80gb"])
+@pytest.mark.parametrize("device", ["a100-sxm-80gb", "h100-sxm-80gb", "b200-sxm", "gb200"])
 def test_left_out_shapes_are_predicted(measured: ModuleType, device: str) -> None:
     sheet = load_accelerator(device)
     for (kind, kv), (frame, mask) in measured.tables(DATA, device).items():
-        rows = frame[mask].iloc[::4]
+        rows = frame[mask].iloc[::5]
         off = abs(measured.predicted(kind, rows, sheet) / rows["ns"].to_numpy() - 1)
-        assert len(off) > 250, (kind, kv)
+        assert len(off) > 200, (kind, kv)
         assert sorted(off)[len(off) // 2] < 0.12, (kind, kv)
         assert off.mean() < 0.20, (kind, kv)
 
