@@ -131,7 +131,8 @@ def device_ns(cost: RooflineCost, tokens: int, pairs: int, sequences: int) -> fl
 def test_prompts_together_are_not_slower_than_one_after_another(cost: RooflineCost, tokens: int, prompts: int) -> None:
     together = device_ns(cost, prompts * tokens, prompts * attended(tokens), prompts)
     alone = device_ns(cost, tokens, attended(tokens), 1)
-    assert alone * (1 - 1e-12) <= together <= prompts * alone * (1 + 1e-12)
+    hot = 1 / cost.accelerator.fitted.gemm["bf16"].sustained  # longer products run at the clock that the power leaves
+    assert alone * (1 - 1e-12) <= together <= prompts * alone * hot * (1 + 1e-12)
 
 
 @given(cost_of, st.integers(2, 4096), st.integers(1, 4095), st.integers(0, 4096))
