@@ -160,7 +160,8 @@ class Efficiency(Strict):
     def experts_in(self, form: str) -> Experts:
         """Return the constants of routed experts in `form`, or of the measured format that is nearest to it.
 
-        Nearest: multiplied on the same units (of 8 bits for narrow activations, else of 16), then by bits of a weight.
+        Nearest: multiplied on the same units (of 8 bits for narrow activations, else of 16), then by whole bits of a
+        weight, then the kernel that reaches most of its peak: an ill-tuned one tells nothing of another format.
         Without any, those of dense products: their shares of the peaks, weights that always stay on chip between
         blocks, and a launch of two products and six small kernels.
         """
@@ -170,8 +171,9 @@ class Efficiency(Strict):
         units = (own.compute, "fp8", "bf16") if own.activation_bits <= 8 else (own.compute, "bf16")
         for unit in units if self.experts else ():
             alike = [name for name in self.experts if FORMATS[name].compute == unit]
+            off = {name: round(abs(FORMATS[name].weight_bits - own.weight_bits)) for name in alike}
             if alike:
-                return self.experts[min(alike, key=lambda name: abs(FORMATS[name].weight_bits - own.weight_bits))]
+                return self.experts[min(alike, key=lambda name: (off[name], -self.experts[name].compute))]
         return self._dense(form)
 
     def _dense(self, form: str) -> Experts:
