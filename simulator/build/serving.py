@@ -222,6 +222,8 @@ class System:
 
     def __init__(self, blueprint: Blueprint, folder: RunFolder) -> None:
         scenario = blueprint.scenario
+        serving = scenario.serving
+        assert serving is not None
         recording = Recording(folder, scenario.results.interval)
         self.blueprint = blueprint
         self.notes = blueprint.notes
@@ -238,10 +240,9 @@ class System:
             recording.ended,
             self.finished,
             clients.clients if clients else None,
+            serving.request_overhead,
         )
         model = blueprint.model
-        serving = scenario.serving
-        assert serving is not None
         kv_bytes = model.kv_bytes_per_token(serving.precision.kv_bytes)
         self.transfer = KVTransfer(
             self.env, self.fabric, self.pools[0], self.pools[-1], model.attention.kv_heads, kv_bytes

@@ -109,6 +109,8 @@ class Serving(Strict):
     of the model's published checkpoint."""
     max_context: Count | None = None
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
+    request_overhead: Duration = 0
+    """Time of each request before it can be routed: connection, tokenising, hand-over to the engine's process."""
     router: Router = Router.model_validate("least_loaded")
     """Who takes a request."""
     cost: Cost = Cost.model_validate("roofline")

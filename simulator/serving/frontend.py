@@ -56,8 +56,10 @@ class Frontend:
         ended: Callable[[Request], None],
         finished: Event,
         clients: int | None = None,
+        overhead_ns: int = 0,
     ) -> None:
         self.env = env
+        self._overhead_ns = overhead_ns
         self._clients = clients
         self._freed: Event | None = None  # what waits for a client of a closed loop
         self._all_arrived = False
@@ -88,12 +90,23 @@ class Frontend:
                 reason = refusal(prompt, output)
                 if reason is None:
                     in_flight[request.request_id] = request
-                    choose(request).submit(request)
+                    if self._overhead_ns:
+                        self._submit_later(request)
+                    else:
+                        choose(request).submit(request)
                 else:
                     self._reject(request, reason)
         self._all_arrived = True
         if not in_flight:
             self._finished.succeed()
+
+    def _submit_later(self, request: Request) -> None:
+        """Route a request when it has been tokenised and handed over to the engines' processes."""
+
+        def ready(_: Event) -> None:
+            self._pool.choose(request).submit(request)
+
+        self.env.timeout(self._overhead_ns).callbacks.append(ready)
 
     def finish(self, request: Request) -> None:
         """Close a request whose last token is out."""

@@ -52,6 +52,14 @@ def test_as_many_are_in_flight_as_there_are_clients(tmp_path: Path, clients: int
     assert inside == clients * until
 
 
+def test_overhead_of_a_request_comes_before_its_queue(tmp_path: Path) -> None:
+    # one client: nothing else waits, so each request lasts its own service time and the overhead
+    rows = run(tmp_path, "serving.request_overhead=7 ms").requests
+    service = rows["prompt_tokens"] * 1_000 + (rows["output_tokens"] - 1) * 3_000_000
+    assert (rows["finish_ns"] - rows["arrival_ns"] == service + 7_000_000).all()
+    assert (rows["queued_ns"] - rows["arrival_ns"] == 7_000_000).all()
+
+
 def test_a_rejected_request_does_not_keep_its_client(tmp_path: Path) -> None:
     rows = run(tmp_path, "serving.max_context=200", "workload.arrivals.closed_loop.clients=3").requests
     assert 0 < (rows["outcome"] == "rejected").sum() < len(rows)
