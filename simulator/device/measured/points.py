@@ -71,7 +71,7 @@ def token_shape(row: Values) -> TokenAttention:
 
 
 def _mixed(row: Values) -> tuple[Operator, ...]:
-    prompt, token = prompt_shape({"sequences": 1, **row}), token_shape(row)
+    prompt, token = prompt_shape({"sequences": 1, **row}), token_shape(row)._replace(mixed=True)
     return Operator("prompt attention", 1, prompt), Operator("attention", 1, token)
 
 
