@@ -76,12 +76,13 @@ class MeasuredTimes:
         """
         kernels = [self.kernel(operator) for operator in operators]
         for i, pair in enumerate(pairwise(operators)):
-            if isinstance(pair[0].shape, PromptAttention) and isinstance(pair[1].shape, TokenAttention):
+            shape = pair[1].shape
+            if isinstance(pair[0].shape, PromptAttention) and isinstance(shape, TokenAttention):
                 found = self.estimate(pair)
                 if found is not None:
-                    alone_ns = kernels[i].ns + kernels[i + 1].ns
-                    factor = exp(found.log_ratio) * self._roofline_ns(pair) / alone_ns
-                    kernels[i : i + 2] = (stretched(kernel, factor) for kernel in kernels[i : i + 2])
+                    alone = kernels[i], self.kernel(pair[1]._replace(shape=shape._replace(mixed=False)))
+                    factor = exp(found.log_ratio) * self._roofline_ns(pair) / sum(kernel.ns for kernel in alone)
+                    kernels[i : i + 2] = (stretched(kernel, factor) for kernel in alone)
         return kernels
 
     def _roofline_ns(self, operators: tuple[Operator, ...]) -> float:
