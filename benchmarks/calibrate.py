@@ -34,12 +34,14 @@ def sheet(fits: dict[str, Any], indent: str = "  ") -> str:
     for key, value in fits.items():
         if isinstance(value, dict):
             lines.append(f"{indent}{key}:\n{sheet(value, indent + '  ')}")
-        elif key.endswith("_ns"):
+        elif key.endswith("_ns") or key == "launch":
             lines.append(f"{indent}{key.removesuffix('_ns')}: {value:.0f} ns\n")
         elif key.endswith("_bytes"):
             lines.append(f"{indent}{key.removesuffix('_bytes')}: {value >> 10} KiB\n")
         elif isinstance(value, bool | str):
             lines.append(f"{indent}{key}: {str(value).lower()}\n")
+        elif key == "cache":
+            lines.append(f"{indent}{key}: {value / (1 << 20):.4g} MiB\n")
         elif key == "bandwidth":
             lines.append(f"{indent}{key}: {value * 1e-9:.4g} GB/s\n")
         else:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from operators.fitting import SYSTEMS, Columns, Row, columns_of, errors_by_decade, left_out, read, search
+from operators.fitting import SYSTEMS, Columns, Row, columns_of, error, errors_by_decade, left_out, read, search
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.gemm import CHUNK, SOAK_NS, SPLITS, TILES, gemm
 from simulator.model.operators import Gemm
@@ -48,13 +48,19 @@ def table(data: Path, device: str) -> pd.DataFrame:
     of the device ask for most of that. Every fourth weight matrix (n, k) is left out with all its rows.
     """
     frame = read(data, device, "gemm.vllm.VERSION.gemm", ["m", "n", "k", "gemm_dtype", "kernel_source"])
-    frame = frame.assign(format=frame.pop("gemm_dtype").replace(NAMES))
+    frame = frame.assign(format=frame.pop("gemm_dtype").replace(NAMES), left_out=left_out(frame, "n", "k"))
     idle = (frame["m"] * frame["n"] * frame["k"] < 2**30) & (frame["n"] * frame["k"] < 2**24)
-    host = frame[idle].groupby(["format", "kernel_source"])["ns"].median().rename("host_ns").reset_index()
+    host = (
+        frame[idle & ~frame["left_out"]]
+        .groupby(["format", "kernel_source"])["ns"]
+        .median()
+        .rename("host_ns")
+        .reset_index()
+    )
     host["host_ns"] = host["host_ns"].where(host["host_ns"] > HOST_NS, 0.0)
     frame = frame.merge(host, how="left", on=["format", "kernel_source"])
     floor_ns = floors_ns(frame, load_accelerator(device))
-    return frame.assign(on_device=floor_ns > 0.7 * frame["host_ns"], left_out=left_out(frame, "n", "k"))
+    return frame.assign(on_device=floor_ns > 0.7 * frame["host_ns"])
 
 
 def floors_ns(frame: pd.DataFrame, device: Accelerator) -> np.ndarray:
@@ -145,10 +151,30 @@ def times_ns(frame: pd.DataFrame, form: str, device: Accelerator) -> np.ndarray:
 
 
 def errors(data: Path, devices: tuple[str, ...] = tuple(SYSTEMS)) -> Iterator[Row]:
-    """Yield the errors on shapes left out, per device, format and decade: rows that the device holds up."""
+    """Yield the errors on shapes left out, per device, format and decade.
+
+    Of a table that the host holds up, the rows that the device holds up, then all of them as the longer of both.
+    """
     for name in devices:
         device, frame = load_accelerator(name), table(data, name)
-        rows = frame[frame["left_out"] & frame["on_device"]]
-        for form, part in rows.groupby("format"):
-            predicted = times_ns(part, str(form), device)
-            yield from errors_by_decade("gemm", name, str(form), predicted, part["ns"].to_numpy())
+        for form, rows in frame[frame["left_out"]].groupby("format"):
+            predicted, measured = times_ns(rows, str(form), device), rows["ns"].to_numpy()
+            inside = rows["on_device"].to_numpy()
+            yield from errors_by_decade("gemm", name, str(form), predicted[inside], measured[inside])
+            host_ns = rows["host_ns"].to_numpy()
+            if (host_ns > 0).any():
+                yield error("gemm, or the host", name, str(form), np.maximum(predicted, host_ns), measured)
+
+
+def transfer(data: Path) -> Iterator[Row]:
+    """Yield the errors on the products of another engine, TensorRT-LLM 1.3 on H100: nothing of it was fitted.
+
+    Its kernels that quantise activations are others: three in the place of one for fp8.
+    """
+    name, every = "h100-sxm-80gb", 5
+    file = data / "aiconfigurator" / "h100_sxm" / "gemm.trtllm.1.3.0rc20.gemm_perf.parquet"
+    frame, device = pd.read_parquet(file), load_accelerator(name)
+    for form, rows in frame.assign(format=frame["gemm_dtype"].replace(NAMES)).groupby("format"):
+        part = rows.iloc[::every]
+        predicted, measured = times_ns(part, str(form), device), part["latency"].to_numpy() * 1e6
+        yield from errors_by_decade("gemm, TensorRT-LLM", name, str(form), predicted, measured)

@@ -61,7 +61,11 @@ def test_a_few_measured_products() -> None:
 
 
 def test_products_on_left_out_weights(tables: ModuleType) -> None:
-    rows = {(r["device"], r["format"]): r for r in tables.errors(data(tables)) if r["decade"] == "all"}
+    rows = {
+        (r["device"], r["format"]): r
+        for r in tables.errors(data(tables))
+        if (r["what"], r["decade"]) == ("gemm", "all")
+    }
     assert rows.keys() == WORST.keys()
     for key, row in rows.items():
         median, mean = WORST[key]
@@ -69,6 +73,13 @@ def test_products_on_left_out_weights(tables: ModuleType) -> None:
         assert row["median"] < median, row
         assert row["mean"] < mean, row
         assert 0.93 < row["bias"] < 1.07, row
+
+
+def test_products_of_another_engine_in_16_bits_are_as_near(tables: ModuleType) -> None:
+    (row,) = (r for r in tables.transfer(data(tables)) if (r["format"], r["decade"]) == ("bf16", "all"))
+    assert row["rows"] > 5000
+    assert row["median"] < 0.07, row
+    assert row["mean"] < 0.09, row
 
 
 def test_the_fit_times_shapes_as_the_simulator_does(tables: ModuleType) -> None:
