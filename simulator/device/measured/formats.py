@@ -1,29 +1,21 @@
-"""Reads a table of measured operators, CSV or Parquet: the canonical schema, or a public format known by its columns.
+"""Reads a table of measured operators: the canonical schema, or a public format known by its columns.
 
 Sources of the formats: aiconfigurator (ai-dynamo), Vidur (microsoft/vidur), LLMServingSim (casys-kaist), as published.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simulator.device.measured.points import KINDS, MIXED
-from simulator.errors import InputError, Problem, nearest
-from simulator.model.architecture import GroupedAttention
-from simulator.model.forward import Pass, Work
-from simulator.model.operators import Operator
+from simulator.device.measured import layer_tables, operator_tables
+from simulator.device.measured.points import KINDS
+from simulator.device.measured.table import Measured, Table, read_table
+from simulator.errors import InputError, nearest
+from simulator.model.forward import Pass
 from simulator.model.precision import FORMATS, VALUES
 
-Columns = Mapping[str, Sequence[Any]]
 PROVENANCE = ("engine", "version", "device", "date")
-
-
-class Measured(NamedTuple):
-    """One measurement: the operators that were timed together, and their time in ns."""
-
-    operators: tuple[Operator, ...]
-    ns: float
 
 
 class Contents(NamedTuple):
@@ -35,68 +27,6 @@ class Contents(NamedTuple):
     by_layer: bool
     """Whether it times layers by name, without saying of which model they are."""
     notes: tuple[str, ...] = ()
-
-
-class Table:
-    """The columns of one file, read with errors that name the file, the row and the column."""
-
-    def __init__(self, path: Path, columns: Columns) -> None:
-        self.path, self.columns = path, columns
-        self.notes: list[str] = []
-        """What of the file was passed over."""
-        self.rows = len(next(iter(columns.values()), ()))
-
-    def problem(
-        self, what: str, row: int | None = None, allowed: str | None = None, near: str | None = None
-    ) -> Problem:
-        """Return a problem of this file; `row` counts rows of data from 0."""
-        place = what if row is None else f"row {row + 1}: {what}"
-        return Problem(place, file=str(self.path), allowed=allowed, nearest=near)
-
-    def times(self, column: str, unit_ns: float) -> list[float]:
-        """Return a column of times in ns; raises InputError on the first that is no positive number."""
-        found = []
-        for row, value in enumerate(self.columns[column]):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or value <= 0:
-                raise InputError(self.problem(f"{column} is {value!r}", row, "a time of more than zero"))
-            found.append(value * unit_ns)
-        return found
-
-    def whole(self, column: str, least: int = 0) -> list[int]:
-        """Return a column of whole numbers of at least `least`; raises InputError on the first that is none."""
-        found = []
-        for row, value in enumerate(self.columns[column]):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-            if not number or value != int(value) or value < least:
-                raise InputError(self.problem(f"{column} is {value!r}", row, f"a whole number of {least} or more"))
-            found.append(int(value))
-        return found
-
-    def say_degrees(self, degrees: Sequence[int], wanted: int) -> None:
-        """Note that no row is of the tensor degree that is asked for."""
-        if wanted not in degrees:
-            there = ", ".join(map(str, sorted(set(degrees))))
-            self.notes.append(f"no row is of tensor degree {wanted}, only of {there}")
-
-    def only(self, column: str) -> str | None:
-        """Return the values of a column of texts, joined when they differ; None without the column."""
-        found = dict.fromkeys(str(value) for value in self.columns.get(column, ()) if value is not None)
-        return ", ".join(found) or None
-
-
-def read_table(path: Path) -> Table:
-    """Return the columns of a CSV or Parquet file; raises InputError when it cannot be read as one."""
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    if not path.name.endswith((".parquet", ".csv", ".csv.gz")):
-        raise InputError(Problem("is no table", file=str(path), allowed=".csv, .csv.gz or .parquet"))
-    try:
-        table = pa.parquet.read_table(path) if path.suffix == ".parquet" else pa.csv.read_csv(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(Problem(f"cannot be read as a table: {error}", file=str(path))) from None
-    return Table(path, {name: table.column(name).to_pylist() for name in table.column_names})
 
 
 # -- the canonical schema ---------------------------------------------------------------------------------------------
@@ -143,86 +73,6 @@ def _value(table: Table, row: int, column: str, value: Any) -> Any:
     return value if column == "skew" else int(value)
 
 
-# -- LLMServingSim: layers by name, one model and one tensor degree ---------------------------------------------------
-
-LAYERS = {
-    "embedding": "embedding",
-    "layernorm": "norm and residual",
-    "qkv_proj": "QKV projection",
-    "rotary_emb": "rotary positions",
-    "o_proj": "output projection",
-    "gate_up_proj": "gate and up projection",
-    "act_fn": "activation",
-    "down_proj": "down projection",
-    "lm_head": "LM head",
-    "sampler": "sampling",
-}
-"""Names of vLLM's layers and the operators of `simulator.model.forward` that they are."""
-PART_OF = {"qk_norm": ("rotary_emb", 2)}
-"""Layers that are part of another's operator, and how often: queries and keys are each normed once."""
-
-
-def _layers(table: Table, forward: Pass, size: str) -> Iterator[Measured]:
-    """Yield layers at `size` (tokens or sequences) positions; of the repeated ones each, of parts the median."""
-    times, degrees, sizes = table.times("time_us", 1e3), table.whole("tp", 1), table.whole(size, 1)
-    shapes: dict[int, dict[str, Operator]] = {}
-    rows: dict[tuple[str, int], list[float]] = {}
-    for layer, degree, positions, ns in zip(table.columns["layer"], degrees, sizes, times, strict=True):
-        if degree == forward.layout.tensor:
-            rows.setdefault((layer, positions), []).append(ns)
-    table.say_degrees(degrees, forward.layout.tensor)
-    known = LAYERS.keys() | PART_OF.keys()
-    if unknown := ", ".join(dict.fromkeys(layer for layer, _ in rows if layer not in known)):
-        table.notes.append(f"layers that are no operator by themselves passed over: {unknown}")
-    for (layer, positions), found in rows.items():
-        name = LAYERS.get(layer)
-        if positions not in shapes:
-            shapes[positions] = {o.name: o for o in forward.operators(Work(batch=positions, context=positions))}
-        if name is None or name not in shapes[positions]:
-            continue
-        extra = 0.0
-        for part, (whole, times_run) in PART_OF.items():
-            if whole == layer and (part, positions) in rows:
-                parts = rows[part, positions]
-                extra += times_run * sum(parts) / len(parts)
-        operator = shapes[positions][name]._replace(calls=1)
-        yield from (Measured((operator,), ns + extra) for ns in found)
-
-
-def _dense(table: Table, forward: Pass) -> Iterator[Measured]:
-    return _layers(table, forward, "tokens")
-
-
-def _per_sequence(table: Table, forward: Pass) -> Iterator[Measured]:
-    return _layers(table, forward, "sequences")
-
-
-def _attention(table: Table, forward: Pass) -> Iterator[Measured]:
-    """Yield attention of one prompt's chunk, of decoding sequences, and of both in one call.
-
-    `kv_prefill` and `kv_decode` are what is in the cache before the step.
-    """
-    part = forward.model.attention
-    if not isinstance(part, GroupedAttention):
-        return
-    heads = {
-        "heads": forward.heads,
-        "kv_heads": forward.kv_heads,
-        "key_dim": part.head_dim,
-        "value_dim": part.head_dim,
-        "kv": forward.precision.kv,
-    }
-    names = ("tp", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
-    columns = [table.whole(name) for name in names]
-    table.say_degrees(columns[0], forward.layout.tensor)
-    for degree, tokens, cached, batch, context, ns in zip(*columns, table.times("time_us", 1e3), strict=True):
-        if degree != forward.layout.tensor or not tokens + batch:
-            continue
-        kind = MIXED if tokens and batch else "prompt_attention" if tokens else "token_attention"
-        row = {"tokens": tokens, "cached": cached, "batch": batch, "context": context + 1, **heads}
-        yield Measured(KINDS[kind].operators({**KINDS[kind].defaults, **row}), ns)
-
-
 # -- the formats ------------------------------------------------------------------------------------------------------
 
 
@@ -233,15 +83,62 @@ class Format(NamedTuple):
     read: Callable[[Table, Pass], Iterator[Measured]]
     provenance: dict[str, str] = {}  # noqa: RUF012 (never written to)
     """Which columns say who measured."""
+    holding: dict[str, str] = {}  # noqa: RUF012 (never written to)
+    """Columns whose first value tells formats of the same columns apart."""
     by_layer: bool = False
 
 
+WHO = {"engine": "framework", "version": "version", "device": "device"}
+ATTENTION = (
+    *("op_name", "batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim"),
+    *("kv_cache_dtype", "latency"),
+)
+
 READERS: dict[str, Format] = {
     "canonical": Format(("operator", "ns"), _canonical, {name: name for name in PROVENANCE}),
-    "LLMServingSim dense": Format(("tp", "layer", "tokens", "time_us"), _dense, by_layer=True),
-    "LLMServingSim per_sequence": Format(("tp", "layer", "sequences", "time_us"), _per_sequence, by_layer=True),
+    "LLMServingSim dense": Format(("tp", "layer", "tokens", "time_us"), layer_tables.dense, by_layer=True),
+    "LLMServingSim per_sequence": Format(
+        ("tp", "layer", "sequences", "time_us"), layer_tables.per_sequence, by_layer=True
+    ),
+    "aiconfigurator gemm": Format(("gemm_dtype", "m", "n", "k", "latency"), operator_tables.gemm, WHO),
+    "aiconfigurator experts": Format(
+        ("moe_dtype", "num_tokens", "inter_size", "moe_ep_size", "distribution", "latency"),
+        operator_tables.experts,
+        WHO,
+    ),
+    "aiconfigurator context attention": Format(
+        ATTENTION, operator_tables.context_attention, WHO, {"op_name": "context_attention"}
+    ),
+    "aiconfigurator generation attention": Format(
+        ATTENTION, operator_tables.generation_attention, WHO, {"op_name": "generation_attention"}
+    ),
+    "aiconfigurator all-reduce": Format(
+        ("allreduce_dtype", "num_gpus", "message_size", "latency"), operator_tables.custom_all_reduce, WHO
+    ),
+    "aiconfigurator NCCL": Format(
+        ("nccl_dtype", "op_name", "num_gpus", "message_size", "latency"), operator_tables.nccl, WHO
+    ),
+    "Vidur layers": Format(
+        ("time_stats.attn_pre_proj.median", *operator_tables.VIDUR_SIZES, "use_gated_mlp"), operator_tables.vidur_layers
+    ),
+    "Vidur attention": Format(
+        (
+            "time_stats.attn_prefill.median",
+            "time_stats.attn_decode.median",
+            *operator_tables.VIDUR_ATTENTION,
+            "is_prefill",
+        ),
+        operator_tables.vidur_attention,
+    ),
+    **{
+        f"Vidur {name}": Format(
+            (f"time_stats.{name}.median", "num_workers", "size", "devices_per_node"),
+            operator_tables.vidur_collective(name),
+        )
+        for name in ("all_reduce", "all_gather", "reduce_scatter")
+    },
     "LLMServingSim attention": Format(
-        ("tp", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"), _attention, by_layer=True
+        ("tp", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"), layer_tables.attention, by_layer=True
     ),
 }
 """Formats of tables by name; the first whose columns are all there is taken."""
@@ -254,7 +151,8 @@ def read(path: Path, forward: Pass) -> Contents:
     """
     table = read_table(path)
     for name, form in READERS.items():
-        if all(column in table.columns for column in form.columns):
+        told = all(str(next(iter(table.columns.get(key, ())), "")) == value for key, value in form.holding.items())
+        if told and all(column in table.columns for column in form.columns):
             provenance = {key: value for key, column in form.provenance.items() if (value := table.only(column))}
             measured = list(form.read(table, forward))
             return Contents(name, measured, provenance, form.by_layer, tuple(table.notes))

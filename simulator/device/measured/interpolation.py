@@ -27,7 +27,7 @@ class Coordinate(NamedTuple):
     of which few are measured; along `line` there are grids, first coordinate first. All but `exact` are positive.
     """
 
-    exact: tuple[str | int, ...]
+    exact: tuple[str | float, ...]
     shape: Coordinates
     line: Coordinates
 

@@ -127,6 +127,22 @@ def place(operators: tuple[Operator, ...], packed: bool = False) -> Coordinate:
     return Coordinate((type(shape).__name__,), (), (1.0,))  # of a kind that no table has
 
 
+ALIGNED = 4
+"""Rows that vector loads and block scales want a multiple of: others are padded first, or take another kernel."""
+
+
+def refined(operators: tuple[Operator, ...]) -> Coordinate | None:
+    """Return a narrower place, to look at first: among products whose rows are aligned alike, experts chosen alike."""
+    shape = operators[0].shape
+    if isinstance(shape, Gemm):
+        at = place(operators)
+        return at._replace(exact=(*at.exact, shape.rows % ALIGNED == 0))
+    if isinstance(shape, Experts):
+        at = place(operators)
+        return at._replace(exact=(*at.exact, shape.skew), shape=at.shape[:-1])
+    return None
+
+
 def _place_prompt(shape: PromptAttention, packed: bool) -> Coordinate:
     exact = ("prompt_attention", shape.kv, shape.key_dim, shape.value_dim, shape.window, packed)
     keys = shape.pairs / shape.tokens  # that a query sees, on average

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from simulator.device.accelerator import Accelerator
 from simulator.device.kernels import Kernel
-from simulator.device.measured.formats import Measured
-from simulator.device.measured.interpolation import Estimate, Family, Point
-from simulator.device.measured.points import place
+from simulator.device.measured.interpolation import Coordinate, Estimate, Family, Point
+from simulator.device.measured.points import place, refined
+from simulator.device.measured.table import Measured
 from simulator.device.timing import time_of
 from simulator.model.operators import Operator, PromptAttention, TokenAttention
 
-Exact = tuple[str | int, ...]
+Exact = tuple[str | float, ...]
 
 
 class Origin(NamedTuple):
@@ -36,13 +36,15 @@ class MeasuredTimes:
         self.accelerator, self.origins = accelerator, tuple(origins)
         self.families: dict[Exact, Family] = {}
         for operators, ns in measured:
-            self._add(operators, ns, packed=False)
+            self._add(place(operators), operators, ns)
         self.repeats = sum(family.repeats for family in self.families.values())
         """Measurements of a point that was measured before."""
+        for operators, ns in measured:
+            if (fine := refined(operators)) is not None:
+                self._add(fine, operators, ns)
         self._pack_single_prompts(measured)
 
-    def _add(self, operators: tuple[Operator, ...], ns: float, packed: bool) -> None:
-        at = place(operators, packed)
+    def _add(self, at: Coordinate, operators: tuple[Operator, ...], ns: float) -> None:
         self.families.setdefault(at.exact, Family()).add(at.shape, at.line, operators, ns)
 
     def _pack_single_prompts(self, measured: Sequence[Measured]) -> None:
@@ -51,7 +53,7 @@ class MeasuredTimes:
         if all(shape.sequences == 1 for _, shape in prompts if isinstance(shape, PromptAttention)):
             for (operators, ns), shape in prompts:
                 if isinstance(shape, PromptAttention):
-                    self._add(operators, ns, packed=True)
+                    self._add(place(operators, packed=True), operators, ns)
 
     def estimate(self, operators: tuple[Operator, ...]) -> Estimate | None:
         """Return what the tables say of operators that run as one, or None when nothing like it was measured."""
@@ -60,6 +62,11 @@ class MeasuredTimes:
             packed = place(operators, packed=True)
             if packed.exact in self.families:
                 at = packed
+        fine = refined(operators)
+        if fine is not None and fine.exact in self.families:
+            found = self.families[fine.exact].estimate(fine.shape, fine.line, self._log_ratio)
+            if found is not None and not found.beyond:
+                return found
         family = self.families.get(at.exact)
         return family.estimate(at.shape, at.line, self._log_ratio) if family else None
 
