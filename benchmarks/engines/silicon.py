@@ -57,7 +57,8 @@ class Case(NamedTuple):
     prompt: int
     output: int
     spread: bool
-    """Lengths drawn evenly from 0.8 of the nominal ones to all of them, as that benchmark does."""
+    """Lengths drawn evenly from 0.8 of the nominal ones to all of them, as that benchmark does; otherwise from 0.9 to
+    1.1 of them, for equal lengths would keep the clients in step, which the measured TTFT rule out."""
 
 
 def read(data: Path) -> pd.DataFrame:
@@ -149,9 +150,9 @@ def requests(case: Case) -> Arrivals:
     """Return the requests of a case, `ROUNDS` per client and 4 clients' worth at least."""
     count = ROUNDS * case.clients
     rng = np.random.default_rng(0)
-    low = 0.8 if case.spread else 1.0
-    prompts = rng.integers(int(low * case.prompt), case.prompt + 1, count)
-    outputs = rng.integers(max(2, int(low * case.output)), case.output + 1, count)
+    low, high = (0.8, 1.0) if case.spread else (0.9, 1.1)
+    prompts = rng.integers(int(low * case.prompt), int(high * case.prompt) + 1, count)
+    outputs = rng.integers(max(2, int(low * case.output)), int(high * case.output) + 1, count)
     return Arrivals([0] * count, prompts.tolist(), outputs.tolist(), [None] * count, [None] * count)
 
 

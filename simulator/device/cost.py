@@ -43,6 +43,10 @@ class DecodeStep(NamedTuple):
     per_context_token_ns: float
     until: float = inf
 
+    def at(self, context: float) -> float:
+        """Return the duration at a context, in ns."""
+        return self.fixed_ns + self.per_context_token_ns * context
+
 
 class Cost(Protocol):
     """Durations of the steps of one instance, in ns as float."""
@@ -78,7 +82,7 @@ class OperatorTime(NamedTuple):
 TYPICAL = (1024, 32)
 """Tokens of a prompt or a context, and sequences, of the steps whose sources of times are told."""
 ATTENTION = PromptAttention | TokenAttention
-KNOTS_PER_OCTAVE = 2
+KNOTS_PER_OCTAVE = 4
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
 
@@ -166,7 +170,7 @@ class RooflineCost:
             if context <= piece.until:
                 return piece
         while True:
-            piece = self._next_piece(batch, pieces[-1].until if pieces else 0.0)
+            piece = self._next_piece(batch, pieces)
             pieces.append(piece)
             if context <= piece.until:
                 return piece
@@ -252,14 +256,20 @@ class RooflineCost:
         kernels = self.times.attention(operators)
         return sum(o.calls * kernel.ns for o, kernel in zip(operators, kernels, strict=True))
 
-    def _next_piece(self, batch: int, start: float) -> DecodeStep:
-        """Return the line of decode steps from `start` tokens of context on, to the next knot or for ever."""
-        first = 32.0 * batch
-        end = max(first, start * 2 ** (1 / KNOTS_PER_OCTAVE))
-        here, there, far = (self._decode_ns(batch, context) for context in (start, end, 64 * end))
+    def _next_piece(self, batch: int, pieces: list[DecodeStep]) -> DecodeStep:
+        """Return the line of decode steps from the end of the last piece on, to the next knot or for ever."""
+        start = pieces[-1].until if pieces else 0.0
+        here = pieces[-1].at(start) if pieces else self._decode_ns(batch, 0.0)
+        end = max(32.0 * batch, start * 2 ** (1 / KNOTS_PER_OCTAVE))
+        there = self._decode_ns(batch, end)
         slope = (there - here) / (end - start)
-        straight = abs(there + slope * 63 * end - far) <= 1e-9 * far
+        straight = len(pieces) < 2 and self._goes_on(batch, end, there, slope)
         return DecodeStep(here - slope * start, slope, inf if straight else end)
+
+    def _goes_on(self, batch: int, end: float, there: float, slope: float) -> bool:
+        """Return whether the line through (end, there) holds for contexts far beyond, so that no knot is needed."""
+        far = self._decode_ns(batch, 64 * end)
+        return abs(there + slope * 63 * end - far) <= 1e-9 * far
 
     def _decode_ns(self, batch: int, context: float) -> float:
         return self.step_ns(Work(batch=batch, context=context))

@@ -51,7 +51,7 @@ def test_prefill_is_the_sum_of_its_operator_table(cost: RooflineCost, tokens: in
 def test_decode_is_the_sum_of_its_operator_table(cost: RooflineCost, batch: int, context: int) -> None:
     table = cost.operators(Work(batch=batch, context=context))
     assert cost.step_ns(Work(batch=batch, context=context)) == pytest.approx(sum(r.ns for r in table), rel=1e-12)
-    assert decode_ns(cost, batch, context) == pytest.approx(sum(r.ns for r in table), rel=0.02)
+    assert decode_ns(cost, batch, context) == pytest.approx(sum(r.ns for r in table), rel=0.05)  # kinks between knots
 
 
 @given(cost_of, st.integers(1, 4096), st.integers(1, 8))
