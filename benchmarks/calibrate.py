@@ -13,6 +13,7 @@ from typing import Any
 from operators.fitting import DATA, ROOT, SYSTEMS
 
 PARTS = ("gemm", "attention", "experts", "all_reduce")
+HOST_LINKS = "host_links"
 """Modules of `benchmarks/operators` with a `fit(data, device)`."""
 
 
@@ -55,11 +56,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the JSON")
     parser.add_argument("--device", choices=SYSTEMS, action="append", help="only this device (may be repeated)")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this kind of operator (may be repeated)")
+    parts = (*PARTS, HOST_LINKS)
+    parser.add_argument("--part", choices=parts, action="append", help="only this kind of operator (may be repeated)")
     options = parser.parse_args()
     fits = {}
+    if HOST_LINKS in (options.part or (HOST_LINKS,)):
+        found = importlib.import_module(f"operators.{HOST_LINKS}").fit(options.data)
+        print(f"# topologies/devices/l40s.yaml\nscale_up:\n{sheet({'all_reduce': found})}", flush=True)
     for name in options.device or SYSTEMS:
-        fits[name] = fit(options.data, name, tuple(options.part or PARTS))
+        fits[name] = fit(options.data, name, tuple(part for part in options.part or PARTS if part != HOST_LINKS))
+        if not fits[name]:
+            continue
         print(f"# topologies/devices/{name}.yaml\nefficiency:\n{sheet(fits[name])}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "calibrate.json").write_text(json.dumps(fits, indent=1) + "\n")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from engines.harness import Row, decode_ms, error_row, kv_tokens, prefill_ms, serve, static_ms, tpot_ms, ttft_ms
 from simulator import catalog
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
@@ -19,6 +18,8 @@ from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
 from simulator.serving.frontend import Arrivals
+
+from .harness import Row, decode_ms, error_row, kv_tokens, prefill_ms, serve, static_ms, tpot_ms, ttft_ms
 
 ARGONNE_MODELS = {
     "meta-llama/Llama-2-7b-hf": "llama-2-7b",

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from engines.harness import serve, tpot_ms, ttft_ms
 from simulator import catalog
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
@@ -21,6 +20,8 @@ from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
 from simulator.serving.frontend import Arrivals
+
+from .harness import serve, tpot_ms, ttft_ms
 
 ROUNDS = 10
 """Requests per client: what the benchmark of these tables sends."""

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from operators.fitting import SYSTEMS, Columns, Row, columns_of, errors_by_decade, left_out, read, search
 from simulator.device.accelerator import load_accelerator
 from simulator.device.links import collective
 from simulator.model.operators import Collective
+
+from .fitting import SYSTEMS, Columns, Row, columns_of, errors_by_decade, left_out, read, search
 
 SWITCH = 6 << 20
 """Bytes from which an engine leaves its own all-reduce for NCCL: the tables show a step between 4 and 8 MiB."""

@@ -1,20 +1,21 @@
 """How far borrowed constants carry: matrix products on devices that nothing was fitted on.
 
-Run `python -m benchmarks.operators.borrowed`. Each device works with the constants of the sheet that its own names; the
+Each device works with the constants of the sheet that its own names; the
 times are of Llama-3.1-8B's layers in vLLM (RTX 4090 and RTX PRO 6000, LLMServingSim), of MLP layers of many models
 (A40, Vidur) and of DeepSeek's products in fp8 by blocks (H800, InferSim).
 """
 
-import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.operators.fitting import DATA, Row, error
 from simulator.device.accelerator import load_accelerator
 from simulator.device.timing import time_of
 from simulator.model.operators import Gemm
+
+from .fitting import Row, error
 
 LLAMA = {
     "qkv_proj": (6144, 4096),
@@ -72,17 +73,7 @@ def row_of(data: Path, device: str) -> Row:
     return error("gemm", device, form, predicted, frame["ns"].to_numpy(dtype=float))
 
 
-def main() -> None:
-    """Print a line per device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
-    data = parser.parse_args().data
-    print(f"{'device':<16}{'constants of':<16}{'format':<11}{'rows':>6}{'median':>9}{'mean':>9}{'bias':>7}")
+def transfer(data: Path) -> Iterator[Row]:
+    """Yield the error on each device."""
     for device in SOURCES:
-        row, lender = row_of(data, device), load_accelerator(device).like
-        errors = f"{row['rows']:>6}{row['median']:>9.1%}{row['mean']:>9.1%}{row['bias']:>7.2f}"
-        print(f"{device:<16}{lender:<16}{row['format']:<11}{errors}")
-
-
-if __name__ == "__main__":
-    main()
+        yield row_of(data, device)

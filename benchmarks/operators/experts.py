@@ -4,7 +4,6 @@ Run `python -m benchmarks.operators.experts` for the sheets' blocks and the erro
 vLLM (one rank, all kernels of the layer from the router's logits to the weighted sum).
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ from simulator.model.operators import Experts
 
 from .experts_transfer import transfer
 from .fitting import (
-    DATA,
     SYSTEMS,
     Columns,
     Row,
@@ -150,17 +148,6 @@ def fit(data: Path, device: str) -> dict[str, dict[str, float]]:
     return fits
 
 
-def sheet_block(fits: dict[str, dict[str, float]]) -> str:
-    """Return the constants as the `experts:` block of a sheet's efficiencies."""
-    lines = ["  experts:"]
-    for form, fitted in fits.items():
-        lines.append(f"    {form}:")
-        for name, value in fitted.items():
-            text = f"{value:.0f} ns" if name == "launch" else f"{round(value, 3):g}"
-            lines.append(f"      {name}: {f'{value / 2**20:.1f} MiB' if name == 'cache' else text}")
-    return "\n".join(lines)
-
-
 def errors(data: Path) -> Iterator[Row]:
     """Yield the errors of the sheets' constants on the rows left out of the fit."""
     for device in SYSTEMS:
@@ -192,22 +179,3 @@ def _not_fitted(data: Path, device: str, sheet: Accelerator) -> Iterator[Row]:
         rows = thinned(part, SHOWN_ROWS)
         found = predict(cases(rows, device), sheet)
         yield error(f"experts, {why} (not fitted)", device, str(form), found, rows["ns"].to_numpy())
-
-
-def main() -> None:
-    """Fit each device, print the sheets' blocks and the errors that they give."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
-    parser.add_argument("--device", choices=SYSTEMS, help="one device only")
-    parser.add_argument("--fit", action="store_true", help="fit anew, in place of the sheets' constants")
-    options = parser.parse_args()
-    for name in [options.device] if options.device else SYSTEMS:
-        constants = {name: fit(options.data, name)} if options.fit else {}
-        for fits in constants.values():
-            print(f"# topologies/devices/{name}.yaml\n{sheet_block(fits)}", flush=True)
-        rows = list(errors_of(options.data, name, constants.get(name)))
-        print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
-
-
-if __name__ == "__main__":
-    main()

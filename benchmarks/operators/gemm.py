@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from operators.fitting import SYSTEMS, Columns, Row, columns_of, error, errors_by_decade, left_out, read, search
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.gemm import CHUNK, SOAK_NS, SPLITS, TILES, gemm
 from simulator.model.operators import Gemm
 from simulator.model.precision import FORMATS
+
+from .fitting import SYSTEMS, Columns, Row, columns_of, error, errors_by_decade, left_out, read, search
 
 NAMES = {"bfloat16": "bf16"}
 """Names of formats in the tables, where they differ."""

@@ -1,18 +1,23 @@
 """Fits the all-reduce of devices that reach each other through their host, on NCCL's times on L40S.
 
-Run `python -m benchmarks.operators.host_links`: it prints the `scale_up.all_reduce` block of the sheet and the errors
-on the message sizes left out. Two constants for each protocol and number of ranks, and the size at which they change.
+Two constants for each protocol and number of ranks, and the size at which they change.
 """
 
-import argparse
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.operators.fitting import DATA, Columns, error, left_out, search
+from simulator.device.accelerator import load_accelerator
+from simulator.device.links import collective
+from simulator.model.operators import Collective
 
+from .fitting import Columns, Row, error, left_out, search
+
+DEVICE = "l40s"
 TABLE = Path("aiconfigurator/l40s/comm.nccl.2.27.3.nccl_perf.parquet")
 VALUE_BYTES = 2
 
@@ -30,7 +35,7 @@ def predict(theta: np.ndarray, c: Columns) -> np.ndarray:
     return np.asarray(theta[0] + 2 * (c["num_gpus"] - 1) / c["num_gpus"] * c["size"] / theta[1] * 1e9)
 
 
-def fit(rows: pd.DataFrame) -> tuple[int, np.ndarray, np.ndarray]:
+def fit_ranks(rows: pd.DataFrame) -> tuple[int, np.ndarray, np.ndarray]:
     """Return the size at which the protocol changes and the constants below it and from it on; time never falls."""
     found = []
     for below, switch in list(pairwise(sorted(rows["size"])))[4:-4]:
@@ -49,24 +54,25 @@ def fit(rows: pd.DataFrame) -> tuple[int, np.ndarray, np.ndarray]:
     return switch, first, second
 
 
-def main() -> None:
-    """Print the block of the sheet and the errors on what was left out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
-    frame = measured(parser.parse_args().data)
-    kept_out = left_out(frame, "message_size")
-    print("  all_reduce:")
-    for ranks, rows in frame.groupby("num_gpus"):
-        mask = kept_out[rows.index]
-        switch, small, large = fit(rows[~mask])
-        print(f"    {ranks}:\n      switch: {switch >> 10} KiB")
-        for name, theta in (("small", small), ("large", large)):
-            print(f"      {name}: {{latency: {theta[0]:.0f} ns, bandwidth: {theta[1] / 1e9:.4g} GB/s}}")
-        c = {name: rows[mask][name].to_numpy(dtype=float) for name in ("num_gpus", "size", "ns")}
-        guess = np.where(c["size"] < switch, predict(small, c), predict(large, c))
-        row = error("all-reduce", "l40s", "bf16", guess, c["ns"])
-        print(f"    # left out: {row['rows']} sizes, median {row['median']:.1%}, mean {row['mean']:.1%}")
+def fit(data: Path, device: str = DEVICE) -> dict[str, Any]:
+    """Return latency and bus bandwidth by number of ranks, for messages below and from a size on."""
+    frame = measured(data)
+    kept = frame[~left_out(frame, "message_size")]
+    blocks = {}
+    for ranks, rows in kept.groupby("num_gpus"):
+        switch, small, large = fit_ranks(rows)
+        blocks[str(ranks)] = {"switch_bytes": switch} | {
+            name: {"latency_ns": float(theta[0]), "bandwidth": float(theta[1])}
+            for name, theta in (("small", small), ("large", large))
+        }
+    return blocks
 
 
-if __name__ == "__main__":
-    main()
+def errors(data: Path) -> Iterator[Row]:
+    """Yield the error of the sheet on message sizes left out, by number of ranks."""
+    frame, device = measured(data), load_accelerator(DEVICE)
+    apart = frame[left_out(frame, "message_size")]
+    for ranks, rows in apart.groupby("num_gpus"):
+        shapes = (Collective("all_reduce", float(size), int(str(ranks)), "tensor") for size in rows["size"])
+        predicted = np.array([collective(shape, device).ns for shape in shapes])
+        yield error(f"all-reduce through the host, {ranks} ranks", DEVICE, "bf16", predicted, rows["ns"].to_numpy())

@@ -57,8 +57,9 @@ class ScaleUp(Strict):
     """Bytes per second of one device, one way."""
     ranks: Count
     """Devices in one domain."""
-    joined: Literal["switch", "mesh"] = "switch"
-    """By switches, or each to each by a link of its own: n ranks then have (n - 1) / (ranks - 1) of the bandwidth."""
+    joined: Literal["switch", "mesh", "host"] = "switch"
+    """By switches; or each to each by a link of its own, n ranks then having (n - 1) / (ranks - 1) of the bandwidth; or
+    through the host, whose processor and not the slot sets the pace."""
     like: str | None = None
     """Another sheet, whose all-reduce times stand for this domain's; default: that of the sheet's own `like`."""
     all_reduce: dict[str, AllReduce] | None = None
@@ -235,6 +236,8 @@ def _scaled_links(lender: Accelerator, domain: ScaleUp) -> dict[str, AllReduce]:
         what = f"{lender.name} has no scale-up domain whose all-reduce could be borrowed"
         raise InputError(Problem(what, path="scale_up.like", allowed="a sheet with scale_up"))
     ratio = domain.bandwidth / lender.scale_up.bandwidth
+    if domain.joined == "host":
+        ratio = min(1.0, ratio)
 
     def over(way: Protocol, part: float) -> Protocol:
         return way.model_copy(update={"bandwidth": max(1, round(way.bandwidth * part))})

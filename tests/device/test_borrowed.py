@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.operators.borrowed import DATA, SOURCES, row_of
+from benchmarks.operators.borrowed import SOURCES, row_of
+from benchmarks.operators.fitting import DATA
 
 
 @pytest.mark.parametrize("device", SOURCES)
