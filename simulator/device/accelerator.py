@@ -59,7 +59,7 @@ class ScaleUp(Strict):
     """Devices in one domain."""
     joined: Literal["switch", "mesh", "host"] = "switch"
     """By switches; or each to each by a link of its own, n ranks then having (n - 1) / (ranks - 1) of the bandwidth; or
-    through the host, whose processor and not the slot sets the pace."""
+    through the host, whose processor and not the slot sets the pace (NCCL's topo.h has a rate per processor)."""
     like: str | None = None
     """Another sheet, whose all-reduce times stand for this domain's; default: that of the sheet's own `like`."""
     all_reduce: dict[str, AllReduce] | None = None
