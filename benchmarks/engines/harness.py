@@ -1,8 +1,8 @@
 """Runs one engine of the simulator on given requests, without a scenario or results on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,3 +106,22 @@ def error_row(what: str, where: str, predicted: Sequence[float], measured: Seque
         "mean": float(np.mean(off)),
         "bias": float(np.median(ratio)),
     }
+
+
+class Timed(NamedTuple):
+    """One measured time in ms, what the kernels alone predict, and over how many steps of the engine."""
+
+    predicted: float
+    measured: float
+    steps: float = 1.0
+
+
+def error_rows(what: str, where: str, cases: Sequence[Timed]) -> Iterator[Row]:
+    """Yield the errors of kernels alone, and those with an overhead per step fitted on every fourth case on the rest."""
+    yield error_row(what, where, [c.predicted for c in cases], [c.measured for c in cases])
+    rest = [case for index, case in enumerate(cases) if index % 4]
+    if len(rest) < 6:
+        return
+    overhead = max(0.0, float(np.median([(c.measured - c.predicted) / c.steps for c in cases[::4]])))
+    predicted = [c.predicted + overhead * c.steps for c in rest]
+    yield error_row(f"{what}, {overhead:.1f} ms a step", where, predicted, [c.measured for c in rest])

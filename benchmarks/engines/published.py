@@ -13,13 +13,27 @@ import pandas as pd
 from simulator import catalog
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
+from simulator.device.engine import RooflineParameters
 from simulator.errors import InputError
+from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
 from simulator.serving.frontend import Arrivals
 
-from .harness import Row, decode_ms, error_row, kv_tokens, prefill_ms, serve, static_ms, tpot_ms, ttft_ms
+from .harness import (
+    Row,
+    Timed,
+    decode_ms,
+    error_row,
+    error_rows,
+    kv_tokens,
+    prefill_ms,
+    serve,
+    static_ms,
+    tpot_ms,
+    ttft_ms,
+)
 
 ARGONNE_MODELS = {
     "meta-llama/Llama-2-7b-hf": "llama-2-7b",
@@ -59,28 +73,41 @@ def instance(model: str, device: str, layout: Layout, form: str = "bf16", kv: st
 
 
 def splitwise(data: Path) -> Iterator[Row]:
-    """Yield Llama-2-70B prompt and token times (vLLM of late 2023, no CUDA graphs).
+    """Yield Llama-2-70B prompt and token times (vLLM of late 2023, no CUDA graphs): steps wait for the host's launches.
 
-    A prompt time below the arithmetic at the device's peak is no measurement of a whole batch and is left out.
+    The host's time per launch is read from the token times of one sequence on eight devices, which are left out then. A
+    prompt time below the arithmetic at the device's peak is no measurement of a whole batch and is left out.
     """
     frame = pd.read_csv(data / "splitwise-sim" / "perf_model.llama2-70b.csv.gz")
     keys = ["hardware", "tensor_parallel", "prompt_size", "batch_size", "token_size"]
     frame = frame.groupby(keys, as_index=False)[["prompt_time", "token_time"]].median()
     for device in ("a100-sxm-80gb", "h100-sxm-80gb"):
-        for tensor in (2, 4, 8):
-            prompts: list[tuple[float, float]] = []
-            tokens: list[tuple[float, float]] = []
-            rows = frame[(frame["hardware"] == f"{device.split('-')[0]}-80gb") & (frame["tensor_parallel"] == tensor)]
-            cost, fits = instance("llama-2-70b", device, Layout(tensor=tensor))
-            for r in rows.itertuples():
-                if r.batch_size * (r.prompt_size + r.token_size) > fits:
-                    continue
-                floor = 2e3 * cost.model.parameters * r.batch_size * r.prompt_size / cost.accelerator.rate("bf16")
-                if r.prompt_time >= floor / tensor:
-                    prompts.append((prefill_ms(cost, r.batch_size, r.prompt_size), r.prompt_time))
-                tokens.append((decode_ms(cost, r.batch_size, r.prompt_size + r.token_size / 2), r.token_time))
-            for what, pairs in (("prompt", prompts), ("token", tokens)):
-                yield error_row(f"Splitwise, {what}", f"{device} TP{tensor}", *zip(*pairs, strict=True))
+        rows = frame[frame["hardware"] == f"{device.split('-')[0]}-80gb"]
+        alone = rows[(rows["tensor_parallel"] == 8) & (rows["batch_size"] == 1)]
+        cost, _ = instance("llama-2-70b", device, Layout(tensor=8))
+        launches = sum(row.calls for row in cost.operators(Work(batch=1, context=1024)))
+        launch_us = float(alone["token_time"].median()) * 1e3 / launches
+        engine = RooflineParameters(launch=f"{launch_us:.2f} us", graphs="none")  # type: ignore[arg-type]
+        for tensor, mine in rows.drop(alone.index).groupby("tensor_parallel"):
+            cost, fits = instance("llama-2-70b", device, Layout(tensor=int(str(tensor))))
+            slow = RooflineCost(cost.model, cost.layout, cost.accelerator, cost.precision, engine)
+            for title, used in (("kernels", cost), (f"{launch_us:.0f} us a launch", slow)):
+                yield from _splitwise(title, f"{device} TP{tensor}", used, mine, fits)
+
+
+def _splitwise(title: str, where: str, cost: RooflineCost, rows: pd.DataFrame, fits: int) -> Iterator[Row]:
+    prompts: list[tuple[float, float]] = []
+    tokens: list[tuple[float, float]] = []
+    for r in rows.itertuples():
+        if r.batch_size * (r.prompt_size + r.token_size) > fits:
+            continue
+        floor = 2e3 * cost.model.parameters * r.batch_size * r.prompt_size / cost.accelerator.rate("bf16")
+        if r.prompt_time >= floor / cost.layout.tensor:
+            prompts.append((prefill_ms(cost, r.batch_size, r.prompt_size), r.prompt_time))
+        tokens.append((decode_ms(cost, r.batch_size, r.prompt_size + r.token_size / 2), r.token_time))
+    for what, pairs in (("prompt", prompts), ("token", tokens)):
+        if pairs:
+            yield error_row(f"Splitwise, vLLM (2023), {what}, {title}", where, *zip(*pairs, strict=True))
 
 
 def argonne(data: Path) -> Iterator[Row]:
@@ -88,7 +115,7 @@ def argonne(data: Path) -> Iterator[Row]:
     frame = pd.read_csv(data / "argonne-llm-inference-bench" / "All_results.csv.gz").dropna(subset=["Latency"])
     names = {"Num of Hardware": "ranks", "Input Output Length": "tokens", "Batch Size": "batch"}
     frame = frame.rename(columns=names)
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str], list[Timed]] = {}
     for r in frame.itertuples():
         model, device = ARGONNE_MODELS.get(r.Model), ARGONNE_DEVICES.get(r.Hardware)
         if model not in catalog.names("workloads/models") or device is None or r.Framework not in ARGONNE_ENGINES:
@@ -100,9 +127,9 @@ def argonne(data: Path) -> Iterator[Row]:
             continue
         if 2 * batch * tokens <= fits:
             whole = sum(static_ms(cost, batch, tokens, tokens))
-            found.setdefault((r.Framework, f"{device} TP{ranks}"), []).append((whole, r.Latency * 1e3))
-    for (engine, where), pairs in sorted(found.items()):
-        yield error_row(f"Argonne, {engine} (2024)", where, *zip(*pairs, strict=True))
+            found.setdefault((r.Framework, f"{device} TP{ranks}"), []).append(Timed(whole, r.Latency * 1e3, tokens))
+    for (engine, where), cases in sorted(found.items()):
+        yield from error_rows(f"Argonne, {engine} (2024)", where, cases)
 
 
 def argonne_layouts(data: Path) -> Iterator[Row]:
@@ -139,7 +166,7 @@ def apex(data: Path) -> Iterator[Row]:
     """Yield mean TTFT and TPOT of vLLM (2024) serving Llama-3.1-70B on 8 H100 under plans, by plan."""
     traces = pd.read_csv(data / "apex-plus" / "request_traces.csv.gz")
     rows = pd.read_csv(data / "apex-plus" / "measured_serving_results.csv")
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, int], list[Timed]] = {}
     for r in rows.itertuples():
         mine = traces[
             (traces["family"] == r.family) & (traces["workload"] == r.workload) & (traces["rate_tag"] == r.rate_tag)
@@ -149,9 +176,9 @@ def apex(data: Path) -> Iterator[Row]:
         columns = (mine[name].tolist() for name in ("StartTimeOffset", "ContextTokens", "GeneratedTokens"))
         done = serve(cost, "continuous", Arrivals(*columns, [None] * len(mine), [None] * len(mine)))
         for what, model_ms, measured in (("TTFT", ttft_ms(done), r.ttft), ("TPOT", tpot_ms(done), r.tpot)):
-            found.setdefault((what, r.tp), []).append((float(model_ms.mean()), measured * 1e3))
-    for (what, tensor), pairs in sorted(found.items()):
-        yield error_row(f"APEX+, vLLM (2024), {what}", f"h100-sxm-80gb TP{tensor}", *zip(*pairs, strict=True))
+            found.setdefault((what, r.tp), []).append(Timed(float(model_ms.mean()), measured * 1e3))
+    for (what, tensor), cases in sorted(found.items()):
+        yield from error_rows(f"APEX+, vLLM (2024), {what}", f"h100-sxm-80gb TP{tensor}", cases)
 
 
 def mlperf(data: Path) -> Iterator[Row]:
