@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from operators import latent_attention
 from operators.fitting import SYSTEMS, Columns, Row, errors_by_decade, left_out, read, search, thinned
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
@@ -154,15 +155,22 @@ def fit(data: Path, name: str) -> dict[str, dict[str, dict[str, Any]]]:
                 fixed = KERNELS.get((name, kind, kv), {})
                 values = fixed | fit_kind(kind, kv, frame[~mask], device, fixed)
                 device = with_constants(device, kind, kv, values)  # prompts stream as decode does
-                named = {f"{key}_ns" if key in TIMES else key: value for key, value in values.items()}
-                fits.setdefault(kind.replace(" ", "_"), {})[kv] = named
-    return fits
+                fits.setdefault(kind.replace(" ", "_"), {})[kv] = values
+    for key, table in latent_attention.fit(data, name, device).items():
+        fits[key] = fits.get(key, {}) | table
+    return {key: {kv: with_units(values) for kv, values in table.items()} for key, table in fits.items()}
+
+
+def with_units(values: dict[str, Any]) -> dict[str, Any]:
+    """Return constants whose names say that they are ns."""
+    return {f"{key}_ns" if key in TIMES else key: value for key, value in values.items()}
 
 
 def errors(data: Path) -> Iterator[Row]:
-    """Yield the errors of the shipped sheets on the shapes left out of their fit."""
+    """Yield the errors of the shipped sheets on the shapes left out of their fit, MLA's modules last."""
     for name in SYSTEMS:
         device = load_accelerator(name)
         for (kind, kv), (frame, mask) in tables(data, name).items():
             rows = frame[mask]
             yield from errors_by_decade(kind, name, kv, predicted(kind, rows, device), rows["ns"].to_numpy())
+    yield from latent_attention.errors(data)

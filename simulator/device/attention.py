@@ -31,7 +31,7 @@ def prompt_attention(shape: PromptAttention, accelerator: Accelerator) -> Kernel
 
 
 def _prompts(shape: PromptAttention, accelerator: Accelerator) -> Kernel:
-    fit = accelerator.fitted.prompt_attention_in(shape.kv)
+    fit = accelerator.fitted.prompt_attention_in(shape.kv, latent=not shape.stored)
     size_ns = memory_floor_ns(shape.size_bytes, accelerator) / accelerator.fitted.token_attention_in(shape.kv).memory
     write_ns = 0.0
     if shape.stored:
@@ -117,11 +117,15 @@ def _decode(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
     key_ns = _key_ns(DECODE_ROWS, shape.key_dim + shape.value_dim, accelerator) / share
     walk_ns = -(-tiles // accelerator.processors) * (fit.tile + keys * key_ns)
     memory_ns = fit.tile + BLOCK * key_ns + memory_floor_ns(shape.size_bytes, accelerator) / fit.memory
+    copied_ns = 0.0
+    if fit.gather is not None:
+        copied = 2 * shape.batch * shape.queries * shape.heads * (shape.key_dim + shape.value_dim)
+        copied_ns = memory_floor_ns(copied, accelerator) / fit.gather
     if tiles < accelerator.processors and (fit.splits == "always" or group > 1):
         part_ns = fit.tile + max(keys * tiles / accelerator.processors, BLOCK) * key_ns
         if max(part_ns, memory_ns) + fit.combine < max(walk_ns, memory_ns):
             walk_ns, fixed_ns = part_ns, fixed_ns + fit.combine
-    return Kernel(shape.flops, shape.size_bytes, walk_ns, memory_ns, fixed_ns=fixed_ns)
+    return Kernel(shape.flops, shape.size_bytes, copied_ns + walk_ns, copied_ns + memory_ns, fixed_ns=fixed_ns)
 
 
 def _key_ns(rows: int, width: float, accelerator: Accelerator) -> float:

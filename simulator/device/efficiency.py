@@ -115,6 +115,8 @@ class TokenAttention(Strict):
     """Share of `compute` that is left to wider heads."""
     regroup: Duration = 0
     """Time of copying queries together that share a KV head, where a kernel of its own does it."""
+    gather: Share | None = None
+    """Share of the peak bandwidth at which queries reach the kernel and results leave it by copies; none: in place."""
 
 
 class Protocol(Strict):
@@ -144,7 +146,7 @@ class Efficiency(Strict):
     gemm: dict[str, Gemm]
     """By format of the product; see `simulator.model.precision.FORMATS`."""
     prompt_attention: dict[str, PromptAttention]
-    """By format of the cache: bf16, and fp8 where it was measured."""
+    """By format of the cache: bf16, and fp8 where it was measured; `latent`: over explicit keys of a latent cache."""
     token_attention: dict[str, TokenAttention]
     """By format of the cache."""
     latent_attention: dict[str, TokenAttention] | None = None
@@ -194,8 +196,10 @@ class Efficiency(Strict):
         """Return the constants of products in `form`, or those of the nearest format that was measured."""
         return self.gemm[self.lender(form)]
 
-    def prompt_attention_in(self, kv: str) -> PromptAttention:
+    def prompt_attention_in(self, kv: str, latent: bool = False) -> PromptAttention:
         """Return the constants of prompts whose cache is in `kv`."""
+        if latent and "latent" in self.prompt_attention:
+            return self.prompt_attention["latent"]
         return self.prompt_attention[_cache(kv, self.prompt_attention)]
 
     def token_attention_in(self, kv: str, latent: bool = False) -> TokenAttention:

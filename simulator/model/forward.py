@@ -228,10 +228,15 @@ class Pass:
             rows.append(Operator("query projection", layers, Gemm(tokens, queries, part.query_rank, form)))
         turned = tokens * (self.heads + 1) * part.rope_dim + tokens * part.kv_rank
         rows.append(Operator("rotary positions", layers, Elementwise(2 * turned * self.value_bytes)))
+        kept = Elementwise(tokens * latent * (self.value_bytes + self.precision.kv_bytes))
+        rows.append(Operator("latent cache write", layers, kept))
         if work.prompt_tokens:
             width = self.heads * (part.nope_dim + part.value_dim)
             made = Gemm(-(-round(work.kv_tokens) // self.layout.context), width, part.kv_rank, form)
             rows.append(Operator("key and value projection", layers, made))
+            # each head's key is put together from its own part and the rotary part that all share
+            joined = made.rows * self.heads * (part.nope_dim + part.key_dim) * self.value_bytes
+            rows.append(Operator("key assembly", layers, Elementwise(joined)))
         if work.batch:
             fed = work.batch * work.queries
             shape = Gemm(fed, part.kv_rank, part.nope_dim, "bf16", self.heads)
