@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from operators.fitting import SYSTEMS, Columns, Row, error, errors_by_decade, left_out, read, search, thinned
+from operators.fitting import Columns, Row, error, errors_by_decade, left_out, read, search, thinned
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
 from simulator.device.efficiency import PromptAttention as PromptFit
@@ -21,7 +21,7 @@ from simulator.device.efficiency import TokenAttention as TokenFit
 from simulator.device.timing import time_of
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import PromptAttention, TokenAttention
+from simulator.model.operators import PromptAttention
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
 
@@ -110,7 +110,7 @@ BESIDE = {
     "MLA token module": {"gap": (20_000.0, 1e6)},
     "MLA prompt module": {"gap": (20_000.0, 1e6), "token": (10.0, 1e3), "block": (10.0, 1e3)},
 }
-"""What a module takes beside its operators, in ns: each, for each position, and for each that is quantised in blocks."""
+"""What modules take beside their operators, in ns: each, for each position, and for each quantised in blocks."""
 
 
 def with_constants(device: Accelerator, kind: str, kv: str, values: dict[str, Any]) -> Accelerator:
