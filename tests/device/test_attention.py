@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from simulator import catalog
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import BLOCK, prompt_attention, token_attention
+from simulator.device.kernels import Kernel
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import Gemm, Operator, PromptAttention, TokenAttention
+from simulator.model.operators import Elementwise, Gemm, Operator, PromptAttention, TokenAttention
 from simulator.model.precision import Precision
 from simulator.model.transformer import Transformer
 
@@ -286,3 +287,46 @@ def test_decodes_beside_prompts_share_their_launch_where_heads_are_packed() -> N
     shape = TokenAttention(40, 40 * 2000, 32, 8, 128, 128)
     apart, along = token_attention(shape, H100), token_attention(shape._replace(mixed=True), H100)
     assert apart.ns - along.ns == H100.fitted.token_attention_in("bf16").launch
+
+
+LATENT = {"kind": "latent", "heads": 128, "kv_rank": 512, "nope_dim": 128, "rope_dim": 64, "value_dim": 128}
+
+
+@given(device_of, st.integers(1, 1024), st.floats(1, 1e5), st.floats(0, 1e5), st.sampled_from([1, 16, 128]), cache_of)
+def test_decode_over_latents_never_beats_the_roofline_and_grows_with_the_context(
+    device: Accelerator, batch: int, each: float, more: float, heads: int, kv: str
+) -> None:
+    def kernel(each: float) -> Kernel:
+        return token_attention(TokenAttention(batch, batch * each, heads, 1, 576, 512, kv, latent=True), device)
+
+    near = kernel(each)
+    assert near.ns >= floor_ns(near.flops, near.size_bytes, device) * ALMOST
+    assert kernel(each + more).ns >= near.ns * ALMOST
+
+
+def test_prompts_of_a_latent_cache_have_constants_and_copies_of_their_own() -> None:
+    part = passing(LATENT)
+    rows = {row.name: row for row in part.operators(Work(1000, 500500, 1))}
+    assert not rows["prompt attention"].shape.stored
+    # 576 values are read in 16 bits and kept in 16; 128 heads join 128 values with 64 shared ones
+    assert rows["latent cache write"].shape == Elementwise(1000 * 576 * 4)
+    assert rows["key assembly"].shape == Elementwise(1000 * 128 * (128 + 192) * 2)
+    own = H100.fitted.prompt_attention_in("bf16", latent=True)
+    assert own != H100.fitted.prompt_attention_in("bf16")
+    assert A100.fitted.prompt_attention_in("bf16", latent=True) == A100.fitted.prompt_attention_in("bf16")
+
+
+def test_left_out_mla_modules_are_predicted(measured: ModuleType) -> None:
+    """B200's modules from their operators alone; H100's and GB200's with the host's time, fitted on the others."""
+    modules = importlib.import_module("operators.latent_attention")
+    for name in modules.DEVICES:
+        sheet = load_accelerator(name)
+        for (kind, kv), (frame, mask) in modules.tables(DATA, name).items():
+            module = modules.modules(frame[mask].iloc[::3], sheet)
+            predicted = module.rest_ns + modules.attention_ns(module, sheet)
+            if name != "b200-sxm":
+                fitted = modules.fit_beside(kind, frame[~mask].iloc[::5], sheet)
+                predicted = predicted + modules.beside_ns(module, fitted)
+            off = abs(predicted / module.rows["ns"].to_numpy() - 1)
+            assert sorted(off)[len(off) // 2] < 0.13, (name, kind, kv)
+            assert off.mean() < 0.20, (name, kind, kv)
