@@ -117,7 +117,7 @@ class Timed(NamedTuple):
 
 
 def error_rows(what: str, where: str, cases: Sequence[Timed]) -> Iterator[Row]:
-    """Yield the errors of kernels alone, and those with an overhead per step fitted on every fourth case on the rest."""
+    """Yield the errors of kernels alone, and of kernels with every fourth case's overhead per step on the rest."""
     yield error_row(what, where, [c.predicted for c in cases], [c.measured for c in cases])
     rest = [case for index, case in enumerate(cases) if index % 4]
     if len(rest) < 6:

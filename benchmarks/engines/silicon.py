@@ -209,7 +209,7 @@ def delivered(found: pd.DataFrame) -> pd.DataFrame:
     known = found[found["why"] == ""].copy()
     combination = known.groupby(["model", "device", "format", "layout"], sort=True).ngroup()
     known["kept_out"] = combination % 4 != 0
-    for engine, rows in known.groupby("engine"):
+    for _, rows in known.groupby("engine"):
         fitted = rows[~rows["kept_out"]]
         grid = [(ms, tokens) for ms in OVERHEADS_MS for tokens in TOKENS]
         best = min(grid, key=lambda point: _ttft_error(fitted, *point))
