@@ -172,12 +172,17 @@ def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[s
         from simulator.build.run import plan
 
         plan(scenario)
+    told: list[str] = []
+    if scenario.serving is not None and scenario.serving.cost.name == "measured":
+        from simulator.build.serving import plan as plan_serving
+
+        told = plan_serving(scenario).cost_lines
     if show:
         from simulator.scenario.write import resolved
 
         click.echo(resolved(scenario, Path.cwd()), nl=False)
     else:
-        click.echo(f"{file}: valid")
+        click.echo("\n".join([f"{file}: valid", *told]))
     return DONE
 
 

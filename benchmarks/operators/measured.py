@@ -1,6 +1,6 @@
 """Says how far interpolated tables are from what was left out of them: whole shapes, and points at random.
 
-Run `python benchmarks/operators/measured.py`; it prints the table of docs/measured-tables.md and writes it as JSON. It
+Run `python benchmarks/operators/measured.py`; it prints every row, then the table of docs/measured-tables.md. It
 needs the public tables in `../shared/data`. Every fourth shape (weight matrix, numbers of heads, sizes of experts) is
 left out with all its points; then, apart from that, every tenth point, drawn with a fixed seed.
 """
@@ -118,6 +118,26 @@ def rows(systems: dict[str, str], tables: tuple[str, ...]) -> Iterator[Row]:
                         yield {"left out": left_out, "engine": engine, **errors(kind, device, stay, apart)}
 
 
+def summary(found: list[Row]) -> list[str]:
+    """Return the table of the docs: mean errors on left-out shapes and on left-out points, per device."""
+    devices = list(dict.fromkeys(row["device"] for row in found))
+    lines = ["| operator | engine | " + " | ".join(devices) + " |", "|---|---|" + "---|" * len(devices)]
+    errors_of: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for row in found:
+        if row["mean"] is not None:
+            at = errors_of.setdefault((row["what"], row["engine"]), {})
+            at[row["device"], row["left out"]] = row["mean"]
+    for (what, engine), at in sorted(errors_of.items()):
+        cells = []
+        for device in devices:
+            pair = [at.get((device, left_out)) for left_out in ("shapes", "points")]
+            shown = " / ".join("-" if value is None else f"{value:.1%}" for value in pair)
+            cells.append("" if pair == [None, None] else shown)
+        kind, form = what.split(" ", 1)
+        lines.append(f"| {kind.replace('_', ' ')}, {form} | {engine} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     """Print the table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,6 +153,7 @@ def main() -> None:
         found.append(row)
         shown = (f"{row[c]:.1%}" if isinstance(row[c], float) else str(row[c]) for c in columns)
         print("| " + " | ".join(shown) + " |", flush=True)
+    print("", *summary(found), sep="\n")
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -78,6 +78,8 @@ class Blueprint:
     faults: Planned
     notes: list[str]
     """Inputs that have no effect, for the user to read; reading the trace adds to them."""
+    cost_lines: list[str]
+    """Where the times of measured tables are from; among the notes too."""
 
 
 def plan(scenario: Scenario) -> Blueprint:
@@ -106,7 +108,8 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
-    notes += dict.fromkeys(line for pool in pools for line in cost_notes(pool.engine.cost))
+    cost_lines = list(dict.fromkeys(line for pool in pools for line in cost_notes(pool.engine.cost)))
+    notes += cost_lines
     if len(pools) == 1:
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
@@ -114,7 +117,7 @@ def plan(scenario: Scenario) -> Blueprint:
             if _set(scenario, key)
         ]
     batches, faults = _workload(scenario, notes), plan_faults(scenario, topology)
-    return Blueprint(scenario, topology, inventory, model, pools, admission, batches, faults, notes)
+    return Blueprint(scenario, topology, inventory, model, pools, admission, batches, faults, notes, cost_lines)
 
 
 def _set(scenario: Scenario, key: str) -> bool:
@@ -331,6 +334,7 @@ class System:
             "device": topology.device,
             "devices": len(topology.sites),
             "devices_leased": self.blueprint.inventory.leased,
+            **({"cost": self.blueprint.cost_lines} if self.blueprint.cost_lines else {}),
         }
 
 

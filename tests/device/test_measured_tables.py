@@ -1,5 +1,6 @@
 """Measured tables: what a file may hold and what is refused, exact at its points, the roofline where it is silent."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,21 @@ def test_files_that_are_no_tables_are_refused_together(tmp_path: Path) -> None:
     broken.write_text("PAR0")
     name = tmp_path / "table.txt"
     name.write_text("")
-    problems = refusal(broken, name, tmp_path / "absent.csv").splitlines()
-    assert len(problems) == 3
+    problems = refusal(broken, name).splitlines()
+    assert len(problems) == 2
     assert "cannot be read as a table" in problems[0]
     assert problems[1] == f"{name}: is no table; allowed: .csv, .csv.gz or .parquet"
-    assert "No such file" in problems[2]
+    assert "cannot be read: No such file" in refusal(tmp_path / "absent.csv")
+
+
+def test_a_table_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
+    path = write(tmp_path / "gemm.csv", GEMMS)
+    first = cost_of(path).times
+    assert cost_of(path).times is first
+    assert cost_of(path, layout=Layout(tensor=2)).times is not first
+    write(path, [{**row, "ns": 2 * row["ns"]} for row in GEMMS])
+    os.utime(path, ns=(1, 1))
+    assert kernel_ns(path, Gemm(64, 6144, 4096)) == pytest.approx(60_000)
 
 
 # -- of what device, model and engine ---------------------------------------------------------------------------------
@@ -310,10 +321,21 @@ def test_aiconfigurator_products_and_unknown_formats(tmp_path: Path) -> None:
         tmp_path / "gemm.parquet", [row, {**row, "gemm_dtype": "fp8", "latency": 0.02}, {**row, "gemm_dtype": "int3"}]
     )
     assert kernel_ns(path, Gemm(64, 6144, 4096)) == pytest.approx(30_000)
-    assert kernel_ns(path, Gemm(64, 6144, 4096, "fp8")) == pytest.approx(20_000)
+    assert kernel_ns(path, Gemm(64, 6144, 4096, "fp8", quantise=True)) == pytest.approx(20_000)
+    alone = Gemm(64, 6144, 4096, "fp8")  # its activations come quantised: the ratio holds, the kernel for them is gone
+    both = time_of(alone._replace(quantise=True), DEVICE).ns
+    assert kernel_ns(path, alone) == pytest.approx(20_000 * time_of(alone, DEVICE).ns / both)
     told = cost_notes(cost_of(path))[0]
     assert "VLLM 0.24.0 on NVIDIA H100 80GB HBM3" in told
     assert "number formats not known here passed over: int3 (1 rows)" in told
+
+
+def test_products_that_wait_for_the_host_are_passed_over(tmp_path: Path) -> None:
+    row = {"gemm_dtype": "fp8_block", "k": 4096, **WHO}
+    sizes = ((1, 1024, 0.18), (8, 1024, 0.20), (64, 1024, 0.18), (4096, 6144, 0.26), (32768, 6144, 0.9))
+    path = write(tmp_path / "gemm.parquet", [{**row, "m": m, "n": n, "latency": ms} for m, n, ms in sizes])
+    assert "products that wait for the host passed over: fp8_block (4 rows)" in cost_notes(cost_of(path))[0]
+    assert kernel_ns(path, Gemm(32768, 6144, 4096, "fp8_block", quantise=True)) == pytest.approx(900_000)
 
 
 def test_aiconfigurator_attention_is_told_apart_by_its_phase(tmp_path: Path) -> None:

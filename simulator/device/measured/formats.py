@@ -51,7 +51,7 @@ def _canonical(table: Table, forward: Pass) -> Iterator[Measured]:
 
 CHOICES: dict[str, tuple[str, ...]] = {"format": tuple(FORMATS), "kv": tuple(VALUES)}
 TEXTS = ("name", "operation")
-SWITCHES = ("gated", "latent")
+SWITCHES = ("gated", "latent", "quantise")
 FROM_ZERO = ("cached", "window", "skew")
 
 

@@ -3,8 +3,9 @@
 Sources: ai-dynamo/aiconfigurator, systems/data/*_perf; microsoft/vidur, data/profiling. Latencies in ms.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 from simulator.device.measured.points import KINDS
@@ -46,14 +47,47 @@ class _Formats:
 # -- aiconfigurator ---------------------------------------------------------------------------------------------------
 
 
+HOST_NS = 50_000
+"""A product that has next to nothing to do and takes longer than this waits for the host: no graph was captured."""
+CLEAR = 1.5
+"""Times the host's time from which on a product is taken to be held up by the device."""
+
+
 def gemm(table: Table, forward: Pass) -> Iterator[Measured]:
-    """Yield dense products of an m x k and a k x n matrix."""
+    """Yield dense products of an m x k and a k x n matrix; those of scaled formats quantise their activations first.
+
+    Rows that tell of the host alone, in a table that was taken without a captured graph, are passed over.
+    """
     formats = _Formats(table, FORMATS)
-    columns = (table.columns["gemm_dtype"], *(table.whole(name, 1) for name in ("m", "n", "k")))
-    for name, rows, n, k, ns in zip(*columns, table.times("latency", MS), strict=True):
-        if form := formats(name):
-            yield _measured("gemm", {"rows": rows, "columns": n, "inner": k, "format": form}, ns)
+    names, times = table.columns["gemm_dtype"], table.times("latency", MS)
+    sizes = list(zip(*(table.whole(name, 1) for name in ("m", "n", "k")), strict=True))
+    waiting = _waiting(names, sizes, times)
+    waits: dict[str, int] = {}
+    for name, (rows, n, k), ns in zip(names, sizes, times, strict=True):
+        if rows <= waiting.get((name, n, k), 0):
+            waits[name] = waits.get(name, 0) + 1
+        elif form := formats(name):
+            values = {"rows": rows, "columns": n, "inner": k, "format": form, "quantise": FORMATS[form].scaled}
+            yield _measured("gemm", values, ns)
     formats.tell()
+    table.say_passed("products that wait for the host", waits)
+
+
+def _waiting(names: Sequence[str], sizes: list[tuple[int, ...]], times: list[float]) -> dict[tuple[str, int, int], int]:
+    """Return by format and weight matrix up to how many rows a product may wait for the host.
+
+    The host takes the median time of products that have next to nothing to do.
+    """
+    idle: dict[str, list[float]] = {}
+    for name, (rows, n, k), ns in zip(names, sizes, times, strict=True):
+        if rows * n * k < 2**30 and n * k < 2**24:
+            idle.setdefault(name, []).append(ns)
+    medians = {name: median(found) for name, found in idle.items()}
+    last: dict[tuple[str, int, int], int] = {}
+    for name, (rows, n, k), ns in zip(names, sizes, times, strict=True):
+        if medians.get(name, 0.0) > HOST_NS and ns < CLEAR * medians[name]:
+            last[name, n, k] = max(rows, last.get((name, n, k), 0))
+    return last
 
 
 HEADS = ("num_heads", "num_key_value_heads", "head_dim")

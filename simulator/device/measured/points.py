@@ -42,7 +42,8 @@ def _one(shape: Shape, name: str = "") -> tuple[Operator, ...]:
 
 
 def _gemm(row: Values) -> tuple[Operator, ...]:
-    return _one(Gemm(row["rows"], row["columns"], row["inner"], row["format"], row["batch"]))
+    names = ("rows", "columns", "inner", "format", "batch", "quantise")
+    return _one(Gemm(**{name: row[name] for name in names}))
 
 
 def _experts(row: Values) -> tuple[Operator, ...]:
@@ -79,7 +80,7 @@ _WINDOW = {"kv": "bf16", "window": 0}
 _ONE_QUERY = {**_WINDOW, "queries": 1, "latent": False}
 
 KINDS: dict[str, Kind] = {
-    "gemm": Kind(("rows", "columns", "inner"), {"format": "bf16", "batch": 1}, _gemm),
+    "gemm": Kind(("rows", "columns", "inner"), {"format": "bf16", "batch": 1, "quantise": False}, _gemm),
     "experts": Kind(
         ("tokens", "hidden", "intermediate", "topk", "experts", "local"),
         {"format": "bf16", "gated": True, "skew": 0.0},

@@ -48,47 +48,56 @@ def measured_times(parameters: MeasuredParameters, forward: Pass, accelerator: A
     Raises InputError when a table cannot be read, or is of another device or model and no word of the section says
     that it shall stand for this one.
     """
-    problems: list[Problem] = []
-    origins, measured = [], []
-    for section in parameters.tables:
-        try:
-            contents = _read(section, forward)
-            origins.append(_origin(section, contents, forward, accelerator))
-            measured.append(contents.measured)
-        except InputError as error:
-            problems += error.problems
+    problems = [
+        Problem(f"cannot be read: {reason}", file=section.path)
+        for section in parameters.tables
+        if (reason := _unreadable(Path(section.path)))
+    ]
     if problems:
         raise InputError(problems)
-    return MeasuredTimes(accelerator, [m for part in measured for m in part], origins)
+    # all that the times may depend on: tables of layers become shapes of this model under this layout
+    parts = parameters, forward.model, forward.layout, forward.precision, accelerator
+    changed = [str(Path(section.path).stat().st_mtime_ns) for section in parameters.tables]
+    key = (*(part.model_dump_json() for part in parts), *changed)
+    return _times_once(key, _Unseen(parameters, forward, accelerator))
 
 
-def _read(section: TableSection, forward: Pass) -> Contents:
-    path = Path(section.path)
+def _unreadable(path: Path) -> str | None:
     try:
-        changed = path.stat().st_mtime_ns
+        with path.open("rb"):
+            return None
     except OSError as error:
-        raise InputError(Problem(f"cannot be read: {error.strerror}", file=section.path)) from None
-    # all that the contents may depend on: tables of layers become shapes of this model under this layout
-    key = forward.model.model_dump_json(), forward.layout.model_dump_json(), forward.precision.model_dump_json()
-    return _read_once(path, changed, key, _Same(forward))
+        return error.strerror
 
 
-class _Same:
-    """A pass that equals every other: whether it is the same is in the rest of a cache's key."""
+class _Unseen:
+    """Arguments that a cache shall not look at: they follow from the rest of its key."""
 
-    def __init__(self, forward: Pass) -> None:
-        self.forward = forward
+    def __init__(self, parameters: MeasuredParameters, forward: Pass, accelerator: Accelerator) -> None:
+        self.parameters, self.forward, self.accelerator = parameters, forward, accelerator
 
     def __hash__(self) -> int:
         return 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same)
+        return isinstance(other, _Unseen)
 
 
-@lru_cache(maxsize=16)
-def _read_once(path: Path, changed: int, key: tuple[str, ...], same: _Same) -> Contents:
-    return read(path, same.forward)
+@lru_cache(maxsize=4)
+def _times_once(key: tuple[str, ...], of: _Unseen) -> MeasuredTimes:
+    """Return the times of tables: a scenario asks for the same when it is checked, and once per pool."""
+    problems: list[Problem] = []
+    origins, measured = [], []
+    for section in of.parameters.tables:
+        try:
+            contents = read(Path(section.path), of.forward)
+            origins.append(_origin(section, contents, of.forward, of.accelerator))
+            measured += contents.measured
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return MeasuredTimes(of.accelerator, measured, origins)
 
 
 def _origin(section: TableSection, contents: Contents, forward: Pass, accelerator: Accelerator) -> Origin:
