@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from operators import latent_attention
+from operators.attention_transfer import transfer
 from operators.fitting import SYSTEMS, Columns, Row, errors_by_decade, left_out, read, search, thinned
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
@@ -33,6 +34,8 @@ KERNELS = {
     ("gb200", "prompt attention", "fp8"): {"packed": False, "decodes": "apart"},
 }
 """What is known of the kernels of prompts and of decode: FlashAttention-2, FlashAttention-3, and TensorRT-LLM's."""
+
+__all__ = ["errors", "fit", "tables", "transfer"]
 
 Table = tuple[pd.DataFrame, np.ndarray]
 
