@@ -25,7 +25,7 @@ SHAPE = ("num_heads", "num_key_value_heads", "head_dim")
 FORMATS = {"bfloat16": "bf16", "fp8": "fp8"}
 FIT_ROWS = 900
 KERNELS = {
-    ("a100-sxm-80gb", "prompt attention", "bf16"): {"rows": 64, "packed": False, "softmax": 32.0},
+    ("a100-sxm-80gb", "prompt attention", "bf16"): {"rows": 64, "packed": False, "compute": 0.85},
     ("a100-sxm-80gb", "token attention", "bf16"): {"splits": "grouped"},
     ("h100-sxm-80gb", "token attention", "fp8"): {"registers": 128},
     ("b200-sxm", "prompt attention", "bf16"): {"packed": False, "decodes": "apart"},
@@ -96,7 +96,7 @@ def predicted(kind: str, rows: pd.DataFrame, device: Accelerator) -> np.ndarray:
 
 PROMPT_START = {
     "compute": (0.7, 1.0),
-    "softmax": (60.0, 1e3),
+    "softmax": (30.0, 1e3),
     "tile": (2000.0, 1e5),
     "straggler": (0.7, 1.0),
     "write": (0.3, 1.0),
@@ -104,7 +104,7 @@ PROMPT_START = {
 }
 TOKEN_START = {
     "memory": (0.85, 1.0),
-    "compute": (0.3, 1.0),
+    "feed": (30.0, 1e3),
     "tile": (1500.0, 1e5),
     "launch": (9000.0, 1e5),
     "combine": (1500.0, 1e5),

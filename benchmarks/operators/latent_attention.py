@@ -97,7 +97,7 @@ PARTS = (
 START = {
     "MLA token module": {
         "memory": (0.85, 1.0),
-        "compute": (0.7, 1.0),
+        "feed": (8.0, 1e3),
         "tile": (4000.0, 1e5),
         "gather": (0.3, 1.0),
     },

@@ -13,6 +13,7 @@ from simulator.units import NS_PER_S
 
 BLOCK = 128
 """Keys that a tile takes at a time: no walk is shorter."""
+PS_PER_NS = 1000
 DECODE_ROWS = 64
 """Query rows of one tile in decode: the queries of all heads that share a KV head, padded with nothing."""
 
@@ -60,8 +61,7 @@ def _tiles(shape: PromptAttention, fit: PromptFit, accelerator: Accelerator) -> 
     longest = max(longest, BLOCK)
     edge = (span + min(each, BLOCK)) / 2 if shape.causal else 0.0
     mean = min(max(shape.pairs / shape.tokens + edge, BLOCK), longest)
-    share = fit.compute * (fit.wide if shape.value_dim > fit.registers else 1.0)
-    key_ns = _key_ns(fit.rows, shape.key_dim + shape.value_dim + fit.softmax, accelerator) / share
+    key_ns = _prompt_key_ns(shape, fit, accelerator)
     return tiles, fit.tile + mean * key_ns, fit.tile + longest * key_ns
 
 
@@ -89,8 +89,7 @@ def _along(shape: TokenAttention, fit: PromptFit, accelerator: Accelerator) -> K
     They come after the tiles of the prompts, in whole waves.
     """
     tiles = shape.batch * shape.heads * -(-shape.queries // fit.rows)
-    share = fit.compute * (fit.wide if shape.value_dim > fit.registers else 1.0)
-    key_ns = _key_ns(fit.rows, shape.key_dim + shape.value_dim + fit.softmax, accelerator) / share
+    key_ns = _prompt_key_ns(shape, fit, accelerator)
     walk_ns = -(-tiles // accelerator.processors) * (fit.tile + _keys(shape) * key_ns)
     memory = accelerator.fitted.token_attention_in(shape.kv).memory
     memory_ns = memory_floor_ns(shape.size_bytes, accelerator) / memory
@@ -113,8 +112,10 @@ def _decode(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
     fixed_ns = fit.launch
     if group > 1 and shape.kv_heads > 1 and shape.batch > 1:
         fixed_ns += fit.regroup
-    share = fit.compute * (fit.wide if shape.value_dim > fit.registers else 1.0)
-    key_ns = _key_ns(DECODE_ROWS, shape.key_dim + shape.value_dim, accelerator) / share
+    width = shape.key_dim + shape.value_dim
+    key_ns = _key_ns(DECODE_ROWS, width, accelerator) + width * fit.feed / PS_PER_NS
+    if shape.value_dim > fit.registers:
+        key_ns /= fit.wide
     walk_ns = -(-tiles // accelerator.processors) * (fit.tile + keys * key_ns)
     memory_ns = fit.tile + BLOCK * key_ns + memory_floor_ns(shape.size_bytes, accelerator) / fit.memory
     copied_ns = 0.0
@@ -126,6 +127,13 @@ def _decode(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
         if max(part_ns, memory_ns) + fit.combine < max(walk_ns, memory_ns):
             walk_ns, fixed_ns = part_ns, fixed_ns + fit.combine
     return Kernel(shape.flops, shape.size_bytes, copied_ns + walk_ns, copied_ns + memory_ns, fixed_ns=fixed_ns)
+
+
+def _prompt_key_ns(shape: PromptAttention | TokenAttention, fit: PromptFit, accelerator: Accelerator) -> float:
+    """Return the time in which one processor takes a tile of a prompt over one key: products, then softmax."""
+    key_ns = _key_ns(fit.rows, shape.key_dim + shape.value_dim, accelerator) / fit.compute
+    key_ns += fit.rows * fit.softmax / PS_PER_NS
+    return key_ns / fit.wide if shape.value_dim > fit.registers else key_ns
 
 
 def _key_ns(rows: int, width: float, accelerator: Accelerator) -> float:

@@ -71,9 +71,9 @@ class PromptAttention(Strict):
     """Fitted constants of fused attention over a prompt, by format of the cache; see `simulator.device.attention`."""
 
     compute: Share
-    """Share of the 16-bit peak at which a tile walks over keys, as if nothing but multiplying took time."""
+    """Share of the 16-bit peak at which a tile is multiplied with keys and values."""
     softmax: float = Field(ge=0)
-    """Work on each score that is no product (maximum, exponential, sum), as so many more head dimensions."""
+    """Picoseconds of one processor on each score that multiplying does not hide: maximum, exponential, sum."""
     tile: Duration
     """Time of one tile beyond its walk: queries loaded, pipeline filled, results written."""
     straggler: float = Field(ge=0, le=1)
@@ -99,8 +99,8 @@ class TokenAttention(Strict):
 
     memory: Share
     """Share of the peak bandwidth at which keys and values stream."""
-    compute: Share
-    """Share of the 16-bit peak at which a tile, all its rows counted, walks over keys."""
+    feed: float = Field(ge=0)
+    """Picoseconds of one processor on each element of a key or value beyond multiplying all rows of a tile with it."""
     tile: Duration
     """Time of one tile beyond its walk."""
     launch: Duration

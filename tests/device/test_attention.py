@@ -158,7 +158,7 @@ def test_decode_runs_in_waves_of_one_tile_per_processor() -> None:
     """Tiles: one per sequence and KV head, P processors: P + 1 tiles take the time of 2 P, twice that of P."""
     fit, rate = H100.fitted.token_attention_in("bf16"), H100.rate("bf16")
     # a tile of 64 rows takes 2 * 64 * 256 operations a key, and no fewer than 128 keys
-    tile_ns = fit.tile + 128 * 2 * 64 * 256 / (rate / H100.processors) * NS / fit.compute
+    tile_ns = fit.tile + 128 * (2 * 64 * 256 / (rate / H100.processors) * NS + 256 * fit.feed / 1000)
 
     def compute_ns(tiles: int) -> float:
         return token_attention(TokenAttention(tiles, tiles, 4, 1, 128, 128), H100).compute_ns
@@ -171,7 +171,7 @@ def test_keys_of_few_sequences_are_split_over_the_processors() -> None:
     """T tiles of N keys on P processors: split, each processor walks over T N / P; not where that gains too little."""
     fit = H100.fitted.token_attention_in("bf16")
     alone = token_attention(TokenAttention(4, 4 * 65536, 32, 8, 128, 128), H100)
-    key_ns = 2 * 64 * 256 / (H100.rate("bf16") / H100.processors) * NS / fit.compute
+    key_ns = 2 * 64 * 256 / (H100.rate("bf16") / H100.processors) * NS + 256 * fit.feed / 1000
     assert alone.compute_ns == pytest.approx(fit.tile + 65536 * 32 / H100.processors * key_ns, rel=1e-12)
     assert alone.fixed_ns == fit.launch + fit.combine
     assert token_attention(TokenAttention(4, 4 * BLOCK, 32, 8, 128, 128), H100).fixed_ns == fit.launch
@@ -276,7 +276,8 @@ def test_decodes_beside_prompts_are_tiles_of_their_call_where_heads_are_not_pack
     """B sequences of H heads on P processors: ceil(B H / P) waves of tiles with one query each, no key split."""
     fit = A100.fitted.prompt_attention_in("bf16")
     shape = TokenAttention(40, 40 * 2000, 32, 8, 128, 128, mixed=True)
-    key_ns = 2 * fit.rows * (256 + fit.softmax) / (A100.rate("bf16") / A100.processors) * NS / fit.compute
+    key_ns = 2 * fit.rows * 256 / (A100.rate("bf16") / A100.processors) * NS / fit.compute
+    key_ns += fit.rows * fit.softmax / 1000
     kernel = token_attention(shape, A100)
     assert kernel.compute_ns == pytest.approx(12 * (fit.tile + 2000 * key_ns), rel=1e-12)  # ceil(1280 / 108) = 12
     assert kernel.fixed_ns == 0
