@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from engines import published, silicon
-from engines.harness import DATA, OUT
-from operators import attention, experts, gemm
+from engines.harness import DATA, OUT, ROOT
+from operators import all_reduce, attention, borrowed, experts, gemm, host_links
 
 Row = dict[str, Any]
-COLUMNS = ("what", "where", "format", "decade", "rows", "median", "mean", "bias")
+COLUMNS = ("what", "where", "device", "format", "decade", "rows", "median", "mean", "bias")
 HEADS = {"median": "median error", "mean": "mean error", "bias": "predicted / measured"}
 
 
 def kernels(data: Path) -> Iterator[Row]:
     """Yield the errors of operators on whole shapes left out of the fits."""
-    for source in (gemm, attention, experts):
+    for source in (gemm, attention, experts, all_reduce, host_links):
         yield from source.errors(data)
 
 
 def transfer(data: Path) -> Iterator[Row]:
     """Yield the errors on tables of other engines and devices, of which nothing was fitted."""
-    for source in (gemm, attention, experts):
+    for source in (gemm, attention, experts, borrowed):
         yield from source.transfer(data)
 
 
@@ -62,23 +62,34 @@ PARTS: dict[str, tuple[str, Callable[[Path], Iterable[Row]]]] = {
 }
 
 
+PAGE = Path(__file__).parent / "accuracy_page.md"
+"""The page's text, with a place for the tables."""
+
+
 def main() -> None:
-    """Print every table and write them as JSON under `--out`."""
+    """Print every table, write them as JSON under `--out` and, if asked, as the page docs/accuracy.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
     parser.add_argument("--only", choices=[*PARTS, "silicon"], help="one part")
     parser.add_argument("--every", type=int, default=1, help="of the silicon table only each so-manieth row")
+    parser.add_argument("--docs", action="store_true", help="write docs/accuracy.md")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    result = {}
+    result, texts = {}, []
     for name, (title, make) in PARTS.items():
         if options.only in (None, name):
             result[name] = list(make(options.data))
-            print(show(title, result[name]))
+            texts.append(show(title, result[name]))
+            print(texts[-1], flush=True)
     (options.out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
     if options.only in (None, "silicon"):
-        silicon.report(options.data, options.out, options.every)
+        texts.append("\n### Engines of 2025 and 2026: closed loops of the silicon table\n")
+        texts[-1] += "\n" + "\n".join(silicon.report(options.data, options.out, options.every))
+        print(texts[-1])
+    if options.docs:
+        page = PAGE.read_text(encoding="utf-8").replace("{tables}", "\n".join(texts))
+        (ROOT / "docs" / "accuracy.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

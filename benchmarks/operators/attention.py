@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from operators import latent_attention
-from operators.attention_transfer import transfer
-from operators.fitting import SYSTEMS, Columns, Row, errors_by_decade, left_out, read, search, thinned
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
 from simulator.device.efficiency import PromptAttention as PromptFit
 from simulator.device.efficiency import TokenAttention as TokenFit
 from simulator.device.kernels import Kernel
 from simulator.model.operators import PromptAttention, TokenAttention
+
+from .attention_transfer import transfer
+from .fitting import SYSTEMS, Columns, Row, errors_by_decade, left_out, read, search, thinned
 
 SHAPE = ("num_heads", "num_key_value_heads", "head_dim")
 FORMATS = {"bfloat16": "bf16", "fp8": "fp8"}

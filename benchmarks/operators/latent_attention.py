@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from operators.fitting import Columns, Row, error, errors_by_decade, left_out, read, search, thinned
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
 from simulator.device.efficiency import PromptAttention as PromptFit
@@ -24,6 +23,8 @@ from simulator.model.layout import Layout
 from simulator.model.operators import PromptAttention
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
+
+from .fitting import Columns, Row, error, errors_by_decade, left_out, read, search, thinned
 
 MODEL = load_model("deepseek-v3")
 DEVICES = ("h100-sxm-80gb", "b200-sxm", "gb200")
