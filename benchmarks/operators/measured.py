@@ -31,7 +31,7 @@ from simulator.model.transformer import load_model
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 SYSTEMS = {"a100-sxm-80gb": "a100_sxm", "h100-sxm-80gb": "h100_sxm", "b200-sxm": "b200_sxm", "gb200": "gb200"}
-TABLES = ("gemm.vllm", "gemm.trtllm", "context_attention", "generation_attention", "moe.vllm", "custom_allreduce")
+TABLES = ("_attention_", "custom_allreduce", "gemm.trtllm", "gemm.vllm", "mla", "moe.vllm")
 SHAPES_EVERY, POINTS_EVERY = 4, 10
 MOST = 2000
 """Left-out points of one family that are predicted; more only cost time."""
@@ -133,7 +133,7 @@ def summary(found: list[Row]) -> list[str]:
             pair = [at.get((device, left_out)) for left_out in ("shapes", "points")]
             shown = " / ".join("-" if value is None else f"{value:.1%}" for value in pair)
             cells.append("" if pair == [None, None] else shown)
-        kind, form = what.split(" ", 1)
+        kind, form = what.rsplit(" ", 1)
         lines.append(f"| {kind.replace('_', ' ')}, {form} | {engine} | " + " | ".join(cells) + " |")
     return lines
 

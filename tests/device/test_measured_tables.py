@@ -11,6 +11,7 @@ import pytest
 
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.cost import COSTS, RooflineCost, Subject, cost_notes
+from simulator.device.measured.modules import PARTS
 from simulator.device.measured.source import MeasuredParameters, same_device
 from simulator.device.measured.times import MeasuredTimes
 from simulator.device.timing import time_of
@@ -404,6 +405,31 @@ def test_vidur_layers_attention_and_collectives(tmp_path: Path) -> None:
     link = {"time_stats.all_reduce.median": 0.014, "num_workers": 2, "size": 1 << 20, "devices_per_node": 8}
     path = write(tmp_path / "all_reduce.csv", [link, {**link, "devices_per_node": 1}])
     assert kernel_ns(path, Collective("all_reduce", 1 << 20, 2, "tensor")) == pytest.approx(14_000)
+
+
+def test_modules_of_latent_attention_are_timed_whole(tmp_path: Path) -> None:
+    """attention = module - its projections, norms and copies, so that one layer's module comes out as measured."""
+    model = load_model("deepseek-v3")
+    what = {"model": "deepseek-ai/DeepSeek-V3", "mla_dtype": "bfloat16", "gemm_type": "bfloat16"}
+    module = {**what, "kv_cache_dtype": "bfloat16", "num_heads": 128, **WHO}
+    rows = [
+        {**module, "op_name": "mla_generation_module", "batch_size": 32, "isl": 1, "step": 4095, "latency": 0.9},
+        {**module, "op_name": "mla_context_module", "batch_size": 2, "isl": 1024, "step": 0, "latency": 4.0},
+        {**module, "op_name": "mla_context_module", "batch_size": 2, "isl": 1024, "step": 0, "latency": 1.0},
+    ]
+    rows[-1]["mla_dtype"] = "fp8"
+    path = write(tmp_path / "mla.parquet", rows)
+    parameters = MeasuredParameters(tables=(str(path),))  # type: ignore[arg-type]
+    cost = COSTS["measured"][1](parameters, Subject(model, Layout(), DEVICE, Precision()))
+    assert isinstance(cost, RooflineCost)
+    pairs = 2 * 1024 * 1025 // 2
+    for work, ns in ((Work(batch=32, context=32 * 4096), 900_000), (Work(2048, pairs, 2), 4_000_000)):
+        layer = [row.ns / row.calls for row in cost.operators(work) if row.name in PARTS]
+        assert sum(layer) == pytest.approx(ns)
+        assert cost.step_ns(work) == pytest.approx(sum(row.ns for row in cost.operators(work)))
+    told = cost_notes(cost)
+    assert "modules passed over: in fp8 (1 rows)" in told[0]
+    assert "attention" in told[2].partition("from the roofline")[0]
 
 
 def test_rows_that_are_aligned_alike_are_looked_at_first(tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ READERS: dict[str, Format] = {
     "aiconfigurator generation attention": Format(
         ATTENTION, operator_tables.generation_attention, WHO, {"op_name": "generation_attention"}
     ),
+    "aiconfigurator MLA modules": Format(
+        ("op_name", "mla_dtype", "gemm_type", "num_heads", "batch_size", "isl", "step", "model", "latency"),
+        operator_tables.latent_module,
+        WHO,
+    ),
     "aiconfigurator all-reduce": Format(
         ("allreduce_dtype", "num_gpus", "message_size", "latency"), operator_tables.custom_all_reduce, WHO
     ),

@@ -8,10 +8,12 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from simulator.device.measured.points import KINDS
+from simulator.device.measured.modules import module_of, parts
+from simulator.device.measured.points import KINDS, prompts
 from simulator.device.measured.table import Measured, Table
-from simulator.model.forward import Pass
-from simulator.model.precision import FORMATS, VALUES
+from simulator.model.forward import Pass, Work
+from simulator.model.precision import FORMATS, VALUES, Precision
+from simulator.model.transformer import load_model
 
 MS = 1e6
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
@@ -116,6 +118,39 @@ def context_attention(table: Table, forward: Pass) -> Iterator[Measured]:
 def generation_attention(table: Table, forward: Pass) -> Iterator[Measured]:
     """Yield attention of `batch_size` sequences with `step` positions cached, for one new token each."""
     return _attention(table, lambda n, new, old: ("token_attention", {"batch": n, "context": old + 1}))
+
+
+MODULES = {"deepseek-ai/DeepSeek-V3": "deepseek-v3"}
+"""Models whose attention modules are published, and their cards."""
+
+
+def latent_module(table: Table, forward: Pass) -> Iterator[Measured]:
+    """Yield attention modules of one layer: prompts of `isl` positions, or one position after `step`.
+
+    Only those that compute in 16 bits between the projections: others are other operators.
+    """
+    weights, caches = _Formats(table, FORMATS), _Formats(table, VALUES)
+    names = ("num_heads", "batch_size", "isl", "step")
+    sizes = zip(*(table.whole(name) for name in names), strict=True)
+    texts = zip(*(table.columns[name] for name in ("model", "gemm_type", "kv_cache_dtype", "mla_dtype")), strict=True)
+    modules: dict[tuple[str, int, str, str], Pass] = {}
+    passed: dict[str, int] = {}
+    for (heads, batch, new, old), (model, form, kv, between), ns in zip(
+        sizes, texts, table.times("latency", MS), strict=True
+    ):
+        if model not in MODULES or between != "bfloat16":
+            what = model if model not in MODULES else f"in {between}"
+            passed[what] = passed.get(what, 0) + 1
+        elif (weight := weights(form)) and (cache := caches(kv)):
+            key = model, heads, weight, cache
+            if key not in modules:
+                modules[key] = module_of(load_model(MODULES[model]), heads, Precision(weights=weight, kv=cache))
+            work = prompts(batch, new, old) if new > 1 else Work(batch=batch, context=batch * (old + 1))
+            yield Measured(parts(modules[key], work), ns)
+    weights.tell()
+    caches.tell()
+    table.say_passed("modules", passed)
+    table.notes.append("whole modules hold what the host adds between their kernels")
 
 
 def experts(table: Table, forward: Pass) -> Iterator[Measured]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from simulator.device.measured.interpolation import Coordinate
+from simulator.device.measured.modules import place_module
 from simulator.model.forward import Work, clipped
 from simulator.model.operators import (
     Collective,
@@ -107,6 +108,8 @@ def place(operators: tuple[Operator, ...], packed: bool = False) -> Coordinate:
     `packed`: by all new tokens of a step, whatever number of prompts they are of (see `one_prompt_at_a_time`).
     """
     shape = operators[0].shape
+    if len(operators) > 2:
+        return place_module(operators)
     if len(operators) > 1:
         return _place_mixed(operators)
     if isinstance(shape, Gemm):
@@ -135,7 +138,7 @@ ALIGNED = 4
 def refined(operators: tuple[Operator, ...]) -> Coordinate | None:
     """Return a narrower place, to look at first: among products whose rows are aligned alike, experts chosen alike."""
     shape = operators[0].shape
-    if isinstance(shape, Gemm):
+    if len(operators) == 1 and isinstance(shape, Gemm):
         at = place(operators)
         return at._replace(exact=(*at.exact, shape.rows % ALIGNED == 0))
     if isinstance(shape, Experts):

@@ -97,7 +97,7 @@ def _times_once(key: tuple[str, ...], of: _Unseen) -> MeasuredTimes:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    return MeasuredTimes(of.accelerator, measured, origins)
+    return MeasuredTimes(of.accelerator, measured, origins, of.forward)
 
 
 def _origin(section: TableSection, contents: Contents, forward: Pass, accelerator: Accelerator) -> Origin:

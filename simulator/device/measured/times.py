@@ -11,9 +11,12 @@ from typing import NamedTuple
 from simulator.device.accelerator import Accelerator
 from simulator.device.kernels import Kernel
 from simulator.device.measured.interpolation import Coordinate, Estimate, Family, Point
+from simulator.device.measured.modules import module_of, parts, place_module, work_of
 from simulator.device.measured.points import place, refined
 from simulator.device.measured.table import Measured
 from simulator.device.timing import time_of
+from simulator.model.architecture import LatentAttention
+from simulator.model.forward import Pass
 from simulator.model.operators import Operator, PromptAttention, TokenAttention
 
 Exact = tuple[str | float, ...]
@@ -32,8 +35,18 @@ class Origin(NamedTuple):
 class MeasuredTimes:
     """A source of times (see `simulator.device.timing.Times`) from measured points on one device kind."""
 
-    def __init__(self, accelerator: Accelerator, measured: Sequence[Measured], origins: Sequence[Origin] = ()) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        measured: Sequence[Measured],
+        origins: Sequence[Origin] = (),
+        forward: Pass | None = None,
+    ) -> None:
+        """`forward`: whose steps are timed, for tables of whole modules of its layers."""
         self.accelerator, self.origins = accelerator, tuple(origins)
+        self._module: Pass | None = None
+        if forward is not None and isinstance(forward.model.attention, LatentAttention):
+            self._module = module_of(forward.model, forward.heads, forward.precision)
         self.families: dict[Exact, Family] = {}
         for operators, ns in measured:
             self._add(place(operators), operators, ns)
@@ -57,6 +70,8 @@ class MeasuredTimes:
 
     def estimate(self, operators: tuple[Operator, ...]) -> Estimate | None:
         """Return what the tables say of operators that run as one, or None when nothing like it was measured."""
+        if len(operators) == 1 and (module := self._module_with(operators[0])) is not None:
+            operators = module
         at, shape = place(operators), operators[0].shape
         if len(operators) == 1 and isinstance(shape, PromptAttention) and shape.sequences > 1:
             packed = place(operators, packed=True)
@@ -71,10 +86,27 @@ class MeasuredTimes:
         return family.estimate(at.shape, at.line, self._log_ratio) if family else None
 
     def kernel(self, operator: Operator) -> Kernel:
-        """Return one call of `operator`: the roofline's kernel, stretched to the measured time where there is one."""
+        """Return one call of `operator`: the roofline's kernel, stretched to the measured time where there is one.
+
+        Of a module that was timed whole, the kernel of attention takes what the other operators leave.
+        """
         roofline = time_of(operator.shape, self.accelerator)
         found = self.estimate((operator,))
-        return roofline if found is None else stretched(roofline, exp(found.log_ratio))
+        if found is None:
+            return roofline
+        factor, module = exp(found.log_ratio), self._module_with(operator)
+        if module is None:
+            return stretched(roofline, factor)
+        rest_ns = sum(self.kernel(other).ns for other in module[1:])
+        return stretched(roofline, max(0.0, factor * self._roofline_ns(module) - rest_ns) / roofline.ns)
+
+    def _module_with(self, operator: Operator) -> tuple[Operator, ...] | None:
+        """Return the operators of the module that `operator` is the attention of, if such were measured whole."""
+        shape = operator.shape
+        if self._module is None or not isinstance(shape, PromptAttention | TokenAttention):
+            return None
+        module = parts(self._module, work_of(shape))
+        return module if place_module(module).exact in self.families else None
 
     def attention(self, operators: Sequence[Operator]) -> list[Kernel]:
         """Return one call of each; prompts and decoding sequences that were measured in one call are timed so.
