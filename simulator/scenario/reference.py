@@ -68,7 +68,10 @@ def value_at(document: Document, path: PathKey) -> Any:
 
 
 def attempt(
-    call: Callable[[], Found], document: Document, problems: list[Problem], at: PathKey | None = None
+    call: Callable[[], Found],
+    document: Document,
+    problems: list[Problem],
+    at: PathKey | Callable[[Problem], PathKey] | None = None,
 ) -> Found | None:
     """Return what `call` returns, or None after adding its problems; those without a place get the place `at`."""
     try:
@@ -76,7 +79,8 @@ def attempt(
     except InputError as error:
         for problem in error.problems:
             if at is not None and problem.file is None:
-                problem = document.problem(at, problem.what, problem.allowed, problem.nearest)
+                path = at(problem) if callable(at) else at
+                problem = document.problem(path, problem.what, problem.allowed, problem.nearest)
             problems.append(problem)
         return None
 
@@ -199,7 +203,7 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     make_cost = COSTS[serving.cost.name][1]
     constants = serving.cost.parameters
     for role, pool in serving.pools.items():
-        at = ("serving", role, "layout")
+        at = partial(_engine_key, role)
         attempt(partial(check_layout, model, pool.layout), document, problems, at)
         if len(problems) == before:
             subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
@@ -208,6 +212,12 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     _check_transfer(serving, document, problems)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), document, problems)
+
+
+def _engine_key(role: str, problem: Problem) -> PathKey:
+    """Return the key of a pool, or of all pools for formats, that a problem of an engine names by its own path."""
+    parts = tuple((problem.path or "layout.tensor").split("."))
+    return ("serving", *parts) if parts[0] in ("precision", "cost") else ("serving", role, *parts)
 
 
 def _check_transfer(serving: Serving, document: Document, problems: list[Problem]) -> None:

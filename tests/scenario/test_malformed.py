@@ -108,7 +108,8 @@ EDITS = {
     "unknown cost": ("  colocated:", "  cost: magic\n  colocated:", r":10:3: serving.cost.*unknown key 'magic'"),
     "unknown format": ("  colocated:", "  precision: bf61\n  colocated:", r"unknown format 'bf61'; .*mean 'bf16'"),
     "tensor that splits no head": ("tensor: 2", "tensor: 3", r":12:\d+: serving.colocated.layout.tensor: .*32 heads"),
-    "tensor beyond NVLink": ("tensor: 2", "tensor: 16", r":12:\d+: serving.colocated.layout.tensor: .*scale-up"),
+    "experts of a dense model": ("tensor: 2", "tensor: 2, expert: 2", r":12:\d+: .*layout.expert: .*no experts"),
+    "a format without units": ("  colocated:", "  precision: nvfp4\n  colocated:", r"serving.precision: .*fp4"),
     "model too large for its memory": (
         "batcher: continuous",
         "kv: {memory_utilisation: 0.05}",
