@@ -11,6 +11,7 @@ from typing import Any
 from simulator.device.accelerator import Accelerator
 from simulator.device.cost import OperatorTime, RooflineCost
 from simulator.device.memory import Ledger, ledger
+from simulator.device.power import activity_of, power_w
 from simulator.model.forward import Work
 from simulator.model.precision import FORMATS
 from simulator.model.split import kv_bytes_per_token_per_rank, weights_per_rank
@@ -27,6 +28,14 @@ class StepBreakdown:
     peak_per_s: float
     """Dense operations per second of one device in the format of most arithmetic."""
     bandwidth_per_s: float
+    power_w: float
+    """Average power of one device during the step, at most its TDP."""
+    devices: int
+
+    @property
+    def joules_per_token(self) -> float:
+        """Energy of all devices of the instance for each token of `tokens_per_s`."""
+        return self.devices * self.power_w / self.tokens_per_s
 
     @property
     def ns(self) -> float:
@@ -71,7 +80,10 @@ def step_breakdown(cost: RooflineCost, phase: str, work: Work) -> StepBreakdown:
     """Return the operator table of one step of `work`."""
     compute = FORMATS[cost.precision.weights].compute
     peak, bandwidth = cost.accelerator.rate(compute), float(cost.accelerator.memory.bandwidth)
-    return StepBreakdown(phase, work, tuple(cost.operators(work)), peak, bandwidth)
+    rows, device = tuple(cost.operators(work)), cost.accelerator
+    busy = activity_of(cost.kernels(work), device)
+    drawn = min(power_w(busy._replace(ns=sum(row.ns for row in rows)), device), device.power.tdp)
+    return StepBreakdown(phase, work, rows, peak, bandwidth, drawn, cost.layout.devices)
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,7 @@ def memory_parts(cost: RooflineCost, book: Ledger) -> dict[str, int]:
     parts = {name: round(size / 8) for name, size in bits.items() if size}
     parts["norms, routers and other weights"] = book.weight_bytes - sum(parts.values())
     parts["activations"], parts["communication buffers"] = book.activation_bytes, book.buffer_bytes
+    parts["driver context"] = book.context_bytes
     return parts | {"KV cache": book.kv_bytes}
 
 
@@ -162,6 +175,8 @@ def _step_data(step: StepBreakdown) -> dict[str, Any]:
         "tokens_per_s": step.tokens_per_s,
         "compute_utilisation": step.compute_share,
         "bandwidth_utilisation": step.bandwidth_share,
+        "power_w": step.power_w,
+        "joules_per_token": step.joules_per_token,
         "operators": [row._asdict() for row in step.rows],
     }
 
@@ -171,13 +186,19 @@ def book_of(cost: RooflineCost, batch_tokens: int, sequences: int, utilisation: 
     return ledger(cost.model, cost.layout, cost.accelerator, batch_tokens, sequences, utilisation, cost.precision)
 
 
-def borrowed(accelerator: Accelerator, precision_formats: tuple[str, ...]) -> list[str]:
+def borrowed(cost: RooflineCost) -> list[str]:
     """Return what the times rest on that was not measured on this device in this format, as sentences."""
+    accelerator, form = cost.accelerator, cost.precision
     notes = []
     if accelerator.like is not None:
         notes.append(f"{accelerator.name} was not measured: efficiencies are those of {accelerator.like}")
-    for name in dict.fromkeys(precision_formats):
+    for name in dict.fromkeys((form.of_attention, form.weights)):
         lender = accelerator.fitted.lender(name)
         if lender != name:
             notes.append(f"products in {name} were not measured: efficiencies are those of {lender}")
+    known = accelerator.fitted.experts or {}
+    if cost.model.experts is not None and form.of_experts not in known:
+        constants = accelerator.fitted.experts_in(form.of_experts)
+        lender = next((name for name, fit in known.items() if fit == constants), "dense products")
+        notes.append(f"experts in {form.of_experts} were not measured: efficiencies are those of {lender}")
     return notes

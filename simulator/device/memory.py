@@ -1,7 +1,7 @@
 """The memory ledger of one device of an instance: weights, activations, communication buffers; the rest is KV cache.
 
 Source: the activation peak is the widest set of tensors alive at once in a fused layer (derived below); buffers are
-NCCL's documented defaults. Allocator fragmentation and the CUDA context are what `utilisation` leaves out.
+NCCL's documented defaults. Allocator fragmentation and captured graphs are what `utilisation` leaves out.
 """
 
 from math import ceil
@@ -27,13 +27,18 @@ NCCL_CHANNELS, NCCL_BUFFER_BYTES = 24, 4 << 20
 """Channels that NCCL opens on an NVSwitch node, and NCCL_BUFFSIZE, the default size of each one's buffer."""
 
 
+CONTEXT_BYTES = 473 * 10**6
+"""What the driver holds for one process that computes: context and loaded kernels (arXiv:2505.14468)."""
+
+
 class Ledger(NamedTuple):
-    """Bytes of one device: `usable` is capacity x utilisation, and is the sum of the four others."""
+    """Bytes of one device: `usable` is capacity x utilisation, and is the sum of the five others."""
 
     usable_bytes: int
     weight_bytes: int
     activation_bytes: int
     buffer_bytes: int
+    context_bytes: int
     kv_bytes: int
 
 
@@ -93,6 +98,7 @@ def ledger(
         "weights": weight_bytes_per_rank(model, layout, precision),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),
+        "driver context": CONTEXT_BYTES,
     }
     rest = usable - sum(terms.values())
     token = ceil(kv_bytes_per_token_per_rank(model, layout, precision))
@@ -105,7 +111,8 @@ def ledger(
             f"({parts}) of {usable / GIB:.1f} GiB usable, {missing:.1f} GiB too little before any KV cache"
         )
         raise InputError(Problem(what, path="layout.tensor", allowed="a larger tensor degree, device or utilisation"))
-    return Ledger(usable, terms["weights"], terms["activations"], terms["communication buffers"], rest)
+    weights, activations, buffers, context = terms.values()
+    return Ledger(usable, weights, activations, buffers, context, rest)
 
 
 def kv_blocks(

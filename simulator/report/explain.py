@@ -85,9 +85,10 @@ def _print_step(step: StepBreakdown, console: Console) -> None:
     bounds = ", ".join(f"{name} {ns / step.ns:.0%}" for name, ns in step.time_by_bound().items())
     console.print(
         f"{step.tokens_per_s:,.0f} tokens/s; {step.compute_share:.1%} of the peak, {step.bandwidth_share:.1%} of the "
-        f"bandwidth; time by bound: {bounds}",
+        f"bandwidth; {step.power_w:,.0f} W a device, {step.joules_per_token:.3g} J a token",
         soft_wrap=True,
     )
+    console.print(f"time by bound: {bounds}", soft_wrap=True)
 
 
 def number(value: float) -> str:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from simulator import catalog
 from simulator.device.accelerator import load_accelerator
-from simulator.device.memory import Ledger, activation_bytes, buffer_bytes, kv_blocks, ledger
+from simulator.device.memory import CONTEXT_BYTES, Ledger, activation_bytes, buffer_bytes, kv_blocks, ledger
 from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.split import kv_bytes_per_token_per_rank, splits_over, weight_bytes_per_rank
@@ -36,7 +36,7 @@ def test_terms_add_up_and_blocks_fit(name, device, tensor, tokens, sequences, ut
     model, layout, sheet = load_model(name), Layout(tensor=tensor), load_accelerator(device)
     assume(splits_over(model, tensor))
     needed = weight_bytes_per_rank(model, layout) + activation_bytes(model, layout, tokens, sequences)
-    needed += buffer_bytes(model, layout, tokens) + kv_bytes_per_token_per_rank(model, layout)
+    needed += CONTEXT_BYTES + buffer_bytes(model, layout, tokens) + kv_bytes_per_token_per_rank(model, layout)
     if needed > int(sheet.memory.capacity * utilisation):
         with pytest.raises(InputError, match="does not fit"):
             ledger(model, layout, sheet, tokens, sequences, utilisation)
@@ -61,7 +61,7 @@ def test_what_does_not_fit_names_the_binding_term_and_what_is_missing() -> None:
     assert "llama-3-70b does not fit h100-sxm-80gb under TP1: weights take most" in text
     assert "weights 131.4 GiB" in text
     usable = 81559 / 1024 * 0.9
-    missing = 131.415 + 8192 * 2 * (2 * 8192 + 3 * 28672) / 2**30 - usable
+    missing = 131.415 + 8192 * 2 * (2 * 8192 + 3 * 28672) / 2**30 + 0.473e9 / 2**30 - usable
     assert f"{missing:.1f} GiB too little" in text
 
 
@@ -77,4 +77,4 @@ def test_logits_of_many_sequences_count() -> None:
 
 def test_a_block_larger_than_what_is_left_is_refused() -> None:
     with pytest.raises(InputError, match="one KV block of 16 tokens"):
-        kv_blocks(Ledger(100, 50, 25, 0, 25), LLAMA_8B, Layout(), 16)
+        kv_blocks(Ledger(100, 50, 15, 0, 10, 25), LLAMA_8B, Layout(), 16)

@@ -30,6 +30,8 @@ def test_operators_add_up_to_the_step_and_parts_to_the_memory(simulate) -> None:
         assert sum(row["ns"] for row in step["operators"]) == pytest.approx(step["ns"])
         assert 0 < step["compute_utilisation"] < 1
         assert 0 < step["bandwidth_utilisation"] < 1
+        assert 0 < step["power_w"] <= 700
+        assert step["joules_per_token"] == pytest.approx(2 * step["power_w"] / step["tokens_per_s"])
     memory = found["memory"]
     assert sum(memory.values()) == 2 * memory["usable"]
     assert found["kv_bytes_per_token_per_device"] == 2 * 32 * 4 * 128 * 2
