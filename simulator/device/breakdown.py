@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
-from simulator.device.accelerator import Accelerator
 from simulator.device.cost import OperatorTime, RooflineCost
 from simulator.device.memory import Ledger, ledger
 from simulator.device.power import activity_of, power_w
