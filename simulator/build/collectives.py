@@ -10,6 +10,8 @@ from simulator import catalog
 from simulator.build.flows import is_one_step, refuse_too_many
 from simulator.build.network import Live, spread
 from simulator.clock import Clock
+from simulator.device.accelerator import KIND as DEVICES
+from simulator.device.accelerator import load_accelerator
 from simulator.errors import InputError, Problem
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import KIND, load_constants
@@ -138,17 +140,33 @@ def _farthest(exchange: Exchange) -> tuple[int, int]:
 
 
 def constants_of(scenario: Scenario, topology: Topology, notes: list[str]) -> str:
-    """Return the constants that the scenario names, or those of the device, or the ideal ones with a note."""
+    """Return the constants that the scenario names, or those of the device, or others with a note.
+
+    Others are those of the device that it borrows its efficiencies from, if both have switches, or else the ideal ones.
+    """
     if scenario.network.collectives is not None:
         return scenario.network.collectives
-    for name in catalog.names(KIND):
-        if topology.device.startswith(name) and load_constants(name).kernels:
-            return name
+    lender = _lender(topology.device)
+    for device in (topology.device, lender):
+        for name in catalog.names(KIND):
+            if device is not None and device.startswith(name) and load_constants(name).kernels:
+                if device == lender:
+                    notes.append(f"network.collectives: constants of {name} stand for those of {topology.device}")
+                return name
     notes.append(
         f"network.collectives: no constants are known for {topology.device}, so collectives cost nothing but their "
         f"bytes; name others ({', '.join(catalog.names(KIND))})"
     )
     return IDEAL
+
+
+def _lender(device: str) -> str | None:
+    """Return the device whose efficiencies another borrows, where both have switches; None without a sheet."""
+    if device not in catalog.names(DEVICES):
+        return None
+    sheet = load_accelerator(device)
+    like = (sheet.scale_up.like or sheet.like) if sheet.scale_up and sheet.scale_up.joined == "switch" else None
+    return like if like and like in catalog.names(DEVICES) else None
 
 
 def groups_of(section: CollectiveRun, devices: int) -> Groups:
