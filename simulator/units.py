@@ -109,52 +109,45 @@ def parse_bandwidth(text: object) -> int:
     return _integer(parse(text, BANDWIDTH_BYTES_PER_S, "bandwidth", "400 Gbps"), text, "bandwidth", "1 B/s")
 
 
+def _real(
+    text: object, units: Mapping[str, int | Fraction], kind: str, example: str, may_be_zero: bool = True
+) -> float:
+    value = parse(text, units, kind, example)
+    if value < 0:
+        raise UnitError(f"{text!r} is negative; a {kind} is {'zero or more' if may_be_zero else 'more than zero'}")
+    if not value and not may_be_zero:
+        raise UnitError(f"{text!r} must be more than zero")
+    return float(value)
+
+
 def parse_rate(text: object) -> float:
     """Return a rate such as `120 / s` in events per second."""
-    value = parse(text, RATE_PER_S, "rate", "120 / s")
-    if value < 0:
-        raise UnitError(f"{text!r} is negative; a rate is zero or more")
-    return float(value)
+    return _real(text, RATE_PER_S, "rate", "120 / s")
 
 
 def parse_compute(text: object) -> float:
     """Return a compute rate such as `989 TFLOPS` in operations per second."""
-    value = parse(text, COMPUTE_PER_S, "compute rate", "989 TFLOPS")
-    if value <= 0:
-        raise UnitError(f"{text!r} must be more than zero")
-    return float(value)
+    return _real(text, COMPUTE_PER_S, "compute rate", "989 TFLOPS", may_be_zero=False)
 
 
 def parse_power(text: object) -> float:
     """Return a power such as `700 W` in watts."""
-    value = parse(text, POWER_W, "power", "700 W")
-    if value < 0:
-        raise UnitError(f"{text!r} is negative; a power is zero or more")
-    return float(value)
+    return _real(text, POWER_W, "power", "700 W")
 
 
 def parse_frequency(text: object) -> float:
     """Return a clock frequency such as `1980 MHz` in hertz."""
-    value = parse(text, FREQUENCY_HZ, "frequency", "1980 MHz")
-    if value <= 0:
-        raise UnitError(f"{text!r} must be more than zero")
-    return float(value)
+    return _real(text, FREQUENCY_HZ, "frequency", "1980 MHz", may_be_zero=False)
 
 
 def parse_price(text: object) -> float:
     """Return a price such as `79.6 k$` in dollars."""
-    value = parse(text, DOLLARS, "price", "79.6 k$")
-    if value < 0:
-        raise UnitError(f"{text!r} is negative; a price is zero or more")
-    return float(value)
+    return _real(text, DOLLARS, "price", "79.6 k$")
 
 
 def parse_hourly_price(text: object) -> float:
     """Return a price per hour such as `2.5 $/h` in dollars per hour."""
-    value = parse(text, DOLLARS_PER_H, "price per hour", "2.5 $/h")
-    if value < 0:
-        raise UnitError(f"{text!r} is negative; a price is zero or more")
-    return float(value)
+    return _real(text, DOLLARS_PER_H, "price per hour", "2.5 $/h")
 
 
 def format_duration(ns: float) -> str:

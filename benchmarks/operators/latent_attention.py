@@ -17,6 +17,7 @@ from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.attention import prompt_attention, token_attention
 from simulator.device.efficiency import PromptAttention as PromptFit
 from simulator.device.efficiency import TokenAttention as TokenFit
+from simulator.device.measured.modules import PARTS
 from simulator.device.timing import time_of
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
@@ -80,21 +81,6 @@ def modules(rows: pd.DataFrame, device: Accelerator) -> Module:
 
 
 ATTENTION = ("attention", "prompt attention")
-PARTS = (
-    *ATTENTION,
-    "query and latent projection",
-    "latent norm",
-    "query projection",
-    "rotary positions",
-    "latent cache write",
-    "key and value projection",
-    "key assembly",
-    "absorbed key projection",
-    "absorbed value projection",
-    "quantise",
-    "output projection",
-)
-"""Operators of a layer that its attention module has."""
 START = {
     "MLA token module": {
         "memory": (0.85, 1.0),

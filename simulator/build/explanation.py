@@ -8,13 +8,13 @@ from simulator.device.breakdown import (
     Explanation,
     StepBreakdown,
     book_of,
-    borrowed,
     ceilings,
     memory_parts,
     step_breakdown,
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
+from simulator.device.provenance import provenance
 from simulator.documents import parse_document
 from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
@@ -103,7 +103,7 @@ def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explana
     token = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
     fits = int(book.kv_bytes / token / ask.context)
     batch = ask.batch if ask.batch is not None else max(1, min(64, fits, limits.sequences))
-    notes = borrowed(cost)
+    notes = provenance(cost)
     if batch > fits:
         notes.append(f"the KV cache holds {fits:,} sequences of {ask.context:,} tokens, not {batch:,}")
     steps = tuple(step_of(cost, phase, ask, batch) for phase in ask.phases)

@@ -25,7 +25,8 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, RooflineCost, Subject, cost_notes
+from simulator.device.cost import COSTS, RooflineCost, Subject
+from simulator.device.provenance import provenance
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
@@ -108,7 +109,7 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
-    cost_lines = list(dict.fromkeys(line for pool in pools for line in cost_notes(pool.engine.cost)))
+    cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
     notes += cost_lines
     if len(pools) == 1:
         notes += [

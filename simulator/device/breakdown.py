@@ -183,21 +183,3 @@ def _step_data(step: StepBreakdown) -> dict[str, Any]:
 def book_of(cost: RooflineCost, batch_tokens: int, sequences: int, utilisation: float = 0.9) -> Ledger:
     """Return the ledger of one device of an instance; raises InputError when the model does not fit."""
     return ledger(cost.model, cost.layout, cost.accelerator, batch_tokens, sequences, utilisation, cost.precision)
-
-
-def borrowed(cost: RooflineCost) -> list[str]:
-    """Return what the times rest on that was not measured on this device in this format, as sentences."""
-    accelerator, form = cost.accelerator, cost.precision
-    notes = []
-    if accelerator.like is not None:
-        notes.append(f"{accelerator.name} was not measured: efficiencies are those of {accelerator.like}")
-    for name in dict.fromkeys((form.of_attention, form.weights)):
-        lender = accelerator.fitted.lender(name)
-        if lender != name:
-            notes.append(f"products in {name} were not measured: efficiencies are those of {lender}")
-    known = accelerator.fitted.experts or {}
-    if cost.model.experts is not None and form.of_experts not in known:
-        constants = accelerator.fitted.experts_in(form.of_experts)
-        lender = next((name for name, fit in known.items() if fit == constants), "dense products")
-        notes.append(f"experts in {form.of_experts} were not measured: efficiencies are those of {lender}")
-    return notes

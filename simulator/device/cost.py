@@ -6,7 +6,7 @@ any; `linear` takes the user's own constants.
 
 from collections.abc import Callable
 from math import inf
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
@@ -14,9 +14,7 @@ from simulator import units
 from simulator.device.accelerator import Accelerator
 from simulator.device.engine import RooflineParameters, overlapped_ns
 from simulator.device.kernels import Kernel
-from simulator.device.measured.coverage import origin_line, other_formats, share_line, share_of
 from simulator.device.measured.source import MeasuredParameters, measured_times
-from simulator.device.measured.times import MeasuredTimes
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
@@ -28,6 +26,8 @@ from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
 from simulator.strict import Strict
 
+Key = TypeVar("Key")
+Found = TypeVar("Found")
 Links = Callable[[Collective], tuple[float, float]]
 """(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
 
@@ -79,15 +79,21 @@ class OperatorTime(NamedTuple):
     shape: Shape | None = None
 
 
-TYPICAL = (1024, 32)
-"""Tokens of a prompt or a context, and sequences, of the steps whose sources of times are told."""
 ATTENTION = PromptAttention | TokenAttention
 KNOTS_PER_OCTAVE = 4
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
 
-MOST_STEPS = 1 << 16
-"""Steps remembered; contexts rarely come back, so more would only take memory."""
+MOST_REMEMBERED = 1 << 16
+"""Steps, and parts of steps, remembered at most: what comes back does so soon, and memory stays flat."""
+
+
+def _remember(known: dict[Key, Found], key: Key, value: Found) -> Found:
+    """Write down a value, all others forgotten when there are too many, and return it."""
+    if len(known) >= MOST_REMEMBERED:
+        known.clear()
+    known[key] = value
+    return value
 
 
 class _Rest(NamedTuple):
@@ -117,6 +123,9 @@ class RooflineCost:
         links: Links | None = None,
         times: Times | None = None,
     ) -> None:
+        if model.encoder is not None:
+            what = f"{model.name} has an encoder: such models are counted, their training steps timed, but not served"
+            raise InputError(Problem(what, path="model", allowed="a decoder-only model"))
         check_layout(model, layout)
         self.times = times or Roofline(accelerator)
         self._links = links
@@ -141,9 +150,7 @@ class RooflineCost:
         key = tokens, attended, sequences, batch, context
         known = self._steps.get(key)
         if known is None:
-            if len(self._steps) >= MOST_STEPS:
-                self._steps.clear()
-            known = self._steps[key] = self.step_ns(Work(*key))
+            known = _remember(self._steps, key, self.step_ns(Work(*key)))
         return known
 
     def step_ns(self, work: Work) -> float:
@@ -216,7 +223,7 @@ class RooflineCost:
             time = self._collective if isinstance(shape, Collective) else self.times.kernel
             kernel = time(operator)
             if not isinstance(shape, ATTENTION):
-                self._kernels[key] = kernel
+                _remember(self._kernels, key, kernel)
         return kernel
 
     def _collective(self, operator: Operator) -> Kernel:
@@ -248,7 +255,7 @@ class RooflineCost:
                     exchange += operator.calls * self._time(operator).ns
                 elif not isinstance(operator.shape, ATTENTION):
                     kernels += operator.calls * self._time(operator).ns
-            known = self._rest[key] = _Rest(kernels, exchange, calls)
+            known = _remember(self._rest, key, _Rest(kernels, exchange, calls))
         return known
 
     def _attention_ns(self, work: Work) -> float:
@@ -361,24 +368,6 @@ def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:
     return LinearCost(parameters)
-
-
-def cost_notes(cost: object) -> list[str]:
-    """Return lines on where the times of a cost are from, for the user to read: none unless tables were measured."""
-    if not isinstance(cost, RooflineCost) or not isinstance(cost.times, MeasuredTimes):
-        return []
-    lines = [origin_line(origin) for origin in cost.times.origins]
-    if cost.times.repeats:
-        lines.append(f"serving.cost: {cost.times.repeats:,} repeated measurements of a point, whose median counts")
-    tokens, batch = TYPICAL
-    for step, work in (
-        (f"prefill step of one prompt of {tokens:,} tokens", Work(tokens, tokens * (tokens + 1) // 2, 1)),
-        (f"decode step of {batch} sequences at {tokens:,} tokens", Work(batch=batch, context=batch * tokens)),
-    ):
-        timed = cost.kernels(work)
-        lines.append(share_line(step, share_of(cost.times, timed)))
-        lines += other_formats(cost.times, [operator for operator, _ in timed])
-    return list(dict.fromkeys(lines))
 
 
 COSTS: dict[str, tuple[type[Strict], Factory]] = {

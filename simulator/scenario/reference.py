@@ -217,7 +217,7 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
 def _engine_key(role: str, problem: Problem) -> PathKey:
     """Return the key of a pool, or of all pools for formats, that a problem of an engine names by its own path."""
     parts = tuple((problem.path or "layout.tensor").split("."))
-    return ("serving", *parts) if parts[0] in ("precision", "cost") else ("serving", role, *parts)
+    return ("serving", *parts) if parts[0] in ("model", "precision", "cost") else ("serving", role, *parts)
 
 
 def _check_transfer(serving: Serving, document: Document, problems: list[Problem]) -> None:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS, Cost, LinearCost, LinearParameters, RooflineCost, RooflineParameters, Subject
+from simulator.device.provenance import provenance
 from simulator.documents import parse_document
 from simulator.errors import InputError
 from simulator.model.forward import Work
@@ -185,6 +186,35 @@ def test_step_overhead_is_added_once_and_shown() -> None:
     assert slow.decode(4, 99).fixed_ns == pytest.approx(bare.decode(4, 99).fixed_ns + 2e6)
     assert slow.operators(Work(batch=4, context=100))[-1].name == "step overhead"
     assert "step overhead" not in [row.name for row in bare.operators(Work(batch=4, context=100))]
+
+
+def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.device.cost.MOST_REMEMBERED", 8)
+    small, large = (RooflineCost(load_model("llama-3-8b"), Layout(), load_accelerator("h100-sxm-80gb")) for _ in "ab")
+    points = [(n, attended(n), 1, n % 7, 100.0 * n) for n in range(1, 60)]
+    monkeypatch.setattr("simulator.device.cost.MOST_REMEMBERED", 10**6)
+    expected = [large.mixed_ns(*point) for point in points]
+    monkeypatch.setattr("simulator.device.cost.MOST_REMEMBERED", 8)
+    assert [small.mixed_ns(*point) for point in points * 2] == expected * 2
+    assert max(map(len, (small._steps, small._rest, small._kernels))) <= 8
+
+
+def test_models_with_an_encoder_are_not_served() -> None:
+    with pytest.raises(InputError, match="has an encoder"):
+        RooflineCost(load_model("t5-11b"), Layout(), load_accelerator("h100-sxm-80gb"))
+
+
+def test_a_borrowed_sheet_or_format_says_so() -> None:
+    model, h100, h200 = (
+        load_model("mixtral-8x7b"),
+        load_accelerator("h100-sxm-80gb"),
+        load_accelerator("h200-sxm-141gb"),
+    )
+    assert provenance(RooflineCost(model, Layout(), h100)) == []
+    (note,) = provenance(RooflineCost(model, Layout(), h200))
+    assert note == "h200-sxm-141gb was not measured: efficiencies are those of h100-sxm-80gb"
+    lines = provenance(RooflineCost(model, Layout(), h100, Precision(weights="int8_wo")))
+    assert [line.split(" were")[0] for line in lines] == ["products in int8_wo", "experts in int8_wo"]
 
 
 def test_one_device_has_no_collectives() -> None:

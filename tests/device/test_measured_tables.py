@@ -10,10 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.cost import COSTS, RooflineCost, Subject, cost_notes
+from simulator.device.cost import COSTS, RooflineCost, Subject
 from simulator.device.measured.modules import PARTS
 from simulator.device.measured.source import MeasuredParameters, same_device
 from simulator.device.measured.times import MeasuredTimes
+from simulator.device.provenance import provenance
 from simulator.device.timing import time_of
 from simulator.errors import InputError
 from simulator.model.forward import Work
@@ -155,7 +156,7 @@ def test_repeats_count_by_their_median_and_it_is_said(tmp_path: Path) -> None:
     rows = [*GEMMS, {**GEMMS[1], "ns": 31_000}, {**GEMMS[1], "ns": 900_000}]
     cost = cost_of(write(tmp_path / "gemm.csv", rows))
     assert times_of(cost).kernel(Operator("", 1, Gemm(64, 6144, 4096))).ns == pytest.approx(31_000)
-    assert any("2 repeated" in note for note in cost_notes(cost))
+    assert any("2 repeated" in note for note in provenance(cost))
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -234,23 +235,23 @@ def test_a_table_of_another_device_is_refused_unless_it_is_said_to_stand_for_thi
     assert "was measured on NVIDIA A100-SXM4-80GB, the engines run on h100-sxm-80gb" in problem
     assert "a100-sxm-80gb, the engines run on h100-sxm-80gb" in refusal({"path": str(path), "device": "a100-sxm-80gb"})
     cost = cost_of({"path": str(path), "device": DEVICE.name})
-    assert any("NVIDIA A100-SXM4-80GB" in note and "taken for h100-sxm-80gb" in note for note in cost_notes(cost))
+    assert any("NVIDIA A100-SXM4-80GB" in note and "taken for h100-sxm-80gb" in note for note in provenance(cost))
 
 
 def test_provenance_and_coverage_are_told(tmp_path: Path) -> None:
     who = {"engine": "vllm", "version": "0.19.0", "device": "NVIDIA H100 80GB HBM3", "date": "2026-04-01"}
     cost = cost_of(write(tmp_path / "gemm.csv", [{**row, **who} for row in GEMMS]))
-    table, prefill, decode = cost_notes(cost)
+    table, prefill, decode = provenance(cost)
     assert "gemm.csv (canonical, 3 rows): vllm 0.19.0 on NVIDIA H100 80GB HBM3, 2026-04-01" in table
     assert "QKV projection" in prefill.partition("roofline")[0]
     assert "attention" in decode.partition("roofline")[2]
-    assert cost_notes(RooflineCost(MODEL, Layout(), DEVICE)) == []
+    assert provenance(RooflineCost(MODEL, Layout(), DEVICE)) == []
 
 
 def test_a_table_in_another_number_format_covers_nothing_and_that_is_told(tmp_path: Path) -> None:
     cost = cost_of(write(tmp_path / "gemm.csv", [{**row, "format": "fp8"} for row in GEMMS]))
     assert times_of(cost).estimate((Operator("", 1, Gemm(64, 6144, 4096)),)) is None
-    assert any("no table has a matrix product in bf16, only in fp8" in note for note in cost_notes(cost))
+    assert any("no table has a matrix product in bf16, only in fp8" in note for note in provenance(cost))
 
 
 # -- LLMServingSim ----------------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def test_layers_by_name_become_operators_of_the_model_and_degree(tmp_path: Path)
         assert table["norm and residual"] == pytest.approx(2_400 * 16 / degree)
     one = {row.name: row.ns for row in cost_of(*files).operators(Work(batch=4, context=400))}
     assert one["LM head"] == pytest.approx(700_000)
-    notes = " ".join(cost_notes(cost_of(*files)))
+    notes = " ".join(provenance(cost_of(*files)))
     assert "times layers without saying of which model; taken as of llama-3.1-8b" in notes
     assert "final_layernorm" in notes
 
@@ -326,7 +327,7 @@ def test_aiconfigurator_products_and_unknown_formats(tmp_path: Path) -> None:
     alone = Gemm(64, 6144, 4096, "fp8")  # its activations come quantised: the ratio holds, the kernel for them is gone
     both = time_of(alone._replace(quantise=True), DEVICE).ns
     assert kernel_ns(path, alone) == pytest.approx(20_000 * time_of(alone, DEVICE).ns / both)
-    told = cost_notes(cost_of(path))[0]
+    told = provenance(cost_of(path))[0]
     assert "VLLM 0.24.0 on NVIDIA H100 80GB HBM3" in told
     assert "number formats not known here passed over: int3 (1 rows)" in told
 
@@ -335,7 +336,7 @@ def test_products_that_wait_for_the_host_are_passed_over(tmp_path: Path) -> None
     row = {"gemm_dtype": "fp8_block", "k": 4096, **WHO}
     sizes = ((1, 1024, 0.18), (8, 1024, 0.20), (64, 1024, 0.18), (4096, 6144, 0.26), (32768, 6144, 0.9))
     path = write(tmp_path / "gemm.parquet", [{**row, "m": m, "n": n, "latency": ms} for m, n, ms in sizes])
-    assert "products that wait for the host passed over: fp8_block (4 rows)" in cost_notes(cost_of(path))[0]
+    assert "products that wait for the host passed over: fp8_block (4 rows)" in provenance(cost_of(path))[0]
     assert kernel_ns(path, Gemm(32768, 6144, 4096, "fp8_block", quantise=True)) == pytest.approx(900_000)
 
 
@@ -366,7 +367,7 @@ def test_aiconfigurator_experts(tmp_path: Path) -> None:
     even = Experts(512, 4096, 7168, 2, 8, 2)
     assert kernel_ns(path, even) == pytest.approx(1_000_000)
     assert kernel_ns(path, even._replace(skew=1.2)) == pytest.approx(1_500_000)
-    assert "power_law_1.2_eplb (1 rows)" in cost_notes(cost_of(path))[0]
+    assert "power_law_1.2_eplb (1 rows)" in provenance(cost_of(path))[0]
 
 
 def test_aiconfigurator_collectives(tmp_path: Path) -> None:
@@ -427,7 +428,7 @@ def test_modules_of_latent_attention_are_timed_whole(tmp_path: Path) -> None:
         layer = [row.ns / row.calls for row in cost.operators(work) if row.name in PARTS]
         assert sum(layer) == pytest.approx(ns)
         assert cost.step_ns(work) == pytest.approx(sum(row.ns for row in cost.operators(work)))
-    told = cost_notes(cost)
+    told = provenance(cost)
     assert "modules passed over: in fp8 (1 rows)" in told[0]
     assert "attention" in told[2].partition("from the roofline")[0]
 

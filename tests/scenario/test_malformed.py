@@ -108,6 +108,7 @@ EDITS = {
     "unknown cost": ("  colocated:", "  cost: magic\n  colocated:", r":10:3: serving.cost.*unknown key 'magic'"),
     "unknown format": ("  colocated:", "  precision: bf61\n  colocated:", r"unknown format 'bf61'; .*mean 'bf16'"),
     "tensor that splits no head": ("tensor: 2", "tensor: 3", r":12:\d+: serving.colocated.layout.tensor: .*32 heads"),
+    "a model with an encoder": ("model: llama-3-8b", "model: t5-11b", r":\d+:\d+: serving.model: .*encoder"),
     "experts of a dense model": ("tensor: 2", "tensor: 2, expert: 2", r":12:\d+: .*layout.expert: .*no experts"),
     "a format without units": ("  colocated:", "  precision: nvfp4\n  colocated:", r"serving.precision: .*fp4"),
     "model too large for its memory": (
