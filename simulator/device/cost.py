@@ -79,7 +79,7 @@ class OperatorTime(NamedTuple):
     shape: Shape | None = None
 
 
-ATTENTION = PromptAttention | TokenAttention
+ATTENTION = (PromptAttention, TokenAttention)
 KNOTS_PER_OCTAVE = 4
 """Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
 
@@ -251,10 +251,13 @@ class RooflineCost:
             calls = 0
             for operator in self._pass.operators(work):
                 calls += operator.calls
+                if isinstance(operator.shape, ATTENTION):
+                    continue
+                ns = operator.calls * self._time(operator).ns
                 if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
-                    exchange += operator.calls * self._time(operator).ns
-                elif not isinstance(operator.shape, ATTENTION):
-                    kernels += operator.calls * self._time(operator).ns
+                    exchange += ns
+                else:
+                    kernels += ns
             known = _remember(self._rest, key, _Rest(kernels, exchange, calls))
         return known
 

@@ -28,15 +28,16 @@ def gemm(shape: Gemm, accelerator: Accelerator) -> Kernel:
     A tile costs its full size even where it overhangs the output. Raises InputError for a format that the device lacks.
     """
     fit = accelerator.fitted.gemm_in(shape.format)
-    ideal_ns = compute_floor_ns(shape.flops, accelerator, FORMATS[shape.format].compute)
+    flops, size_bytes, processors = shape.flops, shape.size_bytes, accelerator.processors
+    ideal_ns = compute_floor_ns(flops, accelerator, FORMATS[shape.format].compute)
     share = fit.compute * (1 - (1 - fit.sustained) * ideal_ns / (ideal_ns + SOAK_NS))
-    slot_ns = ideal_ns / shape.flops * 2 * accelerator.processors / share  # one multiply and add on one processor
-    compute_ns = min(_tiled_ns(shape, tile, fit, accelerator.processors, slot_ns) for tile in TILES)
-    memory_ns = memory_floor_ns(shape.size_bytes, accelerator) / fit.memory
+    slot_ns = ideal_ns / flops * 2 * processors / share  # one multiply and add on one processor
+    compute_ns = min([_tiled_ns(shape, tile, fit, processors, slot_ns) for tile in TILES])
+    memory_ns = memory_floor_ns(size_bytes, accelerator) / fit.memory
     together = hypot(compute_ns, memory_ns) / max(compute_ns, memory_ns)
     return Kernel(
-        flops=shape.flops,
-        size_bytes=shape.size_bytes,
+        flops=flops,
+        size_bytes=size_bytes,
         compute_ns=together * compute_ns,
         memory_ns=together * memory_ns,
         fixed_ns=fit.launch + _quantise_ns(shape, fit, accelerator.fitted.kernel_launch),
