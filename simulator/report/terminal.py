@@ -251,6 +251,11 @@ def _throughput(summary: Mapping[str, Any], console: Console, symbols: _Symbols)
     _line(symbols.dot.join(parts), console)
     per_device = _number(rates["output_tokens_per_s_per_device"])
     _line(f"{_number(rates['output_tokens_per_s'])} output tokens/s{symbols.dot}{per_device} per device", console)
+    energy = summary.get("energy")
+    if energy and energy["joules_per_output_token"] is not None:
+        each, kwh = _number(energy["joules_per_output_token"]), _number(energy["kwh"])
+        power = _number(energy["mean_w"] / summary["devices"])
+        _line(f"{power} W per device{symbols.dot}{each} J per output token{symbols.dot}{kwh} kWh", console)
 
 
 def _bar(pool: Mapping[str, Any], symbols: _Symbols) -> Text:

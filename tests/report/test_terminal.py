@@ -92,6 +92,9 @@ def test_the_figures_are_there(summary):
     assert "✓ met by every request" in row(text, "TPOT <= 50 ms")
     assert "97.3 % 0.324 requests/s" in row(text, "all of them")
     assert "1,183 output tokens/s · 12.3 per device" in text
+    assert "J per output token" not in text
+    energy = {"joules": 7.2e6, "kwh": 2.0, "mean_w": 48_000.0, "joules_per_output_token": 2.5, "pools": {}}
+    assert "500 W per device · 2.5 J per output token · 2 kWh" in printed(summary | {"energy": energy})
     assert row(text, "prefill  ") == f"prefill {'█' * 12}{'░' * 12} 50.0 % 4 0.04 % > 99.9 %"
     assert row(text, "node-117") == "node-117/nic-7 → leaf-7 nic-leaf 25.0 % 50.0 % 100 %"
     assert "KV transfer is < 0.001 % of end-to-end time" in text
