@@ -18,6 +18,8 @@ from calibrate_network import (
     EXCHANGES,
     FEW_EXPERTS,
     LINK,
+    LOW_LATENCY_ONLY,
+    RANKS,
     ROOT,
     TABLES,
     assemble,
@@ -84,7 +86,7 @@ def library(data: Path, constants: dict[str, CollectiveConstants]) -> dict[str, 
 def left_out(data: Path) -> Iterator[Row]:
     """Yield the errors on one group size with constants fitted on the others."""
     for device in TABLES:
-        for ranks in (4, 8):
+        for ranks in (4,) if device in RANKS else (4, 8):
             constants = assemble(*fit_device(data, device, left_out=ranks))
             frame = nccl_table(data, device)
             frame = frame[frame["ranks"] == ranks].reset_index(drop=True)
@@ -166,7 +168,8 @@ def exchange_errors(
     what: str, constants: CollectiveConstants, device: str, form: str, frame: pd.DataFrame
 ) -> Iterator[Row]:
     """Yield an error row per phase of a table as `exchange_table` gives it."""
-    model = np.array([exchange_model(constants, device, form, row) for row in frame.itertuples()])
+    ranks = RANKS.get(device, 8)
+    model = np.array([exchange_model(constants, device, form, row, ranks) for row in frame.itertuples()])
     for phase, rows in frame.groupby("phase").indices.items():
         yield error(f"{what}, {form}, {phase}", device, model[rows], frame["ns"].to_numpy()[rows])
 
@@ -174,7 +177,7 @@ def exchange_errors(
 def exchanges(data: Path, constants: dict[str, CollectiveConstants]) -> Iterator[Row]:
     """Yield the errors of dispatch and combine within one node: fitted tables, few experts, another engine's tables."""
     for device in EXCHANGES:
-        for form in ("low_latency", "high_throughput"):
+        for form in ("low_latency", "high_throughput")[: 1 if device in LOW_LATENCY_ONLY else 2]:
             frame = exchange_table(data, device, form)
             many = frame["experts"] >= FEW_EXPERTS
             yield from exchange_errors("fitted", constants[device], device, form, frame[many].reset_index(drop=True))

@@ -22,12 +22,13 @@ from simulator.network.expert_routing import ExpertRouting
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
-LINK = {"a100-sxm": 300e9, "h100-sxm": 450e9, "b200-sxm": 900e9, "h800-sxm": 200e9}
+LINK = {"a100-sxm": 300e9, "h100-sxm": 450e9, "b200-sxm": 900e9, "gb200": 900e9, "h800-sxm": 200e9}
 """Bytes/s of a device's NVLink one way, from the vendor's data sheets."""
 TABLES = {
     "a100-sxm": ("a100_sxm", "nccl.2.27.3.nccl", "vllm.0.14.0.custom_allreduce"),
     "h100-sxm": ("h100_sxm", "nccl.2.29.2.nccl", "vllm.0.24.0.custom_allreduce"),
     "b200-sxm": ("b200_sxm", "nccl.2.29.2.nccl", "vllm.0.24.0.custom_allreduce"),
+    "gb200": ("gb200", "nccl.2.29.2.nccl", "vllm.0.24.0.custom_allreduce"),
 }
 VALUE_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
 OPERATIONS = {"alltoall": "all_to_all"}
@@ -172,7 +173,15 @@ def fit_device(data: Path, device: str, left_out: int | None = None) -> tuple[Th
     return theta, names
 
 
-EXCHANGES = {"h100-sxm": ("h100_sxm", "0.5.12"), "b200-sxm": ("b200_sxm", "0.5.12")}
+EXCHANGES = {
+    "h100-sxm": ("h100_sxm", "0.5.12"),
+    "b200-sxm": ("b200_sxm", "0.5.12"),
+    "gb200": ("gb200", "0.5.12"),
+}
+RANKS = {"gb200": 4}
+"""Ranks of one node in the tables of exchanges, where they are not 8."""
+LOW_LATENCY_ONLY = ("gb200",)
+"""Devices without a table of the high-throughput form."""
 FEW_EXPERTS = 128
 """Tables of fewer experts (some per rank) are measured far slower per copy, and are left out of the fit."""
 BITS = {"dispatch": (8, 128), "combine": (16, 0)}
@@ -207,7 +216,7 @@ def token_copies(topk: int, experts: int, ranks: int, per_node: int) -> Copies:
 
 def exchange_traffic(form: str, phase: str, row: Any, ranks: int = 8) -> Traffic:
     """Return the expected traffic of one row of a table."""
-    one = token_copies(int(row.topk), int(row.experts), ranks, 8)
+    one = token_copies(int(row.topk), int(row.experts), ranks, min(ranks, 8))
     many = replace(one, experts=one.experts * row.tokens, ranks=one.ranks * row.tokens, nodes=one.nodes * row.tokens)
     make = low_latency if form == "low_latency" else high_throughput
     sizes = {name: token_bytes(int(row.hidden), *BITS[name]) for name in BITS}
@@ -217,7 +226,7 @@ def exchange_traffic(form: str, phase: str, row: Any, ranks: int = 8) -> Traffic
 
 def fit_exchange(device: str, form: str, frame: pd.DataFrame) -> Theta:
     """Return base, share and, for the high-throughput form, the processor constants of one phase's rows."""
-    traffics = [exchange_traffic(form, row.phase, row) for row in frame.itertuples()]
+    traffics = [exchange_traffic(form, row.phase, row, RANKS.get(device, 8)) for row in frame.itertuples()]
     wire = np.array([t.ports()["local_out"].max() for t in traffics])
     copies = np.array([t.copies.max() for t in traffics])
     each, measured = np.array([t.copy_bytes for t in traffics]), frame["ns"].to_numpy()
@@ -281,7 +290,7 @@ def main() -> None:
             for protocol, row in protocols.items():
                 print(f"  {family} {protocol}: {row}".replace("'", ""))
     for device in EXCHANGES:
-        for form in ("low_latency", "high_throughput"):
+        for form in ("low_latency", "high_throughput")[: 1 if device in LOW_LATENCY_ONLY else 2]:
             frame = exchange_table(arguments.data, device, form)
             for phase, rows in frame[frame["experts"] >= FEW_EXPERTS].groupby("phase"):
                 found = fit_exchange(device, form, rows)

@@ -24,7 +24,7 @@ def accuracy(pytestconfig: pytest.Config) -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def constants() -> dict:
-    return {name: load_constants(name) for name in ("a100-sxm", "h100-sxm", "b200-sxm", "h800-sxm")}
+    return {name: load_constants(name) for name in ("a100-sxm", "h100-sxm", "b200-sxm", "gb200", "h800-sxm")}
 
 
 def test_a_few_measured_collectives() -> None:
@@ -89,7 +89,7 @@ def test_sheets_hold_what_the_fit_gives(accuracy: ModuleType, constants: dict) -
 def test_expert_exchange(accuracy: ModuleType, constants: dict) -> None:
     rows = {(row["what"], row["where"]): row for row in accuracy.exchanges(accuracy.DATA, constants)}
     fitted = [row for (what, _), row in rows.items() if what.startswith("fitted")]
-    assert len(fitted) == 8
+    assert len(fitted) == 10
     for row in fitted:
         assert row["mean"] < 0.15, row
         assert 0.95 < row["ratio"] < 1.05, row
