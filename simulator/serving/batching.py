@@ -4,7 +4,7 @@ Sources: continuous batching with iteration-level scheduling (Orca, OSDI 2022); 
 watermark of free KV blocks (vLLM, SOSP 2023); prompts in chunks beside decodes (Sarathi-Serve, OSDI 2024; vLLM V1).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from pydantic import model_validator
@@ -19,8 +19,14 @@ class EngineView(Protocol):
     block_tokens: int
 
     @property
-    def waiting(self) -> Sequence[Request]:
-        """The queue, first come first."""
+    def waiting(self) -> Iterable[Request]:
+        """The queue, the next in line first."""
+
+    def claim(self, request: Request) -> tuple[int, int]:
+        """Return (tokens that a prefill of a waiting request computes, KV blocks that all of it takes from the free).
+
+        Those are fewer than its context has when a cache holds the beginning of it.
+        """
 
     @property
     def partial(self) -> Sequence[Request]:
@@ -57,6 +63,8 @@ class Step(NamedTuple):
     """Whom to prefill and how many tokens: some of those begun, then as many from the head of the queue as are new."""
     decodes: bool = False
     """Whether those who decode take part in an iteration with prompts."""
+    reserves: bool = False
+    """Whether a new prompt takes KV blocks for all of itself at once, or as its parts are computed."""
     preempts: int = 0
     """How many give up their KV blocks first and go back to the queue, in the order of `EngineView.latest`."""
 
@@ -74,20 +82,35 @@ def continuous(limits: Continuous, engine: EngineView) -> Step:
     """Prefill as many requests at the head of the queue as fit, whole and together, or decode.
 
     First come, first served: the first request that does not fit (seats, tokens, KV blocks) holds back those behind it.
+    A prompt larger than the budget goes in slices, one an iteration, with nobody else.
     """
+    if engine.partial:
+        return Step(_begun(engine.partial, limits.max_batch_tokens), reserves=True)
     seats = limits.max_running - engine.running
     budget = limits.max_batch_tokens
     blocks = engine.admissible_blocks
-    block_tokens = engine.block_tokens
+    claim = engine.claim
     prompts: list[tuple[Request, int]] = []
     for request in engine.waiting:
-        tokens = request.prefill_tokens
-        blocks -= -(-tokens // block_tokens)
+        tokens, taken = claim(request)
+        blocks -= taken
         budget -= tokens
         if len(prompts) >= seats or blocks < 0 or (budget < 0 and prompts):
             break
-        prompts.append((request, tokens))
-    return Step(prompts)
+        prompts.append((request, tokens if budget >= 0 else limits.max_batch_tokens))
+    return Step(prompts, reserves=True)
+
+
+def _begun(partial: Sequence[Request], budget: int) -> list[tuple[Request, int]]:
+    """Return those begun who go on: whole and together as the budget allows, or a slice of the first."""
+    prompts: list[tuple[Request, int]] = []
+    for request in partial:
+        tokens = request.prefill_tokens - request.computed
+        if prompts and tokens > budget:
+            break
+        prompts.append((request, min(tokens, budget)))
+        budget -= tokens
+    return prompts
 
 
 class ChunkedPrefill(Strict):
@@ -144,14 +167,15 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
             budget -= tokens
             prompts.append((request, tokens))
     if preempts:
-        return Step(prompts, True, preempts)
+        return Step(prompts, True, preempts=preempts)
     free += engine.admissible_blocks - engine.free_blocks
     seats = limits.max_running - engine.running
-    for request in engine.waiting:
-        if not budget or not seats or -(-request.prefill_tokens // size) > free:
+    for request in engine.waiting if budget and seats else ():
+        whole, blocks = engine.claim(request)
+        if not budget or not seats or blocks > free:
             break
-        tokens = min(request.prefill_tokens, most, budget)
-        free -= -(-tokens // size)
+        tokens = min(whole, most, budget)
+        free -= blocks - (-(-whole // size) - -(-tokens // size))
         budget -= tokens
         seats -= 1
         prompts.append((request, tokens))

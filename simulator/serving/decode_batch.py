@@ -27,7 +27,7 @@ class DecodeBatch:
         self.block_tokens = block_tokens
         self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
-        self.blocks = 0  # KV blocks held now
+        self.blocks = 0  # KV blocks of their own that they hold now
         self.members: dict[int, Request] = {}
         self._finishes: list[tuple[int, int, Request]] = []
         self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
@@ -42,7 +42,7 @@ class DecodeBatch:
         request.finish_iteration = self.iteration + request.output_tokens - request.generated
         self.members[request.request_id] = request
         self.context += held
-        self.blocks += -(-held // self.block_tokens)
+        self.blocks += -(-held // self.block_tokens) - request.shared_blocks
         self._phases[request.offset % self.block_tokens] += 1
         heappush(self._finishes, (request.finish_iteration, request.request_id, request))
 
@@ -53,7 +53,7 @@ class DecodeBatch:
         request.finish_iteration = -1
         held = self.iteration - request.offset
         self.context -= held
-        self.blocks -= -(-held // self.block_tokens)
+        self.blocks -= -(-held // self.block_tokens) - request.shared_blocks
         self._phases[request.offset % self.block_tokens] -= 1
 
     def generated(self, request: Request) -> int:
@@ -118,7 +118,8 @@ class DecodeBatch:
         held = [self.iteration - r.offset for r in self.members.values()]
         if sum(held) != self.context or sum(self._phases) != len(self.members):
             raise InvariantError(f"decode batch: context {self.context} is not the sum over members {sum(held)}")
-        if sum(-(-h // self.block_tokens) for h in held) != self.blocks:
+        shared = sum(r.shared_blocks for r in self.members.values())
+        if sum(-(-h // self.block_tokens) for h in held) - shared != self.blocks:
             raise InvariantError("decode batch: blocks are not the sum over members")
         for r in self.members.values():
             if self.iteration - r.offset != r.prompt_tokens + self.generated(r) - 1:

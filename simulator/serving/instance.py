@@ -1,27 +1,35 @@
-"""One serving engine: a queue, a batcher, a KV cache and the leased devices it computes on.
+"""One serving engine: ranks that step together, each with a queue, a batcher and a KV cache, on leased devices.
 
 Model: iterations in sequence, each a prefill of prompts, a decode step of the batch, or both; runs of decode steps are
 jumps in closed form, cut at the next step's end when something arrives that may change what the engine does.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 from simpy import Event
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
-from simulator.errors import InvariantError
+from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.batching import EngineView, Step
-from simulator.serving.decode_batch import DecodeBatch
-from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks
-from simulator.serving.kv_cache import KVCache
+from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
+from simulator.serving.rank import DECODE_ON, Rank
 from simulator.serving.request import Request
+
+MOST_STEPS = 1024
+"""Decode iterations of several ranks that are summed at once."""
+
+
+class RankLines(Protocol):
+    """Decode iterations of ranks that step together, for one batch size of each."""
+
+    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
+        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
 
 
 class EngineCost(Protocol):
-    """Seconds of the engine's phases, in nanoseconds; see simulator.device.cost."""
+    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
@@ -33,6 +41,16 @@ class EngineCost(Protocol):
         """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
 
 
+class RanksCost(EngineCost, Protocol):
+    """Durations of steps that several ranks take together."""
+
+    def together_ns(self, works: Sequence[Work]) -> float:
+        """Return the time of an iteration of several ranks, each with work of its own."""
+
+    def decode_together(self, batches: Sequence[int]) -> RankLines:
+        """Return the decode iterations of several ranks with batches of these sizes."""
+
+
 class Engine(NamedTuple):
     """What the instances of one pool share: costs, batching policy and memory size."""
 
@@ -41,9 +59,12 @@ class Engine(NamedTuple):
     step_ticks: StepTicks
     policy: Callable[[Any, EngineView], Step]
     limits: Any
+    """Of each rank."""
     kv_blocks: int
+    """Of each rank, as `watermark_blocks`."""
     block_tokens: int
     watermark_blocks: int
+    ranks: int = 1
 
 
 class Observer(NamedTuple):
@@ -57,16 +78,6 @@ class Observer(NamedTuple):
     """(first_ns, last_ns, steps, count): steps with lengths in arithmetic progression gave `count` tokens each."""
     preempted: Callable[[int, str, Request], None]
     """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""
-
-
-def slices(tokens: int, budget: int) -> Iterator[tuple[int, int]]:
-    """Yield (tokens, query-key pairs) of the parts of at most `budget` tokens in which a long prompt is prefilled."""
-    for first in range(0, tokens, budget):
-        last = min(first + budget, tokens)
-        yield last - first, (last * (last + 1) - first * (first + 1)) // 2
-
-
-DECODE_ON = Step()
 
 
 class Instance:
@@ -86,24 +97,24 @@ class Instance:
         self.name = name
         self.engine = engine
         self.devices = tuple(devices)
-        self.block_tokens = engine.block_tokens
-        self.waiting: deque[Request] = deque()
-        self.partial: list[Request] = []  # whose prefill has begun and not ended
-        self.batch = DecodeBatch(engine.block_tokens)
-        self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch)
+        self.ranks = [
+            Rank(engine.limits, engine.kv_blocks, engine.block_tokens, engine.watermark_blocks)
+            for _ in range(engine.ranks)
+        ]
+        self._only = self.ranks[0] if engine.ranks == 1 else None
+        self.cost = engine.cost
+        self._step_ticks = engine.step_ticks
         self.state = IDLE
         self._observer = observer
         self._finished = finished
         self._prefilled = prefilled
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
-        self._jump: Jump | None = None
-        self._last_step_ns = 0
-        self._fresh: list[Request] = []  # members that have not yet had a decode step here
-        self._reservations: deque[tuple[Request, Event]] = deque()
-        self._reserved = 0
+        self._jump: Jump | SummedJump | None = None
+        self._loads = [0] * engine.ranks  # requests of each rank
+        self._turn = 0  # rank that took the last request
         self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
-        self._arrived: list[Request] = []
+        self._grown = (0, 0)  # steps begun of the jump under way, and the batches' KV blocks then
         env.process(self._run())
 
     # -- what others ask of it ------------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
-        self.waiting.append(request)
+        self._choose(request).waiting.append(request)
         self._waiting_seen += 1
         self._nudge(begun)
 
@@ -121,76 +132,85 @@ class Instance:
         """Return an event that fires when KV blocks and a seat are set aside for a request prefilled elsewhere."""
         event = Event(self.env)
         self._mark()
-        self._reservations.append((request, event))
+        rank = self._choose(request)
+        rank.reservations.append((request, event))
         self._waiting_seen += 1
-        self._grant_reservations()
+        self._grant(rank)
         return event
 
     def join(self, request: Request) -> None:
         """Take in a request whose reserved blocks now hold its keys and values; it decodes from the next iteration."""
-        self._arrived.append(request)
+        self.ranks[request.rank].arrived.append(request)
         self._nudge(self._steps_by_now())
 
-    def release(self, tokens: int) -> None:
-        """Free the blocks of a request whose keys and values have moved away."""
+    def release(self, blocks: int, index: int) -> None:
+        """Free so many blocks of rank `index`: the keys and values of a request have moved away."""
         self._mark()
-        self._hold(-self.kv.blocks_for(tokens))
-        self._grant_reservations()
-        if self.waiting:
+        rank = self.ranks[index]
+        rank.kv.held -= blocks
+        self._kv_seen -= blocks
+        self._loads[index] -= 1
+        self._grant(rank)
+        if rank.waiting:
             self._nudge(self._steps_by_now())
 
-    # -- what a batcher and a router may read ---------------------------------------------------------------------
+    def retime(self, cost: EngineCost) -> None:
+        """Go by another cost from the next iteration on."""
+        self.cost = cost
+        self._step_ticks = StepTicks(cost)
+        if self._jump is not None:
+            self._mark()
+            self._cut(self._steps_by_now())
+
+    # -- what a router may read -----------------------------------------------------------------------------------
 
     @property
     def running(self) -> int:
         """Requests that decode, that are being prefilled, or that hold a reserved place."""
-        return len(self.batch.members) + len(self.partial) + self._reserved
+        return sum(rank.running for rank in self.ranks)
 
     @property
-    def decoding(self) -> int:
-        """Requests that take part in a decode step."""
-        return len(self.batch.members)
+    def queued(self) -> int:
+        """Requests that wait for a prefill, or for a place to decode."""
+        return sum(rank.queued for rank in self.ranks)
 
     @property
-    def admissible_blocks(self) -> int:
-        """KV blocks that new prompts may take now, the watermark left free."""
-        return self.kv.admissible(self.kv.used)
+    def kv_total_blocks(self) -> int:
+        """KV blocks of all ranks."""
+        return sum(rank.kv.total for rank in self.ranks)
 
-    @property
-    def free_blocks(self) -> int:
-        """KV blocks that nothing holds now."""
-        return self.kv.total - self.kv.used
+    def used_blocks(self) -> int:
+        """Return the KV blocks in use now."""
+        return self._blocks_after(self._steps_by_now())
 
-    @property
-    def step_blocks(self) -> int:
-        """KV blocks that those who decode take for one step more."""
-        return self.batch.blocks_after(1) - self.batch.blocks
-
-    def latest(self) -> Iterator[tuple[int, int]]:
-        """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
-        for request in reversed(self.partial):
-            yield self.kv.blocks_for(request.computed), 0
-        for request in reversed(self.batch.members.values()):
-            tokens = self.batch.held(request)
-            blocks = self.kv.blocks_for(tokens)
-            yield blocks, self.kv.blocks_for(tokens + 1) - blocks
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of the request's prompt a cache here holds: none, there is no prefix cache yet."""
+        return 0
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
     def _run(self) -> Generator[Event, Any, None]:
-        alarm = self._alarm
+        alarm, ranks, policy, limits = self._alarm, self.ranks, self.engine.policy, self.engine.limits
         while True:
-            if self._arrived:
-                self._take_in()
-            step = self.engine.policy(self.engine.limits, self) if self.waiting or self.partial else DECODE_ON
-            for _ in range(step.preempts):
-                self._preempt_last()
-            if step.prompts:
-                self._begin_prefill(step)
+            prompts = decodes = False
+            for rank in ranks:
+                if rank.arrived:
+                    for request in rank.take_in():
+                        request.decode_instance = self.name
+                step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+                for _ in range(step.preempts):
+                    self._preempt_last(rank)
+                rank.step = step
+                if step.prompts:
+                    prompts = True
+                elif rank.batch.members:
+                    decodes = True
+            if prompts:
+                self._begin_prefill()
                 yield alarm
                 self._end_jump()
-                self._end_prefill(step.prompts)
-            elif self.batch.members:
+                self._end_prefill()
+            elif decodes:
                 self._begin_jump()
                 yield alarm
                 self._end_jump()
@@ -200,80 +220,103 @@ class Instance:
                 self._mark()
                 self._ticks = self.env.now << TICK_BITS
 
-    def _begin_prefill(self, step: Step) -> None:
-        now, waiting, kv = self.env.now, self.waiting, self.kv
-        block_tokens = self.block_tokens
-        tokens = attended = 0
-        for request, count in step.prompts:
-            done = request.computed
-            if not done:
-                self.partial.append(waiting.popleft())
-                if request.prefill_start_ns < 0:
-                    request.prefill_start_ns = now
-            tokens += count
-            attended += count * done + count * (count + 1) // 2
-            kv.held += -(-(done + count) // block_tokens) - -(-done // block_tokens)
-        batch = self.batch
-        size = len(batch.members) if step.decodes else 0
-        budget, cost = self.engine.limits.max_batch_tokens, self.engine.cost
-        if size:
-            lasts_ns = cost.mixed_ns(tokens, attended, len(step.prompts), size, batch.context + size)
-        elif tokens <= budget:
-            lasts_ns = cost.prefill_ns(tokens, attended, len(step.prompts))
+    def _begin_prefill(self) -> None:
+        now = self.env.now
+        if self._only is not None:
+            lasts_ns, size = self._begin_alone(self._only, now)
         else:
-            lasts_ns = sum(cost.prefill_ns(*part, 1) for part in slices(tokens, budget))
+            lasts_ns, size = self._begin_together(now)
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             self._start_decoding()
-            self._jump = Jump(self._ticks, 1, size, batch.context, ticks, 0)
+            self._jump = Jump(self._ticks, 1, size, 0, ticks, 0)
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
         self._begins(PREFILL)
-        self._grant_reservations()
+        self._grant_all()
 
-    def _end_prefill(self, prompts: Sequence[tuple[Request, int]]) -> None:
-        now, kv, hand_over = self.env.now, self.kv, self._prefilled
-        for request, count in prompts:
-            request.computed += count
-        done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.generated]
-        self._passed(kv.used, len(done))
-        self.partial = [r for r in self.partial if r.computed < r.prompt_tokens + r.generated]
-        for request in done:
-            blocks = -(-request.computed // self.block_tokens)
-            request.generated += 1
-            if request.first_token_ns < 0:
-                request.first_token_ns = now
-            else:
-                self._observer.gap(now - request.last_token_ns, 1)
-            request.last_token_ns = now
-            if request.generated == request.output_tokens:
-                kv.held -= blocks
-                request.finish_ns = now
-                self._finished(request, self)
-            elif hand_over is not None:
-                hand_over(request, self)  # its blocks stay held until they have moved
-            else:
-                kv.held -= blocks
-                self._add(request)
-        self._grant_reservations()
+    def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
+        """Begin the iteration with prompts of the only rank; return how long it lasts and how many decode in it."""
+        step, batch, cost = rank.step, rank.batch, self.cost
+        tokens, pairs, prompts = rank.begin(step, now)
+        size = len(batch.members) if step.decodes else 0
+        if not size:
+            return cost.prefill_ns(tokens, pairs, prompts), 0
+        rank.decodes = True
+        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
+
+    def _begin_together(self, now: int) -> tuple[float, int]:
+        """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
+        works, decoding = [], 0
+        for rank in self.ranks:
+            step, batch = rank.step, rank.batch
+            rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
+            prompts = rank.begin(step, now)
+            size = len(batch.members) if rank.decodes else 0
+            works.append(Work(*prompts, size, batch.context + size if size else 0))
+            decoding += size
+        return cast(RanksCost, self.cost).together_ns(works), decoding
+
+    def _end_prefill(self) -> None:
+        now, hand_over = self.env.now, self._prefilled
+        ended = [(rank, rank.computed(rank.step.prompts)) for rank in self.ranks if rank.step.prompts]
+        self._passed(self._blocks(), sum(len(done) for _, done in ended))
+        for rank, done in ended:
+            rank.step = DECODE_ON
+            for request in done:
+                request.generated += 1
+                if request.first_token_ns < 0:
+                    request.first_token_ns = now
+                else:
+                    self._observer.gap(now - request.last_token_ns, 1)
+                request.last_token_ns = now
+                if request.generated == request.output_tokens:
+                    rank.drop(request)
+                    request.finish_ns = now
+                    self._ends(request)
+                elif hand_over is not None:
+                    hand_over(request, self)  # its blocks stay held until they have moved
+                else:
+                    rank.decode(request)
+                    request.decode_instance = self.name
+        self._grant_all()
 
     def _begin_jump(self) -> None:
-        kv, batch = self.kv, self.batch
-        steps = kv.steps_that_fit(batch.steps_to_finish())
-        while not steps:
-            self._preempt_last()
-            if not batch.members:  # all that is left holds reserved blocks: look again
-                self._alarm.set(self.env.now)
-                return
-            steps = kv.steps_that_fit(batch.steps_to_finish())
+        steps = 0
+        for rank in self.ranks:
+            fit = self._fit(rank)
+            rank.decodes = fit > 0
+            if fit and (fit < steps or not steps):
+                steps = fit
+        if not steps:  # all that is left holds reserved blocks: look again
+            self._alarm.set(self.env.now)
+            return
         self._start_decoding()
-        size = len(batch.members)
-        until, fixed, slope = self.engine.step_ticks(size, batch.context + size)
-        if until < batch.context + steps * size:  # the line ends within the jump
-            steps = int(until - batch.context) // size
-        self._jump = jump = Jump(self._ticks, steps, size, batch.context, fixed, slope)
+        self._jump = jump = self._jump_of(steps)
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
+
+    def _fit(self, rank: Rank) -> int:
+        """Preempt as many as it takes, and return how many decode steps a rank can go on; 0 if none is left to."""
+        while rank.batch.members:
+            steps = rank.kv.steps_that_fit(rank.batch.steps_to_finish())
+            if steps:
+                return steps
+            self._preempt_last(rank)
+        return 0
+
+    def _jump_of(self, steps: int) -> Jump | SummedJump:
+        if self._only is not None:
+            batch = self._only.batch
+            size, context = len(batch.members), batch.context
+            until, fixed, slope = self._step_ticks(size, context + size)
+            if until < context + steps * size:  # the line ends within the jump
+                steps = int(until - context) // size
+            return Jump(self._ticks, steps, size, context, fixed, slope)
+        sizes = [len(rank.batch.members) if rank.decodes else 0 for rank in self.ranks]
+        contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
+        lines = cast(RanksCost, self.cost).decode_together(sizes)
+        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), sum(sizes))
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -282,83 +325,83 @@ class Instance:
         self._jump = None
         self._ticks = jump.end
         self._record_gaps(jump)
-        self.batch.advance(jump.steps)
-        self._passed(self.kv.held + self.batch.blocks, jump.steps * jump.batch - self._tokens_seen)
-        self._last_step_ns = now
-        done = self.batch.pop_finished()
-        for request in done:
-            request.last_token_ns = request.finish_ns = now
-            self._finished(request, self)
-        if done:
-            self._grant_reservations()
+        steps = jump.steps
+        for rank in self.ranks:
+            if rank.decodes:
+                rank.batch.advance(steps)
+                rank.last_step_ns = now
+        self._grown = (0, 0)
+        self._passed(self._blocks(), steps * jump.batch - self._tokens_seen)
+        for rank in self.ranks:
+            if not rank.decodes:
+                continue
+            rank.decodes = False
+            done = rank.batch.pop_finished()
+            for request in done:
+                request.last_token_ns = request.finish_ns = now
+                self._ends(request)
+            if done and rank.reservations:
+                self._grant(rank)
 
-    def _record_gaps(self, jump: Jump) -> None:
-        observer, steps = self._observer, jump.steps
+    def _record_gaps(self, jump: Jump | SummedJump) -> None:
+        observer = self._observer
         first_ns = (jump.start + jump.first) >> TICK_BITS
-        old = jump.batch - len(self._fresh)
-        if old:
-            observer.gap(first_ns - self._last_step_ns, old)
-        for request in self._fresh:
-            observer.gap(first_ns - request.last_token_ns, 1)
-        self._fresh.clear()
-        if steps > 1:
-            observer.gaps(jump.length(2) >> TICK_BITS, jump.length(steps) >> TICK_BITS, steps - 1, jump.batch)
+        for rank in self.ranks:
+            if not rank.decodes:
+                continue
+            old = len(rank.batch.members) - len(rank.fresh)
+            if old:
+                observer.gap(first_ns - rank.last_step_ns, old)
+            for request in rank.fresh:
+                observer.gap(first_ns - request.last_token_ns, 1)
+            rank.fresh.clear()
+        if jump.steps > 1:
+            jump.report_rest(observer.gap, observer.gaps)
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
+    def _choose(self, request: Request) -> Rank:
+        """Return the rank that takes a request: the one with the fewest, among equals the next in turn."""
+        if self._only is None:
+            loads, least = self._loads, min(self._loads)
+            try:
+                self._turn = loads.index(least, self._turn + 1)
+            except ValueError:
+                self._turn = loads.index(least)
+            request.rank = self._turn
+        self._loads[request.rank] += 1
+        return self.ranks[request.rank]
+
+    def _ends(self, request: Request) -> None:
+        self._loads[request.rank] -= 1
+        self._finished(request, self)
+
     def _start_decoding(self) -> None:
-        for request in self._fresh:
-            if request.decode_start_ns < 0:
-                request.decode_start_ns = self.env.now
+        for rank in self.ranks:
+            for request in rank.fresh if rank.decodes else ():
+                if request.decode_start_ns < 0:
+                    request.decode_start_ns = self.env.now
 
-    def _add(self, request: Request) -> None:
-        self.batch.join(request)
-        self._fresh.append(request)
-        request.decode_instance = self.name
+    def _preempt_last(self, rank: Rank) -> None:
+        self._observer.preempted(self.env.now, self.name, rank.preempt_last())
 
-    def _take_in(self) -> None:
-        for request in self._arrived:
-            self.kv.held -= self.kv.blocks_for(request.prefill_tokens - 1)
-            self._reserved -= 1
-            self._add(request)
-        self._arrived.clear()
+    def _grant_all(self) -> None:
+        for rank in self.ranks:
+            if rank.reservations:
+                self._grant(rank)
 
-    def _preempt_last(self) -> None:
-        """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
-        if self.partial:
-            request = self.partial.pop()
-            self.kv.held -= self.kv.blocks_for(request.computed)
-        else:
-            request = self.batch.pop_last()
-            if request in self._fresh:
-                self._fresh.remove(request)
-            else:
-                request.last_token_ns = self._last_step_ns
-        request.computed = 0
-        request.preemptions += 1
-        self.waiting.appendleft(request)
-        self._observer.preempted(self.env.now, self.name, request)
-
-    def _grant_reservations(self) -> None:
-        """Serve reservations in order; a request preempted here comes first, so none is granted while any waits."""
-        queue = self._reservations
-        if not queue:
-            return
-        ahead = self._steps_by_now()
-        while queue and not self.waiting:
-            request, event = queue[0]
-            blocks = self.kv.blocks_for(request.prefill_tokens - 1)
-            if self.running >= self.engine.limits.max_running:
-                return
-            if blocks > self.kv.admissible(self.kv.used_after(ahead)):
-                return
-            queue.popleft()
+    def _grant(self, rank: Rank) -> None:
+        """Serve the reservations of a rank in order, as far as seats and blocks reach."""
+        jump = self._jump if rank.decodes else None
+        ahead = self._steps_by_now() if jump is not None else 0
+        while rank.can_grant(ahead):
             self._mark()
-            self._hold(blocks)
-            self._reserved += 1
+            before = rank.kv.held
+            event = rank.grant()
+            self._kv_seen += rank.kv.held - before
             event.succeed()
-            if self._jump is not None and self.kv.steps_that_fit(self._jump.steps) < self._jump.steps:
-                self._cut(self._jump, ahead)
+            if jump is not None and rank.kv.steps_that_fit(jump.steps) < jump.steps:
+                self._cut(ahead)
 
     def _steps_by_now(self) -> int:
         """Return how many steps of the current jump have begun: the blocks of a step are taken as it begins."""
@@ -368,22 +411,42 @@ class Instance:
     def _nudge(self, begun: int) -> None:
         """Let the engine decide anew as soon as its present iteration, number `begun` of a jump, ends."""
         if self._jump is not None:
-            self._cut(self._jump, begun)
+            self._cut(begun)
         elif self.state == IDLE and self._alarm.at_ns is None:
             self._alarm.set(self.env.now)
 
-    def _cut(self, jump: Jump, steps: int) -> None:
-        if steps < jump.steps:
+    def _cut(self, steps: int) -> None:
+        jump = self._jump
+        if jump is not None and steps < jump.steps:
             jump.cut(steps)
             self._alarm.set(jump.end >> TICK_BITS)
 
     # -- what it tells its observer -------------------------------------------------------------------------------
 
+    def _blocks(self) -> int:
+        """Return the KV blocks in use at the end of an iteration."""
+        only = self._only
+        return only.kv.held + only.batch.blocks if only is not None else sum(rank.kv.used for rank in self.ranks)
+
+    def _blocks_after(self, steps: int) -> int:
+        """Return the KV blocks in use when so many steps of the jump under way have begun."""
+        if not steps:
+            return self._blocks()
+        if self._only is not None:
+            return self._only.kv.used_after(steps)
+        if self._grown[0] != steps:
+            batches = [(rank.batch, rank.decodes) for rank in self.ranks]
+            self._grown = steps, sum(b.blocks_after(steps) if decodes else b.blocks for b, decodes in batches)
+        return self._grown[1] + sum(rank.kv.held for rank in self.ranks)
+
     def _begins(self, state: int) -> None:
         self.state = state
-        self._running_seen = len(self.batch.members) + len(self.partial)
-        self._waiting_seen = len(self.waiting) + len(self._reservations) + self._reserved
-        self._kv_seen = self.kv.held + self.batch.blocks
+        running = waiting = 0
+        for rank in self.ranks:
+            running += len(rank.batch.members) + len(rank.partial)
+            waiting += len(rank.waiting) + len(rank.reservations) + rank.reserved
+        self._running_seen, self._waiting_seen = running, waiting
+        self._kv_seen = self._blocks()
         self._tokens_seen = 0
 
     def _passed(self, kv_blocks: int, tokens: int) -> None:
@@ -396,42 +459,39 @@ class Instance:
         """Close the interval so far, for something that the observer counts is about to change; return steps begun."""
         jump = self._jump
         if jump is None:
-            self._passed(self.kv.used, 0)
+            self._passed(self._blocks(), 0)
             return 0
         begun = jump.steps_by(self.env.now)
         tokens = (begun - (not self._ended(jump, begun))) * jump.batch
-        self._passed(self.kv.used_after(begun), tokens - self._tokens_seen)
+        self._passed(self._blocks_after(begun), tokens - self._tokens_seen)
         self._tokens_seen = tokens
         return begun
 
-    def _hold(self, blocks: int) -> None:
-        self.kv.held += blocks
-        self._kv_seen += blocks
-
     def generated(self, request: Request) -> int:
         """Return the tokens a request in this engine has generated by now, mid-jump included."""
-        if request.request_id not in self.batch.members:
+        rank = self.ranks[request.rank]
+        if request.request_id not in rank.batch.members:
             return request.generated
         jump = self._jump
-        if jump is None:
-            return self.batch.generated(request)
+        if jump is None or not rank.decodes:
+            return rank.batch.generated(request)
         begun = jump.steps_by(self.env.now)
-        return self.batch.generated(request) + begun - (not self._ended(jump, begun))
+        return rank.batch.generated(request) + begun - (not self._ended(jump, begun))
 
-    def _ended(self, jump: Jump, step: int) -> bool:
+    def _ended(self, jump: Jump | SummedJump, step: int) -> bool:
         return (jump.start + jump.elapsed(step)) >> TICK_BITS <= self.env.now
 
     def settle(self) -> None:
         """Report up to now, and write down what the requests that decode here have generated: the run is over."""
         self._mark()
-        for request in self.batch.members.values():
-            request.generated = self.generated(request)
+        for rank in self.ranks:
+            for request in rank.batch.members.values():
+                request.generated = self.generated(request)
         if self._jump is not None and (steps := self._tokens_seen // self._jump.batch):
             self._jump.cut(steps)
             self._record_gaps(self._jump)
 
     def check(self) -> None:
-        """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
-        self.kv.check()
-        if self.running > self.engine.limits.max_running:
-            raise InvariantError(f"{self.name}: {self.running} requests run on {self.engine.limits.max_running} seats")
+        """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""
+        for rank in self.ranks:
+            rank.check()

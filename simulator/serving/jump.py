@@ -3,8 +3,12 @@
 Times inside an engine are whole ticks of 2^-20 ns: sums are exact, and cutting a jump in two changes nothing.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from math import sqrt
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 TICK_BITS = 20
 TICKS_PER_NS = 1 << TICK_BITS
@@ -92,3 +96,43 @@ class Jump:
         """End after `steps` iterations."""
         self.steps = steps
         self.end = self.start + self.elapsed(steps)
+
+    def report_rest(self, gap: Callable[[int, int], None], gaps: Callable[[int, int, int, int], None]) -> None:
+        """Report the lengths of all iterations but the first: `gaps(first_ns, last_ns, iterations, tokens of each)`."""
+        gaps(self.length(2) >> TICK_BITS, self.length(self.steps) >> TICK_BITS, self.steps - 1, self.batch)
+
+
+class SummedJump:
+    """A jump whose iterations have any lengths, in ns: of ranks that step together, now one is the slowest, now another."""
+
+    __slots__ = ("_ends", "batch", "end", "first", "start", "steps")
+
+    def __init__(self, start: int, lengths_ns: Any, batch: int) -> None:
+        self.start = start
+        self.batch = batch
+        self._ends = np.cumsum(np.rint(np.asarray(lengths_ns) * TICKS_PER_NS).astype(np.int64)).tolist()
+        self.steps = len(self._ends)
+        self.first: int = self._ends[0]
+        self.end: int = start + self._ends[-1]
+
+    def elapsed(self, steps: int) -> int:
+        """Return the ticks that the first `steps` iterations take."""
+        return int(self._ends[steps - 1]) if steps else 0
+
+    def length(self, step: int) -> int:
+        """Return the ticks that iteration `step` (from 1) takes."""
+        return self.elapsed(step) - self.elapsed(step - 1)
+
+    def steps_by(self, now_ns: int) -> int:
+        """Return the first iteration that ends at `now_ns` or later, at least 1."""
+        return min(self.steps, bisect_left(self._ends, (now_ns << TICK_BITS) - self.start) + 1)
+
+    def cut(self, steps: int) -> None:
+        """End after `steps` iterations."""
+        self.steps = steps
+        self.end = self.start + self.elapsed(steps)
+
+    def report_rest(self, gap: Callable[[int, int], None], gaps: Callable[[int, int, int, int], None]) -> None:
+        """Report the lengths of all iterations but the first, one by one; see `Jump.report_rest`."""
+        for step in range(2, self.steps + 1):
+            gap(self.length(step) >> TICK_BITS, self.batch)

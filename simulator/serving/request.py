@@ -1,6 +1,24 @@
 """One inference call on its way through the cluster: what was asked, when each phase began, how it ended."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 FINISHED, REJECTED, UNFINISHED = "finished", "rejected", "unfinished"
+
+
+class Traits(NamedTuple):
+    """What a caller says of a request beyond its lengths; most say nothing and share `PLAIN`."""
+
+    tenant: str | None = None
+    priority: int = 0
+    """The higher, the sooner."""
+    predicted_tokens: int = -1
+    """Output tokens that a predictor expects; -1 when nobody predicts."""
+    samples: int = 1
+    """Answers drawn from one prompt in parallel."""
+
+
+PLAIN = Traits()
 
 
 class Request:
@@ -8,6 +26,8 @@ class Request:
 
     __slots__ = (
         "arrival_ns",
+        "blocks",
+        "cached_tokens",
         "computed",
         "decode_instance",
         "decode_start_ns",
@@ -15,6 +35,7 @@ class Request:
         "finish_ns",
         "first_token_ns",
         "generated",
+        "keys",
         "kv_transfer_bytes",
         "kv_transfer_ns",
         "kv_wait_ns",
@@ -27,9 +48,12 @@ class Request:
         "prefill_start_ns",
         "prompt_tokens",
         "queued_ns",
+        "rank",
         "reason",
         "request_id",
         "session",
+        "shared_blocks",
+        "traits",
         "turn",
     )
 
@@ -41,6 +65,8 @@ class Request:
         output_tokens: int,
         session: str | None = None,
         turn: int | None = None,
+        keys: Sequence[int] = (),
+        traits: Traits = PLAIN,
     ) -> None:
         self.request_id = request_id
         self.arrival_ns = arrival_ns
@@ -48,6 +74,12 @@ class Request:
         self.output_tokens = output_tokens
         self.session = session
         self.turn = turn
+        self.keys = keys  # of the prompt's prefixes, one per unit of the cache; none: nothing is known of its content
+        self.traits = traits
+        self.rank = 0  # which of its engine's ranks has it
+        self.cached_tokens = 0  # prompt tokens that a cache held when it was admitted
+        self.shared_blocks = 0  # KV blocks of its context that it shares, so that they are not its own
+        self.blocks = 0  # KV blocks of its own that it holds while it does not decode
         self.generated = 0
         self.computed = 0  # tokens whose keys and values a prefill under way has computed
         self.queued_ns = -1

@@ -72,7 +72,7 @@ def chunked(workload, costs, limits, blocks, block_tokens, watermark=0):
     while env.peek() != inf:
         env.step()
         instance.check()
-    assert instance.kv.used == 0
+    assert instance.used_blocks() == 0
     return done, seen
 
 

@@ -101,17 +101,17 @@ def jumping(workload, costs, limits, blocks, block_tokens, watermark):
     while env.peek() != float("inf"):
         env.step()
         instance.check()
-    assert instance.kv.used == 0
+    assert instance.used_blocks() == 0
     return done, seen
 
 
 def whole_or_sliced(costs, lengths, budget):
-    """One prefill of whole prompts, or of a long one budget by budget, each token against itself and those before."""
+    """Ticks of a prefill of whole prompts, or of each slice of a long one: a token counts itself and those before."""
     if sum(lengths) <= budget:
-        return costs.prefill_ns(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(lengths))
+        return [round(costs.prefill_ns(sum(lengths), sum(n * (n + 1) // 2 for n in lengths), len(lengths)) * TICK)]
     places = range(1, lengths[0] + 1)
     parts = [places[i : i + budget] for i in range(0, len(places), budget)]
-    return sum(costs.prefill_ns(len(part), sum(part), 1) for part in parts)
+    return [round(costs.prefill_ns(len(part), sum(part), 1) * TICK) for part in parts]
 
 
 def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
@@ -146,7 +146,7 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
             for r in batch:
                 r.setdefault("start", ticks // TICK)
                 r["held"] = r["prompt"] + r["made"]
-            ticks += round(whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens) * TICK)
+            ticks += sum(whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens))
             running += batch
         else:
             while sum(ceil((r["held"] + 1) / block_tokens) for r in running) > blocks:

@@ -60,7 +60,7 @@ def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
         for pool in pools:
             pool.instances[0].check()
     assert [pool.outstanding for pool in pools] == [[0], [0]]
-    assert [pool.instances[0].kv.used for pool in pools] == [0, 0]
+    assert [pool.instances[0].used_blocks() for pool in pools] == [0, 0]
     return {
         i: (r.prefill_start_ns, r.first_token_ns, r.kv_wait_ns, r.decode_start_ns, r.finish_ns, r.preemptions)
         for i, r in done.items()
@@ -112,6 +112,9 @@ class Twin:
             engine["running"].append(r)
             del r["coming"]
         engine["ready"] = []
+        if engine.get("slices"):
+            self.slice(engine)
+            return
         engine["busy"] = None
         batch, tokens, used = [], 0, self.used(engine)
         seats = self.limits.max_running - len(engine["running"]) - sum("coming" in r for r in engine["held"])
@@ -129,11 +132,9 @@ class Twin:
                 r["kv"] = r["prompt"] + r["made"]
                 r.setdefault("start", self.now)
                 engine["held"].append(r)
-            lasts_ns = whole_or_sliced(self.costs, [r["kv"] for r in batch], self.limits.max_batch_tokens)
-            engine["ticks"] += round(lasts_ns * TICK)
-            engine["busy"] = "prefill"
-            self.at(engine["ticks"] // TICK, 2, self.ends, engine, False, batch)
-            self.grant(engine)
+            engine["slices"] = whole_or_sliced(self.costs, [r["kv"] for r in batch], self.limits.max_batch_tokens)
+            engine["batch"] = batch
+            self.slice(engine)
             return
         engine["busy"] = "step"
         crowded = engine["running"] and self.used(engine) > engine["total"]
@@ -152,6 +153,13 @@ class Twin:
         fixed, slope, _ = self.costs.decode(len(engine["running"]), context)
         engine["ticks"] += round(fixed * TICK) + round(slope * TICK) * context
         self.at(engine["ticks"] // TICK, 2, self.ends, engine, True, None)
+
+    def slice(self, engine):
+        """An iteration for the next slice of a long prompt, or for all of a batch; nobody is preempted in between."""
+        engine["busy"] = "prefill"
+        engine["ticks"] += engine["slices"].pop(0)
+        self.at(engine["ticks"] // TICK, 2, self.ends, engine, False, [] if engine["slices"] else engine["batch"])
+        self.grant(engine)
 
     def ends(self, engine, stepped, prefilled):
         """An iteration is over: those who decoded first, then those who were prefilled, if any were meant to be."""

@@ -1,0 +1,191 @@
+"""What one rank of an engine holds: its queue, the prompts it has begun, its batch and its KV blocks.
+
+A rank is a data-parallel attention rank, or a micro-batch of a pipeline (vLLM's virtual engine): it schedules for
+itself, and all ranks of an instance step together. This is the view that a batcher reads; nothing here knows of time.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from simpy import Event
+
+from simulator.errors import InvariantError
+from simulator.serving.batching import Step
+from simulator.serving.decode_batch import DecodeBatch
+from simulator.serving.kv_cache import KVCache
+from simulator.serving.request import Request
+
+DECODE_ON = Step()
+
+
+class Rank:
+    """Requests and KV blocks of one rank; an instance moves them from iteration to iteration."""
+
+    __slots__ = (
+        "arrived",
+        "batch",
+        "block_tokens",
+        "decodes",
+        "fresh",
+        "kv",
+        "last_step_ns",
+        "limits",
+        "partial",
+        "reservations",
+        "reserved",
+        "step",
+        "waiting",
+    )
+
+    def __init__(self, limits: Any, kv_blocks: int, block_tokens: int, watermark_blocks: int) -> None:
+        self.limits = limits
+        self.block_tokens = block_tokens
+        self.waiting: deque[Request] = deque()
+        self.partial: list[Request] = []  # whose prefill has begun and not ended
+        self.batch = DecodeBatch(block_tokens)
+        self.kv = KVCache(kv_blocks, block_tokens, watermark_blocks, self.batch)
+        self.fresh: list[Request] = []  # members that have not yet had a decode step here
+        self.reservations: deque[tuple[Request, Event]] = deque()
+        self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
+        self.arrived: list[Request] = []  # of those, the ones whose keys and values are here
+        self.step = DECODE_ON  # what it does in the iteration under way
+        self.decodes = False  # whether its batch takes part in the iteration under way
+        self.last_step_ns = 0  # end of its last decode step
+
+    # -- what a batcher may read ----------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Requests that decode, that are being prefilled, or that hold a reserved place."""
+        return len(self.batch.members) + len(self.partial) + self.reserved
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a prefill, or for a place to decode."""
+        return len(self.waiting) + len(self.reservations)
+
+    @property
+    def decoding(self) -> int:
+        """Requests that take part in a decode step."""
+        return len(self.batch.members)
+
+    @property
+    def admissible_blocks(self) -> int:
+        """KV blocks that new prompts may take now, the watermark left free."""
+        return self.kv.admissible(self.kv.used)
+
+    @property
+    def free_blocks(self) -> int:
+        """KV blocks that nothing holds now."""
+        return self.kv.total - self.kv.used
+
+    @property
+    def step_blocks(self) -> int:
+        """KV blocks that those who decode take for one step more."""
+        return self.batch.blocks_after(1) - self.batch.blocks
+
+    def claim(self, request: Request) -> tuple[int, int]:
+        """Return what a waiting request would compute and take; see `EngineView.claim`."""
+        tokens = request.prompt_tokens + request.generated
+        return tokens, -(-tokens // self.block_tokens)
+
+    def latest(self) -> Iterator[tuple[int, int]]:
+        """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
+        for request in reversed(self.partial):
+            yield request.blocks, 0
+        for request in reversed(self.batch.members.values()):
+            tokens = self.batch.held(request)
+            blocks = self.kv.blocks_for(tokens)
+            yield blocks - request.shared_blocks, self.kv.blocks_for(tokens + 1) - blocks
+
+    # -- what happens to it ---------------------------------------------------------------------------------------
+
+    def begin(self, step: Step, now_ns: int) -> tuple[int, int, int]:
+        """Admit those of a step's prompts that are new, take blocks, and return (tokens, query-key pairs, prompts)."""
+        size = self.block_tokens
+        tokens = pairs = taken = 0
+        for request, count in step.prompts:
+            done = request.computed
+            if not done:
+                self.partial.append(self.waiting.popleft())
+                if request.prefill_start_ns < 0:
+                    request.prefill_start_ns = now_ns
+            tokens += count
+            pairs += count * done + count * (count + 1) // 2
+            held = request.prompt_tokens + request.generated if step.reserves else done + count
+            blocks = -(-held // size) - request.shared_blocks
+            taken += blocks - request.blocks
+            request.blocks = blocks
+        self.kv.held += taken
+        return tokens, pairs, len(step.prompts)
+
+    def computed(self, prompts: Sequence[tuple[Request, int]]) -> list[Request]:
+        """Count the tokens of an iteration that has ended and return those whose prefill is done."""
+        for request, count in prompts:
+            request.computed += count
+        done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.generated]
+        if len(done) == len(self.partial):
+            self.partial.clear()
+        else:
+            self.partial = [r for r in self.partial if r.computed < r.prompt_tokens + r.generated]
+        return done
+
+    def drop(self, request: Request) -> None:
+        """Free the blocks of a request that does not decode."""
+        self.kv.held -= request.blocks
+        request.blocks = 0
+
+    def decode(self, request: Request) -> None:
+        """Let a request decode from the next step on; its blocks are the batch's now."""
+        self.drop(request)
+        self.batch.join(request)
+        self.fresh.append(request)
+
+    def take_in(self) -> list[Request]:
+        """Let those decode whose keys and values have come, and return them."""
+        come, self.arrived = self.arrived, []
+        for request in come:
+            self.reserved -= 1
+            self.decode(request)
+        return come
+
+    def preempt_last(self) -> Request:
+        """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
+        if self.partial:
+            request = self.partial.pop()
+            self.drop(request)
+        else:
+            request = self.batch.pop_last()
+            if request in self.fresh:
+                self.fresh.remove(request)
+            else:
+                request.last_token_ns = self.last_step_ns
+        request.computed = 0
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+        return request
+
+    def can_grant(self, steps: int) -> bool:
+        """Return whether there is a place for the next reservation when `steps` of the jump under way have begun.
+
+        A request preempted here comes first, so there is none while any waits.
+        """
+        if not self.reservations or self.waiting or self.running >= self.limits.max_running:
+            return False
+        blocks = self.kv.blocks_for(self.reservations[0][0].prefill_tokens - 1)
+        return blocks <= self.kv.admissible(self.kv.used_after(steps))
+
+    def grant(self) -> Event:
+        """Set blocks and a seat aside for the next reservation and return its event."""
+        request, event = self.reservations.popleft()
+        request.blocks = self.kv.blocks_for(request.prefill_tokens - 1)
+        self.kv.held += request.blocks
+        self.reserved += 1
+        return event
+
+    def check(self) -> None:
+        """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
+        self.kv.check()
+        if self.running > self.limits.max_running:
+            raise InvariantError(f"{self.running} requests run on {self.limits.max_running} seats")
