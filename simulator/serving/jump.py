@@ -103,7 +103,7 @@ class Jump:
 
 
 class SummedJump:
-    """A jump whose iterations have any lengths, in ns: of ranks that step together, now one is the slowest, now another."""
+    """A jump whose iterations have any lengths: of ranks that step together, now one is the slowest, now another."""
 
     __slots__ = ("_ends", "batch", "end", "first", "start", "steps")
 
