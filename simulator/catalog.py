@@ -5,7 +5,7 @@ In a wheel the data folders lie in `simulator/data/`; in a checkout or editable 
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -77,8 +77,23 @@ def canonical(kind: str, name: str, beside: Path | None = None) -> str:
 
 
 def load(kind: str, name: str, model: type[ModelT], beside: Path | None = None) -> ModelT:
-    """Read and validate the entry `name` of one kind as `model`."""
+    """Read and validate the entry `name` of one kind as a frozen `model`; what has not changed is not read again."""
     path = locate(kind, name, beside)
+    try:
+        state = path.stat()
+    except OSError:
+        return _read(kind, path, model)  # says what is wrong
+    key = model, str(path.absolute()), state.st_mtime_ns, state.st_size
+    if key not in _READ:
+        _READ[key] = _read(kind, path, model)
+    found: ModelT = _READ[key]
+    return found
+
+
+_READ: dict[tuple[type, str, int, int], Any] = {}
+
+
+def _read(kind: str, path: Path, model: type[ModelT]) -> ModelT:
     return validate(model, read_document(path, f"{kind}/{path.name}" if path.is_relative_to(folder(kind)) else None))
 
 

@@ -1,0 +1,178 @@
+"""Whole scenarios at random: every invariant holds throughout, every request has one outcome, and a run is its seed.
+
+Each section is drawn from what its registry or schema offers, so that a new policy is covered when it is registered.
+Memory is tight on purpose: preemption, blocked queues and back-pressure are common.
+"""
+
+import json
+from itertools import pairwise
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from simulator import execution
+from simulator.build import run as running
+from simulator.errors import InputError
+from simulator.results.run import load_run
+from simulator.scenario.load import load
+from simulator.serving.batching import BATCHERS
+from simulator.serving.routing import ROUTERS
+
+BLOCK = 16
+
+
+def duration(low_us, high_us):
+    return st.integers(low_us, high_us).map(lambda us: f"{us} us")
+
+
+linear = st.fixed_dictionaries(
+    {
+        "prefill": st.fixed_dictionaries({"fixed": duration(100, 5000), "per_token": duration(0, 20)}),
+        "decode": st.fixed_dictionaries(
+            {"fixed": duration(100, 5000), "per_sequence": duration(0, 50), "per_context_token": duration(0, 2)}
+        ),
+    }
+)
+lengths = st.one_of(
+    st.fixed_dictionaries({"constant": st.fixed_dictionaries({"value": st.integers(1, 120)})}),
+    st.fixed_dictionaries(
+        {
+            "lognormal": st.fixed_dictionaries(
+                {"median": st.integers(2, 60), "sigma": st.sampled_from([0.3, 1.0]), "max": st.just(150)}
+            )
+        }
+    ),
+)
+arrivals = st.one_of(
+    st.integers(1, 400).map(lambda rate: {"poisson": {"rate": f"{rate} / s"}}),
+    st.integers(1, 400).map(lambda rate: {"gamma": {"rate": f"{rate} / s", "cv": 3.0}}),
+    st.integers(1, 12).map(lambda clients: {"closed_loop": {"clients": clients}}),
+)
+workloads = st.fixed_dictionaries(
+    {
+        "requests": st.integers(1, 60),
+        "arrivals": arrivals,
+        "prompt_tokens": lengths,
+        "output_tokens": lengths,
+    }
+)
+
+
+def pool(layouts):
+    return st.fixed_dictionaries(
+        {
+            "instances": st.integers(1, 3),
+            "layout": st.sampled_from(layouts),
+            "batcher": st.sampled_from(sorted(BATCHERS)).flatmap(limited),
+            "kv": st.fixed_dictionaries(
+                {
+                    "block_tokens": st.sampled_from([1, BLOCK]),
+                    "blocks": st.integers(300, 700),
+                    "watermark": st.sampled_from([0.0, 0.01]),
+                }
+            ),
+        },
+        optional={"router": st.sampled_from(sorted(ROUTERS))},
+    )
+
+
+def limited(name):
+    """A batcher by name, with limits of its own so small that they matter."""
+    seats = st.integers(1, 12)
+    tokens = st.integers(12, 200)
+    return st.tuples(seats, tokens).map(lambda found: {name: {"max_running": found[0], "max_batch_tokens": found[1]}})
+
+
+one_rank = [{}, {"tensor": 2}]
+serving = st.one_of(
+    st.fixed_dictionaries({"colocated": pool(one_rank)}),
+    st.fixed_dictionaries({"prefill": pool(one_rank), "decode": pool(one_rank)}),
+).flatmap(
+    lambda pools: st.fixed_dictionaries(
+        {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
+        optional={"router": st.sampled_from(sorted(ROUTERS)), "request_overhead": duration(0, 3000)},
+    ).map(lambda rest: rest | pools)
+)
+scenarios = st.fixed_dictionaries(
+    {
+        "schema": st.just(1),
+        "seed": st.integers(0, 1000),
+        "topology": st.just({"preset": "clos-h100", "nodes": 2}),
+        "workload": workloads,
+        "serving": serving,
+        "slo": st.just({"ttft": "100 ms"}),
+    },
+    optional={"until": duration(1000, 400_000)},
+)
+
+
+def run(folder, value, name):
+    """Run a scenario with its invariants checked every eight events; None when it is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps(value))
+    try:
+        scenario = load(file)
+    except InputError:
+        return None
+    with mock.patch.object(execution, "BEAT_EVENTS", 8):
+        running.run_scenario(scenario, folder / name, check=True)
+    found = load_run(folder / name)
+    found.verify()
+    return found
+
+
+def hold(value, found):
+    """What is true of every run, whatever the policies."""
+    rows = found.requests
+    summary = found.summary["requests"]
+    assert sorted(rows.request_id) == list(range(len(rows)))
+    if "until" not in value:
+        assert len(rows) == value["workload"]["requests"]
+        assert summary["unfinished"] == 0
+    assert sum(rows.outcome.value_counts()) == len(rows) == summary["total"]
+    done = rows[rows.outcome == "finished"]
+    assert len(done) == summary["finished"]
+    assert (done.generated_tokens == done.output_tokens).all()
+    times = ["arrival_ns", "queued_ns", "prefill_start_ns", "first_token_ns", "finish_ns"]
+    for earlier, later in pairwise(times):
+        assert (done[earlier] <= done[later]).all()
+    assert (rows.generated_tokens <= rows.output_tokens).all()
+    instances = found.instances
+    assert int(instances.output_tokens.sum()) == int(rows.generated_tokens.sum())
+    for _, windows in instances.groupby("instance"):
+        assert (windows.start_ns.iloc[1:].to_numpy() == windows.end_ns.iloc[:-1].to_numpy()).all()
+        assert (windows.prefill_ns + windows.decode_ns + windows.idle_ns == windows.end_ns - windows.start_ns).all()
+        assert (windows.kv_blocks_max <= windows.kv_total_blocks).all()
+
+
+counted = {"run": 0, "refused": 0}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=scenarios)
+def test_invariants(tmp_path_factory, value):
+    folder = tmp_path_factory.mktemp("random")
+    found = run(folder, value, "once")
+    counted["run" if found else "refused"] += 1
+    if found is None:
+        return
+    hold(value, found)
+    if value["seed"] % 5 == 0:  # a run is its seed
+        assert run(folder, value, "twice").manifest["digest"] == found.manifest["digest"]
+
+
+def test_most_scenarios_are_run():
+    """The law above would hold of nothing if all were refused."""
+    if counted["run"] + counted["refused"] < 50:
+        pytest.skip("runs after the scenarios at random, in the same process")
+    assert counted["run"] > 0.7 * (counted["run"] + counted["refused"])
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=scenarios)
+def test_invariants_at_length(tmp_path_factory, value):
+    test_invariants.hypothesis.inner_test(tmp_path_factory, value)
