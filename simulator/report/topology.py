@@ -15,11 +15,12 @@ def parameter_lines(parameters: Mapping[str, object], sources: Mapping[str, str 
     """Return a line per parameter with the number of its source, and below them the sources in full."""
     numbers: dict[str, int] = {}
     lines = []
+    width = max([18, *map(len, parameters)]) + 2
     for path, value in parameters.items():
         source = sources[path] or ""
         if source and source != "--set":
             source = f"[{numbers.setdefault(source, len(numbers) + 1)}]"
-        lines.append(f"  {path:<20}{value!s:<18}{source}".rstrip())
+        lines.append(f"  {path:<{width}}{value!s:<18}{source}".rstrip())
     return lines + _numbered(numbers)
 
 
