@@ -7,13 +7,13 @@ from simulator.device.accelerator import load_accelerator
 from simulator.device.breakdown import (
     Explanation,
     StepBreakdown,
-    book_of,
     ceilings,
     memory_parts,
     step_breakdown,
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
+from simulator.device.memory import ledger
 from simulator.device.provenance import provenance
 from simulator.documents import parse_document
 from simulator.errors import InputError, Problem, unknown
@@ -99,13 +99,13 @@ def _with_operators(cost: Any, name: str) -> RooflineCost:
 
 def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explanation:
     """Return the explanation of one instance whose steps last as `cost` says."""
-    book = book_of(cost, limits.batch_tokens, limits.sequences, limits.utilisation)
-    token = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
-    fits = int(book.kv_bytes / token / ask.context)
-    batch = ask.batch if ask.batch is not None else max(1, min(64, fits, limits.sequences))
+    most = limits.batch_tokens, limits.sequences, limits.utilisation
+    book = ledger(cost.model, cost.layout, cost.accelerator, *most, cost.precision)
+    best = ceilings(cost, book, ask.context)
+    batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, limits.sequences))
     notes = provenance(cost)
-    if batch > fits:
-        notes.append(f"the KV cache holds {fits:,} sequences of {ask.context:,} tokens, not {batch:,}")
+    if batch > best.batch:
+        notes.append(f"the KV cache holds {best.batch:,} sequences of {ask.context:,} tokens, not {batch:,}")
     steps = tuple(step_of(cost, phase, ask, batch) for phase in ask.phases)
     return Explanation(
         title,
@@ -113,9 +113,9 @@ def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explana
         steps,
         book,
         memory_parts(cost, book),
-        ceilings(cost, book, ask.context),
+        best,
         ask.context,
-        token,
+        kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision),
         tuple(notes),
     )
 

@@ -9,11 +9,11 @@ from math import inf
 from typing import Any
 
 from simulator.device.cost import OperatorTime, RooflineCost
-from simulator.device.memory import Ledger, ledger
-from simulator.device.power import activity_of, power_w
+from simulator.device.memory import Ledger
+from simulator.device.power import activity_of, drawn_w
 from simulator.model.forward import Work
 from simulator.model.precision import FORMATS
-from simulator.model.split import kv_bytes_per_token_per_rank, weights_per_rank
+from simulator.model.split import OTHER_WEIGHTS, kv_bytes_per_token_per_rank, weight_bits, weights_per_rank
 from simulator.units import NS_PER_S
 
 
@@ -81,7 +81,7 @@ def step_breakdown(cost: RooflineCost, phase: str, work: Work) -> StepBreakdown:
     peak, bandwidth = cost.accelerator.rate(compute), float(cost.accelerator.memory.bandwidth)
     rows, device = tuple(cost.operators(work)), cost.accelerator
     busy = activity_of(cost.kernels(work), device)
-    drawn = min(power_w(busy._replace(ns=sum(row.ns for row in rows)), device), device.power.tdp)
+    drawn = drawn_w(busy._replace(ns=sum(row.ns for row in rows)), device)
     return StepBreakdown(phase, work, rows, peak, bandwidth, drawn, cost.layout.devices)
 
 
@@ -119,16 +119,9 @@ def ceilings(cost: RooflineCost, book: Ledger, context: int) -> Ceilings:
 
 def memory_parts(cost: RooflineCost, book: Ledger) -> dict[str, int]:
     """Return the bytes of one device by what they hold, weights by part; they add up to what is usable."""
-    weights, form = weights_per_rank(cost.model, cost.layout, cost.precision), cost.precision
-    bits = {
-        "attention weights": weights.attention * FORMATS[form.of_attention].weight_bits,
-        "MLP weights": weights.mlp * FORMATS[form.weights].weight_bits,
-        "expert weights": weights.experts * FORMATS[form.of_experts].weight_bits,
-        "shared expert weights": weights.shared * FORMATS[form.of_shared].weight_bits,
-        "embedding and LM head": weights.embeddings * FORMATS[form.head].weight_bits,
-    }
-    parts = {name: round(size / 8) for name, size in bits.items() if size}
-    parts["norms, routers and other weights"] = book.weight_bytes - sum(parts.values())
+    bits = weight_bits(weights_per_rank(cost.model, cost.layout, cost.precision), cost.precision)
+    parts = {name: round(size / 8) for name, size in bits.items() if size and name != OTHER_WEIGHTS}
+    parts[OTHER_WEIGHTS] = book.weight_bytes - sum(parts.values())
     parts["activations"], parts["communication buffers"] = book.activation_bytes, book.buffer_bytes
     parts["driver context"] = book.context_bytes
     return parts | {"KV cache": book.kv_bytes}
@@ -178,8 +171,3 @@ def _step_data(step: StepBreakdown) -> dict[str, Any]:
         "joules_per_token": step.joules_per_token,
         "operators": [row._asdict() for row in step.rows],
     }
-
-
-def book_of(cost: RooflineCost, batch_tokens: int, sequences: int, utilisation: float = 0.9) -> Ledger:
-    """Return the ledger of one device of an instance; raises InputError when the model does not fit."""
-    return ledger(cost.model, cost.layout, cost.accelerator, batch_tokens, sequences, utilisation, cost.precision)

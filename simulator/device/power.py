@@ -124,6 +124,11 @@ def power_w(what: Activity, accelerator: Accelerator, speed: float = 1.0) -> flo
     return energy_j(what, accelerator, speed) * NS_PER_S / what.ns
 
 
+def drawn_w(what: Activity, accelerator: Accelerator) -> float:
+    """Return that power at full clock; a device that would draw more than its TDP lowers its clock."""
+    return min(power_w(what, accelerator), accelerator.power.tdp)
+
+
 def energy_j(what: Activity, accelerator: Accelerator, speed: float = 1.0) -> float:
     """Return the energy in J of a stretch at a clock, idle power included.
 

@@ -201,13 +201,6 @@ def _minimax_m2(c: Reading) -> None:
         c.put("draft_layers", modules * c.number("mtp_transformer_layers", default=1), "num_mtp_modules")
 
 
-def _phi3(c: Reading) -> None:
-    _sizes(c)
-    _heads(c)
-    _tied(c)
-    _window(c, c.fields["layers"])
-
-
 def _gemma(c: Reading) -> None:
     _sizes(c)
     _heads(c, head_dim=256)
@@ -362,7 +355,7 @@ ARCHITECTURES: dict[str, Callable[[Reading], None]] = {
     "kimi_k25": _deepseek,
     "gpt_oss": _gpt_oss,
     "minimax_m2": _minimax_m2,
-    "phi3": _phi3,
+    "phi3": _mistral,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,

@@ -154,17 +154,24 @@ def weights_per_rank(model: Transformer, layout: Layout, precision: Precision | 
     )
 
 
+OTHER_WEIGHTS = "norms, routers and other weights"
+
+
+def weight_bits(weights: Weights, precision: Precision) -> dict[str, float]:
+    """Return the bits of weights by part, each in its format; norms, routers and vision are in 16 bits."""
+    return {
+        "attention weights": weights.attention * FORMATS[precision.of_attention].weight_bits,
+        "MLP weights": weights.mlp * FORMATS[precision.weights].weight_bits,
+        "expert weights": weights.experts * FORMATS[precision.of_experts].weight_bits,
+        "shared expert weights": weights.shared * FORMATS[precision.of_shared].weight_bits,
+        "embedding and LM head": weights.embeddings * FORMATS[precision.head].weight_bits,
+        OTHER_WEIGHTS: (weights.norms + weights.routers + weights.vision) * 16,
+    }
+
+
 def weight_bytes(weights: Weights, precision: Precision) -> int:
-    """Return the bytes of weights, each part in its format; norms, routers and vision are in 16 bits."""
-    bits = (
-        weights.attention * FORMATS[precision.of_attention].weight_bits
-        + weights.mlp * FORMATS[precision.weights].weight_bits
-        + weights.experts * FORMATS[precision.of_experts].weight_bits
-        + weights.shared * FORMATS[precision.of_shared].weight_bits
-        + weights.embeddings * FORMATS[precision.head].weight_bits
-        + (weights.norms + weights.routers + weights.vision) * 16
-    )
-    return round(bits / 8)
+    """Return the bytes of weights, each part in its format."""
+    return round(sum(weight_bits(weights, precision).values()) / 8)
 
 
 def weight_bytes_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:

@@ -7,9 +7,8 @@ TDP. Prefill is taken as one prompt that fills a step, so short prompts draw les
 from math import log2
 from typing import Any
 
-from simulator.device.accelerator import Accelerator
 from simulator.device.cost import RooflineCost
-from simulator.device.power import Activity, activity_of, power_w, waiting
+from simulator.device.power import Activity, activity_of, drawn_w, waiting
 from simulator.model.forward import Work
 from simulator.units import NS_PER_S
 
@@ -24,7 +23,7 @@ class InstancePower:
         self._cost, self._device, self._block_tokens = cost, cost.accelerator, block_tokens
         layout = cost.layout
         self.devices = layout.devices
-        self._idle_w = _drawn(waiting(1.0), self._device)
+        self._idle_w = drawn_w(waiting(1.0), self._device)
         prompts = layout.data  # one for each data-parallel rank
         work = Work(prompts * prompt_tokens, prompts * prompt_tokens * (prompt_tokens + 1) / 2, prompts)
         # a stage works on a prompt while the others wait
@@ -58,9 +57,4 @@ class InstancePower:
         """Return the power of one device in a step, of whose kernels it runs a share."""
         busy = activity_of(self._cost.kernels(work), self._device)
         parts = (share * part for part in busy[1:])
-        return _drawn(Activity(self._cost.step_ns(work), *parts), self._device)
-
-
-def _drawn(what: Activity, device: Accelerator) -> float:
-    """Return the average power of a stretch; a device that would draw more than its TDP lowers its clock."""
-    return min(power_w(what, device), device.power.tdp)
+        return drawn_w(Activity(self._cost.step_ns(work), *parts), self._device)
