@@ -77,7 +77,8 @@ def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
     for pool, (role, section) in zip(blueprint.pools, scenario.serving.pools.items(), strict=True):
         cost = pool.engine.cost
         limits = section.batcher.parameters
-        engine = Limits(limits.max_batch_tokens, limits.max_running, section.kv.memory_utilisation)
+        ranks = section.layout.data
+        engine = Limits(limits.max_batch_tokens * ranks, limits.max_running * ranks, section.kv.memory_utilisation)
         phases = ask.phases if role == "colocated" else (role,)
         found.append(
             explain(

@@ -138,7 +138,8 @@ def _plan_pool(
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
-    blocks = kv_blocks_of(section, model, accelerator, serving.precision)
+    ranks = section.layout.data * section.layout.pipeline
+    blocks = kv_blocks_of(section, model, accelerator, serving.precision) // ranks
     watermark = int(section.kv.watermark * blocks)
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
     links = None
@@ -146,7 +147,7 @@ def _plan_pool(
         links = GroupTimes(collectives(), section.layout, leases[0].devices)
     _, make_cost = COSTS[serving.cost.name]
     cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
-    engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark)
+    engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark, ranks)
     router = section.router or serving.router
     return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
 
@@ -268,7 +269,7 @@ class System:
         if isinstance(engine.cost, RooflineCost):
             power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
         for lease in plan.leases:
-            observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks, power)
+            observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks * engine.ranks, power)
             prefilled = self.transfer.hand_over if hands_over else None
             pool.add(Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled))
             self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")

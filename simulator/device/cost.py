@@ -4,23 +4,25 @@
 any; `linear` takes the user's own constants.
 """
 
-from collections.abc import Callable
-from math import inf
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from simulator import units
 from simulator.device.accelerator import Accelerator
 from simulator.device.engine import RooflineParameters, overlapped_ns
 from simulator.device.kernels import Kernel
+from simulator.device.lines import Line, Lines
 from simulator.device.measured.source import MeasuredParameters, measured_times
+from simulator.device.ranks import RankLines, of_all, round_of, total
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
-from simulator.model.operators import Collective, Operator, PromptAttention, Shape, TokenAttention
+from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
@@ -30,22 +32,6 @@ Key = TypeVar("Key")
 Found = TypeVar("Found")
 Links = Callable[[Collective], tuple[float, float]]
 """(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
-
-
-class DecodeStep(NamedTuple):
-    """One decode iteration of a fixed batch whose contexts sum to C tokens lasts fixed + slope * C nanoseconds.
-
-    The context of a sequence is every position that its new token attends to, itself included. The line holds for
-    contexts up to `until` tokens in all; beyond, ask anew.
-    """
-
-    fixed_ns: float
-    per_context_token_ns: float
-    until: float = inf
-
-    def at(self, context: float) -> float:
-        """Return the duration at a context, in ns."""
-        return self.fixed_ns + self.per_context_token_ns * context
 
 
 class Cost(Protocol):
@@ -58,12 +44,26 @@ class Cost(Protocol):
         """
         ...
 
-    def decode(self, batch: int, context: float) -> DecodeStep:
-        """Return the line of one iteration for each of `batch` (at least 1) requests at `context` tokens in all."""
+    def decode(self, batch: int, context: float) -> Line:
+        """Return the line of one iteration for each of `batch` (at least 1) requests at `context` tokens in all.
+
+        The context of a sequence is every position that its new token attends to, itself included.
+        """
         ...
 
     def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
         """Return the duration of a step that computes prompt tokens and one token of each of `batch` requests."""
+        ...
+
+    def together_ns(self, works: Sequence[Work]) -> float:
+        """Return the duration of a step of several ranks, of which each has work of its own.
+
+        Rank m * data + d is data-parallel rank d of micro-batch m, of as many as the pipeline has stages.
+        """
+        ...
+
+    def decode_together(self, batches: Sequence[int]) -> RankLines:
+        """Return the decode iterations of several ranks with batches of these sizes, in that order."""
         ...
 
 
@@ -80,10 +80,6 @@ class OperatorTime(NamedTuple):
 
 
 ATTENTION = (PromptAttention, TokenAttention)
-KNOTS_PER_OCTAVE = 4
-"""Contexts at which a decode step is evaluated where it is no straight line, per factor of two."""
-
-
 MOST_REMEMBERED = 1 << 16
 """Steps, and parts of steps, remembered at most: what comes back does so soon, and memory stays flat."""
 
@@ -97,9 +93,10 @@ def _remember(known: dict[Key, Found], key: Key, value: Found) -> Found:
 
 
 class _Rest(NamedTuple):
-    """A step but for its attention: kernels, the exchange with experts on other ranks, and how many kernels in all."""
+    """A step but for its attention: a rank's own kernels, routed experts, the exchange with them, how many kernels."""
 
     kernels_ns: float
+    experts_ns: float
     exchange_ns: float
     calls: int
 
@@ -136,7 +133,8 @@ class RooflineCost:
         self._latent = isinstance(model.attention, LatentAttention)
         self._rest: dict[tuple[int, ...], _Rest] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
-        self._decode: dict[int, list[DecodeStep]] = {}
+        self._decode: dict[int, Lines] = {}
+        self._own: dict[int, Lines] = {}
         self._steps: dict[tuple[int, int, int, int, float], float] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
             self._time(operator)  # every format and group is known, or the error comes now
@@ -156,31 +154,72 @@ class RooflineCost:
     def step_ns(self, work: Work) -> float:
         """Return the duration of any step."""
         work = self._batch(work)
-        rest, engine = self._rest_of(work), self.engine
-        if engine.overlap is not None and rest.exchange_ns and work.tokens > 1:
-            half = work.halved()
-            part = self._rest_of(half)
-            kernels_ns = part.kernels_ns + self._attention_ns(half)
-            busy_ns = overlapped_ns(kernels_ns, part.exchange_ns, self.model.layers, engine.overlap)
+        return float(self._joined(self._own_ns(work), work, work))
+
+    def together_ns(self, works: Sequence[Work]) -> float:
+        """Return the duration of a step of several ranks; see `Cost.together_ns`."""
+        data, stages = self.layout.data, self.layout.pipeline
+        traversals = [self._traversal_ns(works[first : first + data]) for first in range(0, len(works), data)]
+        return float(round_of(traversals, stages))
+
+    def decode_together(self, batches: Sequence[int]) -> RankLines:
+        """Return the decode iterations of several ranks; see `Cost.decode_together`."""
+        return RankLines(batches, self.layout.data, self._own_lines, self._decode_joined)
+
+    def _traversal_ns(self, works: Sequence[Work]) -> float:
+        """Return the time of one micro-batch through every stage."""
+        data = self.layout.data
+        if not any(work.tokens for work in works):
+            return 0.0
+        busiest = max((of_all(work, data) for work in works), key=lambda work: work.tokens)
+        return float(self._joined(max(self._own_ns(of_all(work, data)) for work in works), busiest, total(works)))
+
+    def _decode_joined(self, own_ns: Any, sizes: Sequence[int]) -> Any:
+        if not any(sizes):
+            return own_ns
+        return self._joined(own_ns, Work(batch=max(sizes) * self.layout.data), Work(batch=sum(sizes)))
+
+    def _own_lines(self, size: int) -> Lines:
+        """Return the own kernels of a data-parallel rank that decodes for `size` sequences, over its context."""
+        lines = self._own.get(size)
+        if lines is None:
+            n = self.layout.data
+            lines = self._own[size] = Lines(lambda c: self._own_ns(Work(batch=n * size, context=n * c)), 32.0 * size)
+        return lines
+
+    def _own_ns(self, work: Work) -> float:
+        """Return the time of the kernels but routed experts, of one of two micro-batches where these overlap."""
+        if not work.tokens:
+            return 0.0
+        if self._overlaps(work):
+            work = work.halved()
+        return self._rest_of(work).kernels_ns + self._attention_ns(work)
+
+    def _joined(self, own_ns: Any, busiest: Work, whole: Work) -> Any:
+        """Return the duration of a step whose slowest rank's own kernels take `own_ns`, a number or an array.
+
+        The exchange is that of the busiest rank, as if all had as much; the routed experts get the tokens of all.
+        """
+        engine = self.engine
+        if engine.overlap is not None and self._overlaps(busiest):
+            exchange_ns = self._rest_of(busiest.halved()).exchange_ns
+            kernels_ns = own_ns + self._rest_of(whole.halved()).experts_ns
+            busy_ns = overlapped_ns(kernels_ns, exchange_ns, self.model.layers, engine.overlap)
         else:
-            busy_ns = rest.kernels_ns + rest.exchange_ns + self._attention_ns(work)
-        if engine.launch and not engine.is_captured(work.prompt_tokens > 0):
-            busy_ns = max(busy_ns, rest.calls * engine.launch)
+            busy_ns = own_ns + self._rest_of(whole).experts_ns + self._rest_of(busiest).exchange_ns
+        if engine.launch and not engine.is_captured(whole.prompt_tokens > 0):
+            busy_ns = np.maximum(busy_ns, self._rest_of(busiest).calls * engine.launch)
         return engine.step_overhead + busy_ns
 
-    def decode(self, batch: int, context: float) -> DecodeStep:
+    def _overlaps(self, work: Work) -> bool:
+        return self.engine.overlap is not None and work.tokens > 1 and self._rest_of(work).exchange_ns > 0
+
+    def decode(self, batch: int, context: float) -> Line:
         """Return the line of a decode iteration about `context`; see `Cost.decode`."""
-        pieces = self._decode.get(batch)
-        if pieces is None:
-            pieces = self._decode[batch] = []
-        for piece in pieces:
-            if context <= piece.until:
-                return piece
-        while True:
-            piece = self._next_piece(batch, pieces)
-            pieces.append(piece)
-            if context <= piece.until:
-                return piece
+        lines = self._decode.get(batch)
+        if lines is None:
+            lines = self._decode[batch] = Lines(lambda c: self.step_ns(Work(batch=batch, context=c)), 32.0 * batch)
+        return lines.at(context)
 
     def operators(self, work: Work) -> list[OperatorTime]:
         """Return the operator table whose times, with the step overhead, sum to `step_ns` of the same work."""
@@ -247,7 +286,7 @@ class RooflineCost:
         key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0
         known = self._rest.get(key)
         if known is None:
-            kernels = exchange = 0.0
+            kernels = experts = exchange = 0.0
             calls = 0
             for operator in self._pass.operators(work):
                 calls += operator.calls
@@ -256,33 +295,17 @@ class RooflineCost:
                 ns = operator.calls * self._time(operator).ns
                 if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
                     exchange += ns
+                elif isinstance(operator.shape, Experts):
+                    experts += ns
                 else:
                     kernels += ns
-            known = _remember(self._rest, key, _Rest(kernels, exchange, calls))
+            known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls))
         return known
 
     def _attention_ns(self, work: Work) -> float:
         operators = self._pass.attention(work)
         kernels = self.times.attention(operators)
         return sum(o.calls * kernel.ns for o, kernel in zip(operators, kernels, strict=True))
-
-    def _next_piece(self, batch: int, pieces: list[DecodeStep]) -> DecodeStep:
-        """Return the line of decode steps from the end of the last piece on, to the next knot or for ever."""
-        start = pieces[-1].until if pieces else 0.0
-        here = pieces[-1].at(start) if pieces else self._decode_ns(batch, 0.0)
-        end = max(32.0 * batch, start * 2 ** (1 / KNOTS_PER_OCTAVE))
-        there = self._decode_ns(batch, end)
-        slope = (there - here) / (end - start)
-        straight = len(pieces) < 2 and self._goes_on(batch, end, there, slope)
-        return DecodeStep(here - slope * start, slope, inf if straight else end)
-
-    def _goes_on(self, batch: int, end: float, there: float, slope: float) -> bool:
-        """Return whether the line through (end, there) holds for contexts far beyond, so that no knot is needed."""
-        far = self._decode_ns(batch, 64 * end)
-        return abs(there + slope * 63 * end - far) <= 1e-9 * far
-
-    def _decode_ns(self, batch: int, context: float) -> float:
-        return self.step_ns(Work(batch=batch, context=context))
 
 
 def _parse_fine_ns(text: object) -> float:
@@ -325,9 +348,13 @@ class LinearParameters(Strict):
 
 
 class LinearCost:
-    """Steps whose durations are linear with the user's own constants, whatever the model and the device."""
+    """Steps whose durations are linear with the user's own constants, whatever the model and the device.
 
-    def __init__(self, parameters: LinearParameters) -> None:
+    Of several ranks the constants are those of one: the slowest sets the pace.
+    """
+
+    def __init__(self, parameters: LinearParameters, layout: Layout | None = None) -> None:
+        self._layout = layout or Layout()
         prefill, self._decode = parameters.prefill, parameters.decode
         self._prefill = prefill.fixed, prefill.per_token, prefill.per_attended
 
@@ -342,9 +369,29 @@ class LinearCost:
         rest = prompt[1] * tokens + prompt[2] * attended + step.per_sequence * batch + step.per_context_token * context
         return max(prompt[0], step.fixed) + rest
 
-    def decode(self, batch: int, context: float) -> DecodeStep:
+    def decode(self, batch: int, context: float) -> Line:
         """Return the line of a decode iteration; see `Cost.decode`."""
-        return DecodeStep(self._decode.fixed + self._decode.per_sequence * batch, self._decode.per_context_token)
+        return Line(self._decode.fixed + self._decode.per_sequence * batch, self._decode.per_context_token)
+
+    def together_ns(self, works: Sequence[Work]) -> float:
+        """Return the duration of a step of several ranks; see `Cost.together_ns`."""
+        own = [self._own_ns(work) for work in works]
+        data = self._layout.data
+        slowest = [max(own[first : first + data]) for first in range(0, len(own), data)]
+        return float(round_of(slowest, self._layout.pipeline))
+
+    def decode_together(self, batches: Sequence[int]) -> RankLines:
+        """Return the decode iterations of several ranks; see `Cost.decode_together`."""
+        return RankLines(batches, self._layout.data, self._own_lines, lambda own_ns, sizes: own_ns)
+
+    def _own_lines(self, size: int) -> Lines:
+        return Lines(self.decode(size, 0.0).at, 1.0)
+
+    def _own_ns(self, work: Work) -> float:
+        prompts = work.prompt_tokens, round(work.pairs), work.prompts
+        if not work.prompt_tokens:
+            return self.decode(work.batch, work.context).at(work.context) if work.batch else 0.0
+        return self.mixed_ns(*prompts, work.batch, work.context) if work.batch else self.prefill_ns(*prompts)
 
 
 class Subject(NamedTuple):
@@ -370,7 +417,7 @@ def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
 
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:
-    return LinearCost(parameters)
+    return LinearCost(parameters, of.layout)
 
 
 COSTS: dict[str, tuple[type[Strict], Factory]] = {

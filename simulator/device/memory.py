@@ -68,14 +68,15 @@ def activation_bytes(model: Transformer, layout: Layout, max_batch_tokens: int, 
 
 
 def buffer_bytes(model: Transformer, layout: Layout, max_batch_tokens: int) -> int:
-    """Return the bytes for collectives: send and receive buffers of every channel and one activation of all tokens.
+    """Return the bytes for collectives: send and receive buffers of every channel and an activation of a rank's tokens.
 
     Each dimension of the layout with more than one rank has a communicator of its own.
     """
     groups = sum(degree > 1 for degree in (layout.tensor, layout.pipeline, layout.data * layout.context))
     if not groups:
         return 0
-    return 2 * groups * NCCL_CHANNELS * NCCL_BUFFER_BYTES + max_batch_tokens * model.hidden * VALUE_BYTES
+    tokens = -(-max_batch_tokens // layout.data)
+    return 2 * groups * NCCL_CHANNELS * NCCL_BUFFER_BYTES + tokens * model.hidden * VALUE_BYTES
 
 
 def ledger(

@@ -230,13 +230,20 @@ def _check_transfer(serving: Serving, document: Document, problems: list[Problem
 
 
 def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision: Precision) -> int:
-    """Return the KV blocks of one engine: those given, or what the ledger leaves; raises InputError when none fits."""
-    if pool.kv.blocks is not None:
-        return pool.kv.blocks
-    limits = pool.batcher.parameters
-    most = limits.max_batch_tokens, limits.max_running
-    book = ledger(model, pool.layout, device, *most, pool.kv.memory_utilisation, precision)
-    return kv_blocks(book, model, pool.layout, pool.kv.block_tokens, precision)
+    """Return the KV blocks of one engine: those given, or what the ledger leaves.
+
+    Raises InputError when none fits, or fewer than one for each rank.
+    """
+    limits, layout = pool.batcher.parameters, pool.layout
+    blocks = pool.kv.blocks
+    if blocks is None:
+        most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data
+        book = ledger(model, layout, device, *most, pool.kv.memory_utilisation, precision)
+        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision)
+    if blocks < layout.data * layout.pipeline:
+        what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
+        raise InputError(Problem(what, path="kv.blocks", allowed="a block for each rank at least"))
+    return blocks
 
 
 def _check_devices(serving: Serving, parameters: Nodes, document: Document, problems: list[Problem]) -> None:

@@ -92,9 +92,10 @@ class Pool(Strict):
     layout: Layout = Layout()
     """Devices of one engine and how the model is split over them."""
     batcher: Batcher = Batcher.model_validate("continuous")
-    """What an engine does in its next iteration."""
+    """What an engine does in its next iteration; of an engine of several ranks (data-parallel attention, micro-batches
+    of a pipeline), what each of them does: its limits are those of a rank."""
     kv: KV = KV()
-    """KV memory of one engine."""
+    """KV memory of one engine, divided evenly among its ranks."""
     router: Router | None = None
     """Who takes a request that comes to this pool; default: the router of `serving`."""
 
