@@ -44,7 +44,7 @@ class KVTransfer:
 
     def _move(self, request: Request, source: Instance) -> Generator[Event, Any, None]:
         env, tokens = self._env, request.prompt_tokens
-        blocks, rank = request.blocks, request.rank
+        holding = source.detach(request)
         target = self._decode.choose(request)
         ready_ns = env.now
         self._on_the_way[request.request_id] = request, ready_ns
@@ -57,7 +57,7 @@ class KVTransfer:
         yield self._network.transfer(shards)
         del self._on_the_way[request.request_id]
         request.kv_transfer_ns = env.now - start_ns
-        source.release(blocks, rank)
+        source.release(holding)
         self._prefill.left(source)
         target.join(request)
 

@@ -14,7 +14,8 @@ from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.batching import EngineView, Step
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
-from simulator.serving.rank import DECODE_ON, Rank
+from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.rank import DECODE_ON, Holding, Rank
 from simulator.serving.request import Request
 
 MOST_STEPS = 1024
@@ -65,6 +66,8 @@ class Engine(NamedTuple):
     block_tokens: int
     watermark_blocks: int
     ranks: int = 1
+    prefixes: Callable[[], PrefixCache] | None = None
+    """Makes the prefix cache of a rank."""
 
 
 class Observer(NamedTuple):
@@ -98,7 +101,13 @@ class Instance:
         self.engine = engine
         self.devices = tuple(devices)
         self.ranks = [
-            Rank(engine.limits, engine.kv_blocks, engine.block_tokens, engine.watermark_blocks)
+            Rank(
+                engine.limits,
+                engine.kv_blocks,
+                engine.block_tokens,
+                engine.watermark_blocks,
+                engine.prefixes() if engine.prefixes is not None else None,
+            )
             for _ in range(engine.ranks)
         ]
         self._only = self.ranks[0] if engine.ranks == 1 else None
@@ -143,13 +152,18 @@ class Instance:
         self.ranks[request.rank].arrived.append(request)
         self._nudge(self._steps_by_now())
 
-    def release(self, blocks: int, index: int) -> None:
-        """Free so many blocks of rank `index`: the keys and values of a request have moved away."""
+    def detach(self, request: Request) -> Holding:
+        """Let a prefilled request go and return what to `release` once its keys and values have moved away."""
+        return self.ranks[request.rank].detach(request)
+
+    def release(self, holding: Holding) -> None:
+        """Free the blocks of a request whose keys and values have moved away."""
         self._mark()
-        rank = self.ranks[index]
-        rank.kv.held -= blocks
-        self._kv_seen -= blocks
-        self._loads[index] -= 1
+        rank = self.ranks[holding.rank]
+        before = rank.kv.used
+        rank.free(holding)
+        self._kv_seen += rank.kv.used - before
+        self._loads[holding.rank] -= 1
         self._grant(rank)
         if rank.waiting:
             self._nudge(self._steps_by_now())
@@ -184,8 +198,8 @@ class Instance:
         return self._blocks_after(self._steps_by_now())
 
     def cached_tokens(self, request: Request) -> int:
-        """Return how many tokens of the request's prompt a cache here holds: none, there is no prefix cache yet."""
-        return 0
+        """Return how many tokens of the request's prompt the prefix cache of a rank holds now, the best of them."""
+        return max(request.prefill_tokens - rank.claim(request)[0] for rank in self.ranks)
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
@@ -194,6 +208,8 @@ class Instance:
         while True:
             prompts = decodes = False
             for rank in ranks:
+                if rank.kv.prefixes is not None:
+                    rank.kv.prefixes.expire(self.env.now)
                 if rank.arrived:
                     for request in rank.take_in():
                         request.decode_instance = self.name
@@ -271,7 +287,7 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens:
-                    rank.drop(request)
+                    rank.drop(request, request.computed)
                     request.finish_ns = now
                     self._ends(request)
                 elif hand_over is not None:
@@ -329,6 +345,7 @@ class Instance:
         for rank in self.ranks:
             if rank.decodes:
                 rank.batch.advance(steps)
+                rank.kv.make_room()
                 rank.last_step_ns = now
         self._grown = (0, 0)
         self._passed(self._blocks(), steps * jump.batch - self._tokens_seen)
@@ -336,7 +353,7 @@ class Instance:
             if not rank.decodes:
                 continue
             rank.decodes = False
-            done = rank.batch.pop_finished()
+            done = rank.pop_finished()
             for request in done:
                 request.last_token_ns = request.finish_ns = now
                 self._ends(request)
@@ -396,9 +413,9 @@ class Instance:
         ahead = self._steps_by_now() if jump is not None else 0
         while rank.can_grant(ahead):
             self._mark()
-            before = rank.kv.held
+            before = rank.kv.used
             event = rank.grant()
-            self._kv_seen += rank.kv.held - before
+            self._kv_seen += rank.kv.used - before
             event.succeed()
             if jump is not None and rank.kv.steps_that_fit(jump.steps) < jump.steps:
                 self._cut(ahead)
@@ -425,8 +442,7 @@ class Instance:
 
     def _blocks(self) -> int:
         """Return the KV blocks in use at the end of an iteration."""
-        only = self._only
-        return only.kv.held + only.batch.blocks if only is not None else sum(rank.kv.used for rank in self.ranks)
+        return self._only.kv.used if self._only is not None else sum(rank.kv.used for rank in self.ranks)
 
     def _blocks_after(self, steps: int) -> int:
         """Return the KV blocks in use when so many steps of the jump under way have begun."""
@@ -437,7 +453,7 @@ class Instance:
         if self._grown[0] != steps:
             batches = [(rank.batch, rank.decodes) for rank in self.ranks]
             self._grown = steps, sum(b.blocks_after(steps) if decodes else b.blocks for b, decodes in batches)
-        return self._grown[1] + sum(rank.kv.held for rank in self.ranks)
+        return self._grown[1] + sum(rank.kv.held + rank.kv.shared for rank in self.ranks)
 
     def _begins(self, state: int) -> None:
         self.state = state

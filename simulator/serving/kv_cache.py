@@ -1,36 +1,54 @@
-"""KV memory of one engine in paged blocks: what is held, what decoding will add, and what may still be given out.
+"""KV memory of one rank in paged blocks: what is held, what decoding will add, and what may still be given out.
 
 Source: paged attention and the allocator's watermark (vLLM, SOSP 2023).
 """
 
 from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
+from simulator.serving.prefix_cache import PrefixCache
 
 
 class KVCache:
-    """Blocks in three uses: the decode batch (it grows), held (prefilling, to be moved, reserved), and free."""
+    """Blocks in four uses: the decode batch (it grows), held (prefilling, to be moved, reserved), cached, and free.
 
-    __slots__ = ("batch", "block_tokens", "held", "total", "watermark")
+    Cached units that nobody references give way to whoever needs blocks, so they count as free.
+    """
 
-    def __init__(self, total_blocks: int, block_tokens: int, watermark_blocks: int, batch: DecodeBatch) -> None:
+    __slots__ = ("batch", "block_tokens", "held", "prefixes", "total", "watermark")
+
+    def __init__(
+        self,
+        total_blocks: int,
+        block_tokens: int,
+        watermark_blocks: int,
+        batch: DecodeBatch,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self.total = total_blocks
         self.block_tokens = block_tokens
         self.watermark = watermark_blocks
         self.held = 0
         self.batch = batch
+        self.prefixes = prefixes
 
     def blocks_for(self, tokens: int) -> int:
         """Return the blocks that hold `tokens` tokens of one request."""
         return -(-tokens // self.block_tokens)
 
     @property
+    def shared(self) -> int:
+        """Blocks of the prefix cache that requests reference."""
+        prefixes = self.prefixes
+        return prefixes.referenced * prefixes.unit_blocks if prefixes is not None else 0
+
+    @property
     def used(self) -> int:
         """Blocks in use now."""
-        return self.held + self.batch.blocks
+        return self.held + self.batch.blocks + (self.shared if self.prefixes is not None else 0)
 
     def used_after(self, steps: int) -> int:
         """Return the blocks in use after so many more decode steps, when nothing else changes."""
-        return self.held + self.batch.blocks_after(steps)
+        return self.held + self.batch.blocks_after(steps) + (self.shared if self.prefixes is not None else 0)
 
     def admissible(self, used: int) -> int:
         """Return the blocks that a newcomer may take: free ones above the watermark; all of them when none is used."""
@@ -38,7 +56,7 @@ class KVCache:
 
     def steps_that_fit(self, steps: int) -> int:
         """Return how many of the next `steps` decode steps find the blocks that they need (at most `steps`)."""
-        room = self.total - self.held
+        room = self.total - self.held - (self.shared if self.prefixes is not None else 0)
         if self.batch.blocks_at_most(steps) <= room or self.batch.blocks_after(steps) <= room:
             return steps
         low, high = 0, steps  # low steps fit (if any do), high do not; growth is monotone
@@ -50,8 +68,19 @@ class KVCache:
                 high = middle
         return low
 
+    def make_room(self) -> None:
+        """Evict cached units that blocks in use have taken the place of."""
+        prefixes = self.prefixes
+        if prefixes is None:
+            return
+        over = self.used + prefixes.idle * prefixes.unit_blocks - self.total
+        if over > 0:
+            prefixes.evict(min(prefixes.idle, -(-over // prefixes.unit_blocks)))
+
     def check(self) -> None:
         """Raise InvariantError when blocks are over-committed or do not add up."""
         self.batch.check()
         if self.held < 0 or self.used > self.total:
             raise InvariantError(f"KV cache: {self.held} held + {self.batch.blocks} decoding of {self.total} blocks")
+        if self.prefixes is not None:
+            self.prefixes.check()

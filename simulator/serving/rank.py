@@ -6,7 +6,7 @@ itself, and all ranks of an instance step together. This is the view that a batc
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from simpy import Event
 
@@ -14,9 +14,19 @@ from simulator.errors import InvariantError
 from simulator.serving.batching import Step
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.kv_cache import KVCache
+from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 
 DECODE_ON = Step()
+
+
+class Holding(NamedTuple):
+    """KV blocks of a request that has left a rank and whose keys and values are still there."""
+
+    rank: int
+    blocks: int
+    keys: Sequence[int]
+    units: int
 
 
 class Rank:
@@ -38,13 +48,20 @@ class Rank:
         "waiting",
     )
 
-    def __init__(self, limits: Any, kv_blocks: int, block_tokens: int, watermark_blocks: int) -> None:
+    def __init__(
+        self,
+        limits: Any,
+        kv_blocks: int,
+        block_tokens: int,
+        watermark_blocks: int,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
         self.limits = limits
         self.block_tokens = block_tokens
         self.waiting: deque[Request] = deque()
         self.partial: list[Request] = []  # whose prefill has begun and not ended
         self.batch = DecodeBatch(block_tokens)
-        self.kv = KVCache(kv_blocks, block_tokens, watermark_blocks, self.batch)
+        self.kv = KVCache(kv_blocks, block_tokens, watermark_blocks, self.batch, prefixes)
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[tuple[Request, Event]] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
@@ -88,16 +105,35 @@ class Rank:
     def claim(self, request: Request) -> tuple[int, int]:
         """Return what a waiting request would compute and take; see `EngineView.claim`."""
         tokens = request.prompt_tokens + request.generated
-        return tokens, -(-tokens // self.block_tokens)
+        blocks = -(-tokens // self.block_tokens)
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return tokens, blocks
+        units = prefixes.match(request.keys, (tokens - 1) // prefixes.unit_tokens)
+        in_use = units - prefixes.idle_among(request.keys, units)
+        return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
     def latest(self) -> Iterator[tuple[int, int]]:
         """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
+        dropped: dict[int, int] = {}  # references to cached units that those before would have given up
         for request in reversed(self.partial):
-            yield request.blocks, 0
+            yield request.blocks + self._freed(request, dropped), 0
         for request in reversed(self.batch.members.values()):
             tokens = self.batch.held(request)
             blocks = self.kv.blocks_for(tokens)
-            yield blocks - request.shared_blocks, self.kv.blocks_for(tokens + 1) - blocks
+            held = blocks - request.shared_blocks + self._freed(request, dropped)
+            yield held, self.kv.blocks_for(tokens + 1) - blocks
+
+    def _freed(self, request: Request, dropped: dict[int, int]) -> int:
+        """Return the cached blocks that nobody references any more when this request goes as well; it is noted down."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return 0
+        freed = 0
+        for key in request.keys[: request.shared_blocks // prefixes.unit_blocks]:
+            dropped[key] = dropped.get(key, 0) + 1
+            freed += prefixes.references[key] == dropped[key]
+        return freed * prefixes.unit_blocks
 
     # -- what happens to it ---------------------------------------------------------------------------------------
 
@@ -105,12 +141,14 @@ class Rank:
         """Admit those of a step's prompts that are new, take blocks, and return (tokens, query-key pairs, prompts)."""
         size = self.block_tokens
         tokens = pairs = taken = 0
-        for request, count in step.prompts:
-            done = request.computed
-            if not done:
+        for request, _ in step.prompts:
+            if not request.computed:
                 self.partial.append(self.waiting.popleft())
                 if request.prefill_start_ns < 0:
                     request.prefill_start_ns = now_ns
+                self._adopt(request)
+        for request, count in step.prompts:
+            done = request.computed
             tokens += count
             pairs += count * done + count * (count + 1) // 2
             held = request.prompt_tokens + request.generated if step.reserves else done + count
@@ -118,12 +156,43 @@ class Rank:
             taken += blocks - request.blocks
             request.blocks = blocks
         self.kv.held += taken
+        self.kv.make_room()
         return tokens, pairs, len(step.prompts)
+
+    def _adopt(self, request: Request) -> None:
+        """Hold what the prefix cache has of a request that is being admitted, so that it need not be computed."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return
+        units = prefixes.match(request.keys, (request.prefill_tokens - 1) // prefixes.unit_tokens)
+        prefixes.acquire(request.keys, units)
+        request.computed = units * prefixes.unit_tokens
+        request.shared_blocks = units * prefixes.unit_blocks
+        if not request.preemptions:
+            request.cached_tokens = request.computed
+
+    def _share(self, request: Request, tokens: int) -> int:
+        """Give the cache the full units of the first `tokens` of a request, and return how many blocks those have."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return 0
+        first = request.shared_blocks // prefixes.unit_blocks
+        last = min(len(request.keys), tokens // prefixes.unit_tokens)
+        if last <= first:
+            return 0
+        prefixes.insert(request.keys, first, last)
+        blocks = (last - first) * prefixes.unit_blocks
+        request.shared_blocks += blocks
+        return blocks
 
     def computed(self, prompts: Sequence[tuple[Request, int]]) -> list[Request]:
         """Count the tokens of an iteration that has ended and return those whose prefill is done."""
         for request, count in prompts:
             request.computed += count
+            if request.keys:
+                blocks = self._share(request, request.computed)
+                request.blocks -= blocks
+                self.kv.held -= blocks
         done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.generated]
         if len(done) == len(self.partial):
             self.partial.clear()
@@ -131,16 +200,45 @@ class Rank:
             self.partial = [r for r in self.partial if r.computed < r.prompt_tokens + r.generated]
         return done
 
-    def drop(self, request: Request) -> None:
-        """Free the blocks of a request that does not decode."""
+    def drop(self, request: Request, tokens: int) -> None:
+        """Free the blocks of a request that does not decode; of its `tokens` computed the cache keeps what it may."""
         self.kv.held -= request.blocks
         request.blocks = 0
+        prefixes = self.kv.prefixes
+        if prefixes is not None and request.keys:
+            self._share(request, tokens)
+            prefixes.release(request.keys, request.shared_blocks // prefixes.unit_blocks)
+            request.shared_blocks = 0
+            self.kv.make_room()
+
+    def detach(self, request: Request) -> Holding:
+        """Let a request go whose keys and values stay for now; returns what to free when they have moved."""
+        prefixes = self.kv.prefixes
+        units = request.shared_blocks // prefixes.unit_blocks if prefixes is not None else 0
+        holding = Holding(request.rank, request.blocks, request.keys, units)
+        request.blocks = request.shared_blocks = 0
+        return holding
+
+    def free(self, holding: Holding) -> None:
+        """Free what a request left behind when it went."""
+        self.kv.held -= holding.blocks
+        if holding.units and self.kv.prefixes is not None:
+            self.kv.prefixes.release(holding.keys, holding.units)
 
     def decode(self, request: Request) -> None:
         """Let a request decode from the next step on; its blocks are the batch's now."""
-        self.drop(request)
+        self.kv.held -= request.blocks
+        request.blocks = 0
         self.batch.join(request)
         self.fresh.append(request)
+
+    def pop_finished(self) -> list[Request]:
+        """Take out the requests that have just made their last token; the cache keeps what it may of their contexts."""
+        done = self.batch.pop_finished()
+        if self.kv.prefixes is not None:
+            for request in done:
+                self.drop(request, request.prompt_tokens + request.generated - 1)
+        return done
 
     def take_in(self) -> list[Request]:
         """Let those decode whose keys and values have come, and return them."""
@@ -154,9 +252,10 @@ class Rank:
         """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
         if self.partial:
             request = self.partial.pop()
-            self.drop(request)
+            self.drop(request, request.computed)
         else:
             request = self.batch.pop_last()
+            self.drop(request, request.prefill_tokens - 1)
             if request in self.fresh:
                 self.fresh.remove(request)
             else:
@@ -181,6 +280,7 @@ class Rank:
         request, event = self.reservations.popleft()
         request.blocks = self.kv.blocks_for(request.prefill_tokens - 1)
         self.kv.held += request.blocks
+        self.kv.make_room()
         self.reserved += 1
         return event
 

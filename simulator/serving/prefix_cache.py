@@ -1,0 +1,251 @@
+"""Prefix cache of one rank: KV blocks under keys of the prompt prefixes that they hold, shared and evicted in units.
+
+Sources: hash-keyed blocks with reference counts, tails evicted before their prefixes (vLLM's automatic prefix caching);
+a request that computed what another had cached meanwhile takes the cached copy (SGLang's RadixAttention).
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import NamedTuple, Protocol
+
+from pydantic import Field
+
+from simulator.errors import InvariantError
+from simulator.strict import PositiveDuration, Strict
+
+
+class Victims(Protocol):
+    """The order in which units that nobody references are given up."""
+
+    def add(self, key: int, now_ns: int) -> None:
+        """Take in a unit that nobody references any more."""
+
+    def remove(self, key: int) -> None:
+        """Leave out a unit that somebody references again, or that is gone."""
+
+    def pop(self) -> int:
+        """Take out the unit to give up next; there is one."""
+
+    def expired(self, now_ns: int) -> list[int]:
+        """Take out and return the units that may not be used any more."""
+
+
+class LeastRecent:
+    """Least recently used first; with a lifetime, what was not used for so long is gone."""
+
+    def __init__(self, lifetime_ns: int | None = None) -> None:
+        self._lifetime_ns = lifetime_ns
+        self._since: OrderedDict[int, int] = OrderedDict()
+
+    def add(self, key: int, now_ns: int) -> None:
+        """Take in a unit; see Victims."""
+        self._since[key] = now_ns
+
+    def remove(self, key: int) -> None:
+        """Leave out a unit; see Victims."""
+        del self._since[key]
+
+    def pop(self) -> int:
+        """Take out the unit that was used before all others."""
+        return self._since.popitem(last=False)[0]
+
+    def expired(self, now_ns: int) -> list[int]:
+        """Take out the units that were last used longer than the lifetime ago."""
+        found: list[int] = []
+        if self._lifetime_ns is None:
+            return found
+        while self._since and next(iter(self._since.values())) + self._lifetime_ns < now_ns:
+            found.append(self.pop())
+        return found
+
+
+class Ranked:
+    """By a rank that a unit has when it becomes free; among equals who became free first goes first."""
+
+    def __init__(self, rank: Callable[[int], int]) -> None:
+        self._rank = rank
+        self._count = count()
+        self._heap: list[tuple[int, int, int]] = []
+        self._place: dict[int, int] = {}
+
+    def add(self, key: int, now_ns: int) -> None:
+        """Take in a unit; see Victims."""
+        self._place[key] = place = next(self._count)
+        heappush(self._heap, (self._rank(key), place, key))
+
+    def remove(self, key: int) -> None:
+        """Leave out a unit; see Victims."""
+        del self._place[key]
+
+    def pop(self) -> int:
+        """Take out the unit of the lowest rank."""
+        while True:
+            _, place, key = heappop(self._heap)
+            if self._place.get(key) == place:
+                del self._place[key]
+                return key
+
+    def expired(self, now_ns: int) -> list[int]:
+        """Return none: nothing expires."""
+        return []
+
+
+class NoOptions(Strict):
+    """A policy without parameters."""
+
+
+class Lifetime(Strict):
+    """Units live for so long after their last use."""
+
+    lifetime: PositiveDuration = 300_000_000_000
+    """Time after its last use during which a unit may still be used (cloud services: 5 min)."""
+
+
+class Eviction(NamedTuple):
+    """A registered order of eviction: its parameters, and how to make one for a cache."""
+
+    parameters: type[Strict]
+    make: Callable[["PrefixCache", Strict], Victims]
+
+
+def _lifetime(cache: "PrefixCache", parameters: Strict) -> Victims:
+    assert isinstance(parameters, Lifetime)
+    return LeastRecent(parameters.lifetime)
+
+
+EVICTIONS: dict[str, Eviction] = {
+    "lru": Eviction(NoOptions, lambda cache, _: LeastRecent()),
+    "lfu": Eviction(NoOptions, lambda cache, _: Ranked(lambda key: cache.uses[key])),
+    "fifo": Eviction(NoOptions, lambda cache, _: Ranked(lambda key: cache.born[key])),
+    "ttl": Eviction(Lifetime, _lifetime),
+}
+
+
+class Pin(Strict):
+    """Beginnings of prompts, such as system prompts, that are never given up."""
+
+    units: int = Field(gt=0)
+    """First units of every prompt that are pinned."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the KV blocks that pinned units may take at most."""
+
+
+class PrefixCache:
+    """Units by key: those that requests reference, and those that may be evicted. All counts are in units.
+
+    Keys of a request are in order of its prefix: it holds a prefix of them, so a unit is never without those before it
+    while anyone uses it.
+    """
+
+    def __init__(
+        self,
+        unit_tokens: int,
+        block_tokens: int,
+        eviction: str = "lru",
+        parameters: Strict | None = None,
+        pin_units: int = 0,
+        pin_most: int = 0,
+    ) -> None:
+        if unit_tokens % block_tokens:
+            raise ValueError(f"units of {unit_tokens} tokens are no whole number of blocks of {block_tokens}")
+        self.unit_tokens = unit_tokens
+        self.unit_blocks = unit_tokens // block_tokens
+        self.now_ns = 0
+        self.references: dict[int, int] = {}  # by key: requests that hold the unit
+        self.uses: dict[int, int] = {}  # by key: requests that ever held it
+        self.born: dict[int, int] = {}  # by key: when it came in
+        self.referenced = self.idle = self.pinned = 0
+        self._pin_units, self._pin_most = pin_units, pin_most
+        self._pins: set[int] = set()
+        kind = EVICTIONS[eviction]
+        self._victims = kind.make(self, parameters or kind.parameters())
+        self._births = count()
+
+    def match(self, keys: Sequence[int], most: int) -> int:
+        """Return how many units at the beginning of `keys`, at most `most`, are here."""
+        there = self.references
+        found = 0
+        for key in keys[:most]:
+            if key not in there:
+                break
+            found += 1
+        return found
+
+    def idle_among(self, keys: Sequence[int], units: int) -> int:
+        """Return how many of the first `units` nobody references: to hold them takes them from what may be evicted."""
+        references, pins = self.references, self._pins
+        return sum(not references[key] and key not in pins for key in keys[:units])
+
+    def acquire(self, keys: Sequence[int], units: int) -> None:
+        """Hold the first `units`, which are here."""
+        references, pins = self.references, self._pins
+        for key in keys[:units]:
+            if not references[key] and key not in pins:
+                self._victims.remove(key)
+                self.idle -= 1
+                self.referenced += 1
+            references[key] += 1
+            self.uses[key] += 1
+
+    def insert(self, keys: Sequence[int], first: int, last: int) -> None:
+        """Hold units `first` to `last` (not included) that have just been computed; those already here are taken."""
+        references = self.references
+        for place in range(first, last):
+            key = keys[place]
+            if key in references:
+                self.acquire((key,), 1)
+                continue
+            references[key] = self.uses[key] = 1
+            self.born[key] = next(self._births)
+            self.referenced += 1
+            if place < self._pin_units and self.pinned < self._pin_most:
+                self._pins.add(key)
+                self.pinned += 1
+
+    def release(self, keys: Sequence[int], units: int) -> None:
+        """Hold the first `units` no longer; of those that nobody holds the last ones are the first to go."""
+        references, pins = self.references, self._pins
+        for key in reversed(keys[:units]):
+            references[key] -= 1
+            if not references[key] and key not in pins:
+                self.referenced -= 1
+                self.idle += 1
+                self._victims.add(key, self.now_ns)
+
+    def evict(self, units: int) -> list[int]:
+        """Give up so many units that nobody references, and return their keys."""
+        gone = [self._victims.pop() for _ in range(units)]
+        self._forget(gone)
+        return gone
+
+    def expire(self, now_ns: int) -> None:
+        """Give up what is too old; the time is that of what is released from now on."""
+        self.now_ns = now_ns
+        self._forget(self._victims.expired(now_ns))
+
+    def _forget(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            del self.references[key], self.uses[key], self.born[key]
+        self.idle -= len(keys)
+
+    def check(self) -> None:
+        """Raise InvariantError unless every unit is referenced, pinned or evictable, and counted once."""
+        held = sum(count > 0 or key in self._pins for key, count in self.references.items())
+        if held != self.referenced or len(self.references) != self.referenced + self.idle:
+            raise InvariantError(
+                f"prefix cache: {held} units held and {len(self.references)} in all, "
+                f"counted {self.referenced} and {self.idle} idle"
+            )
+        if any(count < 0 for count in self.references.values()) or self.pinned != len(self._pins):
+            raise InvariantError("prefix cache: a unit was released more often than held")
+
+
+def session_keys(session: int, tokens: int, unit_tokens: int) -> range:
+    """Return the keys of a context of a session: turns of one session share their beginning, and no other does.
+
+    Model: the prompt of a turn begins with the whole context of the turn before, as far as it is long enough.
+    """
+    base = -1 - (session << 32)
+    return range(base, base - tokens // unit_tokens, -1)
