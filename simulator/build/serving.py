@@ -1,16 +1,13 @@
 """A serving scenario becomes a blueprint (nothing written yet), then live actors whose rows make a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from simpy import Event
 
-from simulator import catalog
 from simulator.build.collectives import constants_of
 from simulator.build.network import (
     Planned,
@@ -21,13 +18,14 @@ from simulator.build.network import (
     start_faults,
     too_late,
 )
+from simulator.build.workload import Workload, plan_workload, prefixes_of
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS, RooflineCost, Subject
 from simulator.device.provenance import provenance
-from simulator.errors import InputError, InvariantError, Problem
+from simulator.errors import InvariantError
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
@@ -40,7 +38,7 @@ from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.workload import TraceWorkload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
-from simulator.serving.frontend import Admission, Arrivals, Frontend
+from simulator.serving.frontend import Admission, Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Pool
@@ -52,7 +50,7 @@ from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Blueprint:
     model: Transformer
     pools: tuple[PoolPlan, ...]
     admission: Admission
-    batches: Callable[[], Iterator["pa.RecordBatch"]]
+    workload: Workload
     faults: Planned
     notes: list[str]
     """Inputs that have no effect, for the user to read; reading the trace adds to them."""
@@ -93,13 +91,14 @@ def plan(scenario: Scenario) -> Blueprint:
     inventory = Inventory(topology.sites)
     model = load_model(serving.model)
     notes: list[str] = []
+    workload = plan_workload(scenario, notes)
 
     @cache
     def collectives() -> Collectives:
         return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
 
     pools = tuple(
-        _plan_pool(role, section, serving, model, topology, inventory, collectives)
+        _plan_pool(role, section, serving, model, topology, inventory, collectives, workload.unit_tokens)
         for role, section in serving.pools.items()
     )
     first, last = pools[0].engine, pools[-1].engine
@@ -117,8 +116,8 @@ def plan(scenario: Scenario) -> Blueprint:
             for key in ("network", "faults")
             if _set(scenario, key)
         ]
-    batches, faults = _workload(scenario, notes), plan_faults(scenario, topology)
-    return Blueprint(scenario, topology, inventory, model, pools, admission, batches, faults, notes, cost_lines)
+    faults = plan_faults(scenario, topology)
+    return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
 
 def _set(scenario: Scenario, key: str) -> bool:
@@ -134,6 +133,7 @@ def _plan_pool(
     topology: Topology,
     inventory: Inventory,
     collectives: Callable[[], Collectives],
+    unit_tokens: int | None,
 ) -> PoolPlan:
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
@@ -147,7 +147,18 @@ def _plan_pool(
         links = GroupTimes(collectives(), section.layout, leases[0].devices)
     _, make_cost = COSTS[serving.cost.name]
     cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
-    engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark, ranks)
+    engine = Engine(
+        role,
+        cost,
+        StepTicks(cost),
+        batcher.policy,
+        limits,
+        blocks,
+        block_tokens,
+        watermark,
+        ranks,
+        prefixes_of(section.kv, blocks, unit_tokens),
+    )
     router = section.router or serving.router
     return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
 
@@ -160,66 +171,6 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
         notes.extend(f"serving.cost: {name} takes no time, all of its constants are zero" for name in free)
-
-
-_NO_EFFECT = {
-    "session": "sessions do not wait for each other: requests arrive at their recorded times",
-    "turn": "sessions do not wait for each other: requests arrive at their recorded times",
-    "prefix_hashes": "there is no prefix cache: every prompt is computed in full",
-    "model": "one model serves every request",
-    "tenant": "tenants are served alike",
-}
-
-
-def _workload(scenario: Scenario, notes: list[str]) -> Callable[[], Iterator["pa.RecordBatch"]]:
-    """Return what streams the workload's canonical batches, from the start at each call."""
-    section = scenario.workload
-    assert section is not None
-    if not isinstance(section, TraceWorkload):
-        from simulator.workload.synthesis import synthesize
-
-        laws = [choice.parameters.law() for choice in (section.arrivals, section.prompt_tokens, section.output_tokens)]
-        return lambda: synthesize(scenario.seed, section.requests, *laws)
-    from simulator.workload.sampling import first_requests, window
-    from simulator.workload.trace import open_trace
-
-    path = catalog.locate("traces", section.trace)
-    mapping = section.columns.mapping() if section.columns is not None else None
-    trace = open_trace(path, section.format, mapping, section.strict_rows)
-    reasons: dict[str, list[str]] = {}
-    for column in trace.columns_present:
-        reasons.setdefault(_NO_EFFECT[column], []).append(column)
-    notes.extend(f"trace column {', '.join(columns)} has no effect: {why}" for why, columns in reasons.items())
-
-    def batches() -> Iterator["pa.RecordBatch"]:
-        rows = window(trace.batches(), section.start, section.duration)
-        found = 0
-        for batch in rows if section.requests is None else first_requests(rows, section.requests):
-            found += batch.num_rows
-            yield batch
-        if not found:
-            what = f"no request of {path.name} arrives in the part that is replayed"
-            raise InputError(Problem(what, path="workload.start", allowed="times within the trace"))
-        if section.requests is not None and found < section.requests:
-            notes.append(f"workload.requests: {section.requests:,} asked for, the trace has {found:,}")
-        notes.extend(f"trace {path.name}: {reason}" for reason in trace.report.reasons())
-
-    return batches
-
-
-def arrivals(batches: Iterator["pa.RecordBatch"], speedup: float) -> Iterator[Arrivals]:
-    """Yield canonical batches as plain columns, arrival times divided by `speedup` and rounded to the nanosecond."""
-    for batch in batches:
-        times = batch.column("arrival_ns").to_numpy()
-        if speedup != 1:
-            if len(times) and times[-1] / speedup >= 2**62:
-                what = f"with speedup {speedup:g} requests arrive more than 146 years from the start"
-                raise InputError(Problem(what, path="workload.speedup", allowed="a larger speedup"))
-            times = np.rint(times / speedup).astype(np.int64)
-        prompts, outputs = batch.column("prompt_tokens").tolist(), batch.column("output_tokens").tolist()
-        names = (batch.column(name) for name in ("session", "turn"))
-        session, turn = (repeat(None) if c.null_count == len(c) else c.to_pylist() for c in names)
-        yield Arrivals(times.tolist(), prompts, outputs, session, turn)
 
 
 class System:
@@ -255,7 +206,7 @@ class System:
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             self._populate(pool, plan, hands_over=len(self.pools) > 1 and pool is self.pools[0])
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
-        self.env.process(self.frontend.replay(arrivals(blueprint.batches(), speedup)))
+        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
         health = LinkHealth(self.fabric, blueprint.topology)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 

@@ -33,16 +33,19 @@ from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
+from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.routing import ROUTERS
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
 if TYPE_CHECKING:
     Batcher = OneOf
     Router = OneOf
+    Eviction = OneOf
     Cost = OneOf
 else:
     Batcher = one_of("Batcher", {name: batcher.parameters for name, batcher in BATCHERS.items()})
     Router = one_of("Router", {name: router.parameters for name, router in ROUTERS.items()})
+    Eviction = one_of("Eviction", {name: kind.parameters for name, kind in EVICTIONS.items()})
     Cost = one_of("Cost", {name: parameters for name, (parameters, _) in COSTS.items()})
 
 
@@ -71,6 +74,20 @@ class Topology(Strict):
         return dict(self.model_extra or {})
 
 
+class PrefixCaching(Strict):
+    """KV blocks of prompts stay in memory after their requests, for prompts that begin alike.
+
+    A trace's prefix hashes say which do, or its sessions, whose turns begin with the whole context of the turn before.
+    """
+
+    eviction: Eviction = Eviction.model_validate("lru")
+    """Which units that nobody uses are given up first."""
+    unit_tokens: Count | None = None
+    """Tokens that are cached or not as one; default: those of a trace's hash, or for sessions one block."""
+    pin: Pin | None = None
+    """Beginnings of prompts that are never given up."""
+
+
 class KV(Strict):
     """Memory for keys and values of one instance, in paged blocks."""
 
@@ -82,6 +99,8 @@ class KV(Strict):
     """Share of the blocks that new prompts leave free for those who decode."""
     blocks: Count | None = None
     """Number of blocks, in the place of what the memory ledger finds."""
+    prefix_cache: PrefixCaching | None = None
+    """Keep what prompts have in common; default: every prompt is computed in full."""
 
 
 class Pool(Strict):

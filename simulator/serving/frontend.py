@@ -5,6 +5,7 @@ one of so many clients, each of which sends its next request when the one before
 """
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from simpy import Event
@@ -23,6 +24,8 @@ class Arrivals(NamedTuple):
     output_tokens: Sequence[int]
     session: Iterable[str | None]
     turn: Iterable[int | None]
+    keys: Iterable[Sequence[int]] = ()
+    """Keys of the prompts' prefixes; empty when nothing is known of their content."""
 
 
 class Admission(NamedTuple):
@@ -76,7 +79,8 @@ class Frontend:
         env, in_flight, choose, refusal = self.env, self.in_flight, self._pool.choose, self._admission.refusal
         number = 0
         for batch in batches:
-            for arrival_ns, prompt, output, session, turn in zip(*batch, strict=False):
+            keys_of = batch.keys or repeat(())
+            for arrival_ns, prompt, output, session, turn, keys in zip(*batch[:5], keys_of, strict=False):
                 if self._clients is not None:
                     if len(in_flight) >= self._clients:
                         self._freed = Event(env)
@@ -84,7 +88,7 @@ class Frontend:
                     arrival_ns = env.now
                 elif arrival_ns > env.now:
                     yield env.timeout(arrival_ns - env.now)
-                request = Request(number, arrival_ns, prompt, output, session, turn)
+                request = Request(number, arrival_ns, prompt, output, session, turn, keys)
                 number += 1
                 self.arrived = number
                 reason = refusal(prompt, output)

@@ -49,7 +49,7 @@ class Recording:
                 r.prompt_tokens,
                 r.output_tokens,
                 r.generated,
-                0,  # no prefix cache yet: nothing is ever found in one
+                r.cached_tokens,
                 r.prefill_instance,
                 r.decode_instance,
                 r.kv_wait_ns,
