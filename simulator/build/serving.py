@@ -43,11 +43,12 @@ from simulator.serving.disaggregation import KVTransfer
 from simulator.serving.frontend import Admission, Arrivals, Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
-from simulator.serving.pool import Pool
+from simulator.serving.pool import Age, Pool
+from simulator.serving.pool_view import EngineTraits, Place, Router
 from simulator.serving.power import InstancePower
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
-from simulator.serving.routing import ROUTERS, Router
+from simulator.serving.routing import ROUTERS
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -61,7 +62,11 @@ class PoolPlan:
 
     role: str
     engine: Engine
+    traits: EngineTraits
+    """Of each engine but for its name."""
     router: Router
+    reads: frozenset[str]
+    """What the router reads of the pool."""
     leases: tuple[Lease, ...]
 
 
@@ -99,7 +104,7 @@ def plan(scenario: Scenario) -> Blueprint:
         return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
 
     pools = tuple(
-        _plan_pool(role, section, serving, model, topology, inventory, collectives)
+        _plan_pool(role, section, scenario, model, topology, inventory, collectives)
         for role, section in serving.pools.items()
     )
     first, last = pools[0].engine, pools[-1].engine
@@ -129,12 +134,14 @@ def _set(scenario: Scenario, key: str) -> bool:
 def _plan_pool(
     role: str,
     section: PoolSection,
-    serving: Serving,
+    scenario: Scenario,
     model: Transformer,
     topology: Topology,
     inventory: Inventory,
     collectives: Callable[[], Collectives],
 ) -> PoolPlan:
+    serving = scenario.serving
+    assert serving is not None
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
@@ -148,8 +155,35 @@ def _plan_pool(
     _, make_cost = COSTS[serving.cost.name]
     cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
     engine = Engine(role, cost, StepTicks(cost), batcher.policy, limits, blocks, block_tokens, watermark, ranks)
-    router = section.router or serving.router
-    return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
+    hourly = accelerator.price.hourly
+    traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
+    router, reads = _plan_router(role, section, scenario)
+    return PoolPlan(role, engine, traits, router, reads, leases)
+
+
+def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
+    """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
+    tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
+    prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
+
+    def step_ns(batch: int, context: int) -> float:
+        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), context / ranks)
+        return fixed_ns + slope_ns * context / ranks
+
+    return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
+
+
+def _plan_router(role: str, section: PoolSection, scenario: Scenario) -> tuple[Router, frozenset[str]]:
+    """Return a pool's router and what it reads; raises InputError when it lacks what it decides by."""
+    serving = scenario.serving
+    assert serving is not None
+    choice, slo = section.router or serving.router, scenario.slo
+    kind, place = ROUTERS[choice.name], Place(scenario.seed, role, slo.ttft, slo.tpot)
+    path = f"serving.{role}.router" if section.router else "serving.router"
+    missing = kind.needs(choice.parameters, place)
+    if missing is not None:
+        raise InputError(scenario.located(Problem(missing, path=path)))
+    return kind.make(choice.parameters, place), kind.reads
 
 
 def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
@@ -236,7 +270,9 @@ class System:
         self.fabric = live_network(self.env, scenario, blueprint.topology, on_dead_link="reroute")
         self.finished = Event(self.env)
         self.recording = recording
-        self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
+        view = serving.router_view
+        age = Age(view.report_interval, view.counts_sent)
+        self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
         clients = getattr(getattr(scenario.workload, "arrivals", None), "closed_loop", None)
         self.frontend = Frontend(
             self.env,
@@ -261,7 +297,7 @@ class System:
 
     def _populate(self, pool: Pool, plan: PoolPlan, hands_over: bool) -> None:
         def finished(request: Request, instance: Instance) -> None:
-            pool.left(instance)
+            pool.left(instance, request)
             self.frontend.finish(request)
 
         engine = plan.engine
@@ -271,7 +307,8 @@ class System:
         for lease in plan.leases:
             observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks * engine.ranks, power)
             prefilled = self.transfer.hand_over if hands_over else None
-            pool.add(Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled))
+            instance = Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled)
+            pool.add(instance, plan.traits._replace(name=lease.owner))
             self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")
 
     def check(self) -> None:

@@ -100,6 +100,22 @@ class Pool(Strict):
     """Who takes a request that comes to this pool; default: the router of `serving`."""
 
 
+class RouterView(Strict):
+    """How old what a router knows may be: engines report at whole multiples of an interval."""
+
+    report_interval: Duration = 0
+    """Time between two reports of every engine (requests, tokens, KV use); 0: all is known as it is now."""
+    counts_sent: bool = False
+    """Whether a router adds what it has itself sent since to what was reported."""
+
+    @model_validator(mode="after")
+    def _reports_grow_old(self) -> Self:
+        if self.counts_sent and not self.report_interval:
+            what = "without a report_interval nothing is old, so there is nothing to add"
+            raise LocatedError(Fault(("counts_sent",), what))
+        return self
+
+
 class Serving(Strict):
     """Engines that serve one model: one pool for both phases, or one for prefill and one for decode."""
 
@@ -114,6 +130,8 @@ class Serving(Strict):
     """Time of each request before it can be routed: connection, tokenising, hand-over to the engine's process."""
     router: Router = Router.model_validate("least_loaded")
     """Who takes a request."""
+    router_view: RouterView = RouterView()
+    """What routers know of the engines."""
     cost: Cost = Cost.model_validate("roofline")
     """How long an iteration lasts."""
     colocated: Pool | None = None

@@ -58,7 +58,7 @@ class KVTransfer:
         del self._on_the_way[request.request_id]
         request.kv_transfer_ns = env.now - start_ns
         source.release(blocks, rank)
-        self._prefill.left(source)
+        self._prefill.left(source, request)
         target.join(request)
 
     def settle(self) -> None:
