@@ -9,8 +9,9 @@ import numpy as np
 from simulator.clock import Clock
 from simulator.device.cost import RooflineCost
 from simulator.device.memory import kv_blocks, ledger
+from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
-from simulator.serving.frontend import Admission, Arrivals, Frontend
+from simulator.serving.frontend import Arrivals, Frontend
 from simulator.serving.instance import Engine, Instance, Observer
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Pool

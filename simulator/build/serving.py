@@ -38,9 +38,10 @@ from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.workload import TraceWorkload
+from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
-from simulator.serving.frontend import Admission, Arrivals, Frontend
+from simulator.serving.frontend import Arrivals, Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Age, Pool

@@ -112,6 +112,7 @@ class Instance:
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
         self._loads = [0] * engine.ranks  # requests of each rank
+        self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
         self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
         self._grown = (0, 0)  # steps begun of the jump under way, and the batches' KV blocks then
@@ -153,6 +154,27 @@ class Instance:
         self._grant(rank)
         if rank.waiting:
             self._nudge(self._steps_by_now())
+
+    def cancel(self, request: Request) -> bool:
+        """Let go of a request that this engine has, and report it as finished; return whether it has it.
+
+        One that waits goes at once. One that is begun, decodes, or whose keys and values have come, goes when the
+        iteration under way ends, and a token that this gives it counts. Those reserved for, but not here, are not had.
+        """
+        rank = self.ranks[request.rank]
+        if request in rank.waiting:
+            begun = self._mark()
+            rank.waiting.remove(request)
+            self._waiting_seen -= 1
+            self._ends(request)
+            self._grant(rank)
+            self._nudge(begun)  # who stood behind it may come in now
+            return True
+        if request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived:
+            self._leaving.append(request)
+            self._nudge(self._steps_by_now())
+            return True
+        return False
 
     def retime(self, cost: EngineCost) -> None:
         """Go by another cost from the next iteration on."""
@@ -197,6 +219,9 @@ class Instance:
                 if rank.arrived:
                     for request in rank.take_in():
                         request.decode_instance = self.name
+            if self._leaving:
+                self._let_go()
+            for rank in ranks:
                 step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
                 for _ in range(step.preempts):
                     self._preempt_last(rank)
@@ -273,6 +298,10 @@ class Instance:
                 if request.generated == request.output_tokens:
                     rank.drop(request)
                     request.finish_ns = now
+                    self._ends(request)
+                elif request in self._leaving:
+                    self._leaving.remove(request)
+                    rank.drop(request)
                     self._ends(request)
                 elif hand_over is not None:
                     hand_over(request, self)  # its blocks stay held until they have moved
@@ -375,6 +404,14 @@ class Instance:
     def _ends(self, request: Request) -> None:
         self._loads[request.rank] -= 1
         self._finished(request, self)
+
+    def _let_go(self) -> None:
+        """Part with those who were cancelled in the iteration that has ended; some have finished with it."""
+        leaving, self._leaving = self._leaving, []
+        for request in leaving:
+            if self.ranks[request.rank].withdraw(request):
+                self._ends(request)
+        self._grant_all()
 
     def _start_decoding(self) -> None:
         for rank in self.ranks:
