@@ -12,6 +12,7 @@ from simpy import Event
 
 from simulator import catalog
 from simulator.build.collectives import constants_of
+from simulator.build.front import front_notes, front_parts
 from simulator.build.network import (
     Planned,
     check_network,
@@ -115,6 +116,8 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
+    routers = [(section.router or serving.router).name for section in serving.pools.values()]
+    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
     cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
     notes += cost_lines
     if len(pools) == 1:
@@ -283,6 +286,8 @@ class System:
             self.finished,
             clients.clients if clients else None,
             serving.request_overhead,
+            withdraw=self._withdraw,
+            **front_parts(serving, scenario.seed),
         )
         model = blueprint.model
         kv_bytes = model.kv_bytes_per_token(serving.precision.kv_bytes)
@@ -311,6 +316,15 @@ class System:
             instance = Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled)
             pool.add(instance, plan.traits._replace(name=lease.owner))
             self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")
+
+    def _withdraw(self, request: Request) -> None:
+        """Take a request that was given up out of whatever holds it."""
+        if len(self.pools) > 1 and request.first_token_ns >= 0:
+            if self.transfer.withdraw(request) or any(each.cancel(request) for each in self.pools[-1].instances):
+                return
+        elif request.prefill_instance and self.pools[0].named(request.prefill_instance).cancel(request):
+            return
+        raise InvariantError(f"nobody has {request!r}, which is to be withdrawn")
 
     def check(self) -> None:
         """Raise InvariantError unless requests, KV blocks, devices and link bytes are all accounted for."""

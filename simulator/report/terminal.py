@@ -153,7 +153,12 @@ def _requests(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -
     counts = summary["requests"]
     _title("Requests", console)
     line = Text(f"{counts['total']:,} arrived{symbols.dot}{counts['finished']:,} finished")
-    for outcome, style in (("rejected", "red"), ("unfinished", "yellow")):
+    for outcome, style in (
+        ("rejected", "red"),
+        ("timed_out", "red"),
+        ("cancelled", "yellow"),
+        ("unfinished", "yellow"),
+    ):
         line.append(symbols.dot)
         line.append(f"{counts[outcome]:,} {outcome}", style if counts[outcome] else "")
     if summary["preemptions"]:

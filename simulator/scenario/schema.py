@@ -29,6 +29,7 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
@@ -100,22 +101,6 @@ class Pool(Strict):
     """Who takes a request that comes to this pool; default: the router of `serving`."""
 
 
-class RouterView(Strict):
-    """How old what a router knows may be: engines report at whole multiples of an interval."""
-
-    report_interval: Duration = 0
-    """Time between two reports of every engine (requests, tokens, KV use); 0: all is known as it is now."""
-    counts_sent: bool = False
-    """Whether a router adds what it has itself sent since to what was reported."""
-
-    @model_validator(mode="after")
-    def _reports_grow_old(self) -> Self:
-        if self.counts_sent and not self.report_interval:
-            what = "without a report_interval nothing is old, so there is nothing to add"
-            raise LocatedError(Fault(("counts_sent",), what))
-        return self
-
-
 class Serving(Strict):
     """Engines that serve one model: one pool for both phases, or one for prefill and one for decode."""
 
@@ -128,6 +113,14 @@ class Serving(Strict):
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     request_overhead: Duration = 0
     """Time of each request before it can be routed: connection, tokenising, hand-over to the engine's process."""
+    gateway: GatewaySection | None = None
+    """Workers before the router; default: requests are routed as they arrive."""
+    admission: AdmissionSection = AdmissionSection()
+    """How much may be outstanding; default: no limit."""
+    timeout: TimeoutSection = TimeoutSection()
+    """After which time requests are given up; default: never."""
+    cancel: CancelSection | None = None
+    """Clients that lose patience; default: none."""
     router: Router = Router.model_validate("least_loaded")
     """Who takes a request."""
     router_view: RouterView = RouterView()

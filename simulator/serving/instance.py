@@ -5,7 +5,7 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from simpy import Event
 
@@ -13,42 +13,13 @@ from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.batching import EngineView, Step
+from simulator.serving.engine_cost import EngineCost, RanksCost
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import DECODE_ON, Rank
 from simulator.serving.request import Request
 
 MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
-
-
-class RankLines(Protocol):
-    """Decode iterations of ranks that step together, for one batch size of each."""
-
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
-
-
-class EngineCost(Protocol):
-    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
-
-    def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
-        """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
-
-    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
-        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
-
-    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
-        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
-
-
-class RanksCost(EngineCost, Protocol):
-    """Durations of steps that several ranks take together."""
-
-    def together_ns(self, works: Sequence[Work]) -> float:
-        """Return the time of an iteration of several ranks, each with work of its own."""
-
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
-        """Return the decode iterations of several ranks with batches of these sizes."""
 
 
 class Engine(NamedTuple):
@@ -156,10 +127,9 @@ class Instance:
             self._nudge(self._steps_by_now())
 
     def cancel(self, request: Request) -> bool:
-        """Let go of a request that this engine has, and report it as finished; return whether it has it.
+        """Part with a request and report it finished: at once if it waits, else when the iteration under way ends.
 
-        One that waits goes at once. One that is begun, decodes, or whose keys and values have come, goes when the
-        iteration under way ends, and a token that this gives it counts. Those reserved for, but not here, are not had.
+        A token of that iteration counts. Returns False if it is not here, or only a place is reserved for it.
         """
         rank = self.ranks[request.rank]
         if request in rank.waiting:
@@ -170,11 +140,11 @@ class Instance:
             self._grant(rank)
             self._nudge(begun)  # who stood behind it may come in now
             return True
-        if request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived:
+        here = request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived
+        if here:
             self._leaving.append(request)
             self._nudge(self._steps_by_now())
-            return True
-        return False
+        return here
 
     def retime(self, cost: EngineCost) -> None:
         """Go by another cost from the next iteration on."""
@@ -295,13 +265,9 @@ class Instance:
                 else:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
-                if request.generated == request.output_tokens:
+                if request.generated == request.output_tokens or request in self._leaving:
                     rank.drop(request)
-                    request.finish_ns = now
-                    self._ends(request)
-                elif request in self._leaving:
-                    self._leaving.remove(request)
-                    rank.drop(request)
+                    request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
                 elif hand_over is not None:
                     hand_over(request, self)  # its blocks stay held until they have moved
