@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from simulator.randomness import stream
-from simulator.scenario.schema import CancelSection, Serving
+from simulator.scenario.front import CancelSection
+from simulator.scenario.schema import Serving
 from simulator.serving.admission import Bound, Limits
 from simulator.serving.frontend import Cancellation, Patience
 from simulator.serving.gateway import Gateway

@@ -1,4 +1,4 @@
-"""The parts of `serving:` that stand before the engines: gateway, limits, time-outs, impatient clients, load reports."""
+"""The parts of `serving:` that stand before the engines: gateway, limits, time-outs, cancellation, load reports."""
 
 from typing import Annotated, Literal, Self
 
