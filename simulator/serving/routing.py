@@ -9,7 +9,6 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from simulator.randomness import stream
 from simulator.serving.affinity_routing import PrefixAware, SessionAffinity, prefix_aware, session_affinity
 from simulator.serving.objective_routing import CostAware, SLOAware, cost_aware, slo_aware
 from simulator.serving.pool_view import (
@@ -77,6 +76,8 @@ def kv_of(pool: PoolView) -> Sequence[tuple[float, int]]:
 
 def uniforms(seed: int, name: str) -> Iterator[float]:
     """Yield numbers from [0, 1) of a random stream, drawn many at a time."""
+    from simulator.randomness import stream  # only here: it takes numpy, and a scenario is read without
+
     generator = stream(seed, name)
     while True:
         yield from generator.random(BLOCK_OF_DRAWS).tolist()
