@@ -118,7 +118,7 @@ class First:
         return 0
 
 
-ROUTERS["always_first"] = RouterKind(NoParameters, First)
+ROUTERS["always_first"] = RouterKind(NoParameters, lambda parameters, place: First())
 """
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from simulator.clock import Clock
 from simulator.device.cost import RooflineCost
 from simulator.device.memory import kv_blocks, ledger
+from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
-from simulator.serving.frontend import Admission, Arrivals, Frontend
+from simulator.serving.frontend import Arrivals, Frontend
 from simulator.serving.instance import Engine, Instance, Observer
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Pool
 from simulator.serving.request import FINISHED, Request
-from simulator.serving.routing import ROUTERS
+from simulator.serving.routing import RoundRobin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -47,14 +48,14 @@ def serve(
     blocks = kv_tokens(cost, max_batch_tokens, max_running) // BLOCK
     env: Clock = Clock()
     done: list[Request] = []
-    pool = Pool("colocated", ROUTERS["round_robin"].make())
+    pool = Pool("colocated", RoundRobin())
     engine = Engine("colocated", cost, StepTicks(cost), BATCHERS[batcher].policy, limits, blocks, BLOCK, blocks // 100)
     most = blocks * BLOCK
     finished = env.event()
     front = Frontend(env, pool, Admission(most, most, most), done.append, finished, clients)
 
     def ended(request: Request, instance: Instance) -> None:
-        pool.left(instance)
+        pool.left(instance, request)
         front.finish(request)
 
     silent = Observer(*(lambda *_: None for _ in Observer._fields))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from simpy import Event
 
 from simulator.build.collectives import constants_of
+from simulator.build.front import front_notes, front_parts
 from simulator.build.network import (
     Planned,
     check_network,
@@ -25,7 +26,7 @@ from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import COSTS, RooflineCost, Subject
 from simulator.device.provenance import provenance
-from simulator.errors import InvariantError
+from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
@@ -36,16 +37,18 @@ from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.workload import TraceWorkload
+from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
-from simulator.serving.frontend import Admission, Frontend
+from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
-from simulator.serving.pool import Pool
+from simulator.serving.pool import Age, Pool
+from simulator.serving.pool_view import EngineTraits, Place, Router
 from simulator.serving.power import InstancePower
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
-from simulator.serving.routing import ROUTERS, Router
+from simulator.serving.routing import ROUTERS
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -59,7 +62,11 @@ class PoolPlan:
 
     role: str
     engine: Engine
+    traits: EngineTraits
+    """Of each engine but for its name."""
     router: Router
+    reads: frozenset[str]
+    """What the router reads of the pool."""
     leases: tuple[Lease, ...]
 
 
@@ -98,7 +105,7 @@ def plan(scenario: Scenario) -> Blueprint:
         return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
 
     pools = tuple(
-        _plan_pool(role, section, serving, model, topology, inventory, collectives, workload.unit_tokens)
+        _plan_pool(role, section, scenario, model, topology, inventory, collectives, workload.unit_tokens)
         for role, section in serving.pools.items()
     )
     first, last = pools[0].engine, pools[-1].engine
@@ -108,6 +115,8 @@ def plan(scenario: Scenario) -> Blueprint:
         last.kv_blocks * last.block_tokens,
     )
     _note_limits(serving, model, notes)
+    routers = [(section.router or serving.router).name for section in serving.pools.values()]
+    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
     cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
     notes += cost_lines
     if len(pools) == 1:
@@ -128,13 +137,15 @@ def _set(scenario: Scenario, key: str) -> bool:
 def _plan_pool(
     role: str,
     section: PoolSection,
-    serving: Serving,
+    scenario: Scenario,
     model: Transformer,
     topology: Topology,
     inventory: Inventory,
     collectives: Callable[[], Collectives],
     unit_tokens: int | None,
 ) -> PoolPlan:
+    serving = scenario.serving
+    assert serving is not None
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
     block_tokens = section.kv.block_tokens
@@ -159,8 +170,35 @@ def _plan_pool(
         ranks,
         prefixes_of(section.kv, blocks, unit_tokens),
     )
-    router = section.router or serving.router
-    return PoolPlan(role, engine, ROUTERS[router.name].make(**router.parameters.model_dump()), leases)
+    hourly = accelerator.price.hourly
+    traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
+    router, reads = _plan_router(role, section, scenario)
+    return PoolPlan(role, engine, traits, router, reads, leases)
+
+
+def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
+    """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
+    tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
+    prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
+
+    def step_ns(batch: int, context: int) -> float:
+        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), context / ranks)
+        return fixed_ns + slope_ns * context / ranks
+
+    return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
+
+
+def _plan_router(role: str, section: PoolSection, scenario: Scenario) -> tuple[Router, frozenset[str]]:
+    """Return a pool's router and what it reads; raises InputError when it lacks what it decides by."""
+    serving = scenario.serving
+    assert serving is not None
+    choice, slo = section.router or serving.router, scenario.slo
+    kind, place = ROUTERS[choice.name], Place(scenario.seed, role, slo.ttft, slo.tpot)
+    path = f"serving.{role}.router" if section.router else "serving.router"
+    missing = kind.needs(choice.parameters, place)
+    if missing is not None:
+        raise InputError(scenario.located(Problem(missing, path=path)))
+    return kind.make(choice.parameters, place), kind.reads
 
 
 def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
@@ -187,7 +225,9 @@ class System:
         self.fabric = live_network(self.env, scenario, blueprint.topology, on_dead_link="reroute")
         self.finished = Event(self.env)
         self.recording = recording
-        self.pools = [Pool(plan.role, plan.router) for plan in blueprint.pools]
+        view = serving.router_view
+        age = Age(view.report_interval, view.counts_sent)
+        self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
         clients = getattr(getattr(scenario.workload, "arrivals", None), "closed_loop", None)
         self.frontend = Frontend(
             self.env,
@@ -197,6 +237,8 @@ class System:
             self.finished,
             clients.clients if clients else None,
             serving.request_overhead,
+            withdraw=self._withdraw,
+            **front_parts(serving, scenario.seed),
         )
         model = blueprint.model
         kv_bytes = model.kv_bytes_per_token(serving.precision.kv_bytes)
@@ -212,7 +254,7 @@ class System:
 
     def _populate(self, pool: Pool, plan: PoolPlan, hands_over: bool) -> None:
         def finished(request: Request, instance: Instance) -> None:
-            pool.left(instance)
+            pool.left(instance, request)
             self.frontend.finish(request)
 
         engine = plan.engine
@@ -222,8 +264,18 @@ class System:
         for lease in plan.leases:
             observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks * engine.ranks, power)
             prefilled = self.transfer.hand_over if hands_over else None
-            pool.add(Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled))
+            instance = Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled)
+            pool.add(instance, plan.traits._replace(name=lease.owner))
             self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")
+
+    def _withdraw(self, request: Request) -> None:
+        """Take a request that was given up out of whatever holds it."""
+        if len(self.pools) > 1 and request.first_token_ns >= 0:
+            if self.transfer.withdraw(request) or any(each.cancel(request) for each in self.pools[-1].instances):
+                return
+        elif request.prefill_instance and self.pools[0].named(request.prefill_instance).cancel(request):
+            return
+        raise InvariantError(f"nobody has {request!r}, which is to be withdrawn")
 
     def check(self) -> None:
         """Raise InvariantError unless requests, KV blocks, devices and link bytes are all accounted for."""

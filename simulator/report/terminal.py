@@ -153,9 +153,12 @@ def _requests(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -
     counts = summary["requests"]
     _title("Requests", console)
     line = Text(f"{counts['total']:,} arrived{symbols.dot}{counts['finished']:,} finished")
-    for outcome, style in (("rejected", "red"), ("unfinished", "yellow")):
-        line.append(symbols.dot)
-        line.append(f"{counts[outcome]:,} {outcome}", style if counts[outcome] else "")
+    styles = {"rejected": "red", "timed_out": "red", "cancelled": "yellow", "unfinished": "yellow"}
+    for outcome, style in styles.items():
+        count = counts.get(outcome, 0)
+        if count or outcome in ("rejected", "unfinished"):
+            line.append(symbols.dot)
+            line.append(f"{count:,} {outcome.replace('_', ' ')}", style if count else "")
     if summary["preemptions"]:
         line.append(f"{symbols.dot}{summary['preemptions']:,} preemptions")
     _line(line, console)

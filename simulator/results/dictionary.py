@@ -36,7 +36,7 @@ _METRICS = """
 ## Figures of `summary.json`
 
 A scenario's `expect:` compares these by name. Latencies are those of finished requests, in seconds; p50 to p99 are the
-nearest rank, so each is a value that was observed (ITL: within 0.4 % of one). Rejected and unfinished requests never
+nearest rank, so each is a value that was observed (ITL: within 0.4 % of one). Requests that did not finish never
 enter a latency, but they count against the goodput; each latency has a `count` of what it covers. A figure
 that does not exist in a run (nothing finished, no such pool) is null.
 

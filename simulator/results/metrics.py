@@ -67,6 +67,8 @@ def _metrics() -> tuple[Metric, ...]:
         ("total", "requests that arrived", ""),
         ("finished", "requests that got their whole answer", "vllm:request_success_total"),
         ("rejected", "requests that were turned away", ""),
+        ("timed_out", "requests given up after `serving.timeout`", ""),
+        ("cancelled", "requests that their clients gave up", ""),
         ("unfinished", "requests still open at the end of the run", ""),
     )
     found += [Metric(name, ("requests", name), "", doc, vllm) for name, doc, vllm in counts]

@@ -1,7 +1,7 @@
 """A run's figures, each a streamed query over the Parquet files that it wrote, in memory that does not grow with it.
 
 Latencies are those of finished requests and their quantiles are exact (nearest rank: values that were observed).
-Rejected and unfinished requests count against the goodput; each latency says over how many requests it is taken.
+All that did not finish count against the goodput; each latency says over how many requests it is taken.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HOTTEST_LINKS = 5
 
-_OUTCOMES = ("finished", "rejected", "unfinished")
+_OUTCOMES = ("finished", "rejected", "timed_out", "cancelled", "unfinished")
 
 
 def summarise(

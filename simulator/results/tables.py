@@ -73,8 +73,8 @@ REQUESTS = Table(
         Column("kv_transfer_bytes", "int64", "bytes", "KV cache moved from the prefill to the decode instance"),
         Column("preemptions", "int32", "", "times the request lost its KV blocks and had to be prefilled again"),
         Column("retries", "int32", "", "times the request was sent to another instance"),
-        _text("outcome", "finished, rejected or unfinished (open when the run ended)"),
-        _text("reason", "why it was rejected or remained unfinished", nullable=True),
+        _text("outcome", "finished, rejected, timed_out, cancelled or unfinished (open when the run ended)"),
+        _text("reason", "why it did not finish", nullable=True),
     ),
 )
 

@@ -23,6 +23,7 @@ VERSION = 1
 CHOICES = frozenset(
     {
         "arrivals",
+        "eviction",
         "batcher",
         "cost",
         "output_tokens",

@@ -29,6 +29,7 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
@@ -131,8 +132,18 @@ class Serving(Strict):
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     request_overhead: Duration = 0
     """Time of each request before it can be routed: connection, tokenising, hand-over to the engine's process."""
+    gateway: GatewaySection | None = None
+    """Workers before the router; default: requests are routed as they arrive."""
+    admission: AdmissionSection = AdmissionSection()
+    """How much may be outstanding; default: no limit."""
+    timeout: TimeoutSection = TimeoutSection()
+    """After which time requests are given up; default: never."""
+    cancel: CancelSection | None = None
+    """Clients that lose patience; default: none."""
     router: Router = Router.model_validate("least_loaded")
     """Who takes a request."""
+    router_view: RouterView = RouterView()
+    """What routers know of the engines."""
     cost: Cost = Cost.model_validate("roofline")
     """How long an iteration lasts."""
     colocated: Pool | None = None

@@ -36,11 +36,20 @@ class KVTransfer:
         self._kv_heads = kv_heads
         self._bytes_per_token = bytes_per_token
         self._shards: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {}
+        self._withdrawn: set[int] = set()
         self._on_the_way: dict[int, tuple[Request, int]] = {}  # each with the time since which it waits or moves
 
     def hand_over(self, request: Request, source: Instance) -> None:
         """Begin to move a request whose prefill has just ended at `source`."""
+        self._on_the_way[request.request_id] = request, self._env.now
         self._env.process(self._move(request, source))
+
+    def withdraw(self, request: Request) -> bool:
+        """Cancel a request as soon as its keys and values have come, and return True, if they wait or move here."""
+        if request.request_id not in self._on_the_way:
+            return False
+        self._withdrawn.add(request.request_id)
+        return True
 
     def _move(self, request: Request, source: Instance) -> Generator[Event, Any, None]:
         env, tokens = self._env, request.prompt_tokens
@@ -58,8 +67,11 @@ class KVTransfer:
         del self._on_the_way[request.request_id]
         request.kv_transfer_ns = env.now - start_ns
         source.release(holding)
-        self._prefill.left(source)
+        self._prefill.left(source, request)
         target.join(request)
+        if request.request_id in self._withdrawn:
+            self._withdrawn.remove(request.request_id)
+            target.cancel(request)
 
     def settle(self) -> None:
         """Write down how long what is still here has waited or moved: the run is over."""

@@ -5,7 +5,7 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from simpy import Event
 
@@ -13,6 +13,7 @@ from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.batching import EngineView, Step
+from simulator.serving.engine_cost import EngineCost, RanksCost
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.rank import DECODE_ON, Holding, Rank
@@ -20,36 +21,6 @@ from simulator.serving.request import Request
 
 MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
-
-
-class RankLines(Protocol):
-    """Decode iterations of ranks that step together, for one batch size of each."""
-
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
-
-
-class EngineCost(Protocol):
-    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
-
-    def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
-        """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
-
-    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
-        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
-
-    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
-        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
-
-
-class RanksCost(EngineCost, Protocol):
-    """Durations of steps that several ranks take together."""
-
-    def together_ns(self, works: Sequence[Work]) -> float:
-        """Return the time of an iteration of several ranks, each with work of its own."""
-
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
-        """Return the decode iterations of several ranks with batches of these sizes."""
 
 
 class Engine(NamedTuple):
@@ -121,6 +92,7 @@ class Instance:
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
         self._loads = [0] * engine.ranks  # requests of each rank
+        self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
         self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
         self._grown = (0, 0)  # steps begun of the jump under way, and the batches' KV blocks then
@@ -168,6 +140,26 @@ class Instance:
         if rank.waiting:
             self._nudge(self._steps_by_now())
 
+    def cancel(self, request: Request) -> bool:
+        """Part with a request and report it finished: at once if it waits, else when the iteration under way ends.
+
+        A token of that iteration counts. Returns False if it is not here, or only a place is reserved for it.
+        """
+        rank = self.ranks[request.rank]
+        if request in rank.waiting:
+            begun = self._mark()
+            rank.waiting.remove(request)
+            self._waiting_seen -= 1
+            self._ends(request)
+            self._grant(rank)
+            self._nudge(begun)  # who stood behind it may come in now
+            return True
+        here = request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived
+        if here:
+            self._leaving.append(request)
+            self._nudge(self._steps_by_now())
+        return here
+
     def retime(self, cost: EngineCost) -> None:
         """Go by another cost from the next iteration on."""
         self.cost = cost
@@ -213,6 +205,9 @@ class Instance:
                 if rank.arrived:
                     for request in rank.take_in():
                         request.decode_instance = self.name
+            if self._leaving:
+                self._let_go()
+            for rank in ranks:
                 step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
                 for _ in range(step.preempts):
                     self._preempt_last(rank)
@@ -286,9 +281,9 @@ class Instance:
                 else:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
-                if request.generated == request.output_tokens:
+                if request.generated == request.output_tokens or request in self._leaving:
                     rank.drop(request, request.computed)
-                    request.finish_ns = now
+                    request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
                 elif hand_over is not None:
                     hand_over(request, self)  # its blocks stay held until they have moved
@@ -392,6 +387,14 @@ class Instance:
     def _ends(self, request: Request) -> None:
         self._loads[request.rank] -= 1
         self._finished(request, self)
+
+    def _let_go(self) -> None:
+        """Part with those who were cancelled in the iteration that has ended; some have finished with it."""
+        leaving, self._leaving = self._leaving, []
+        for request in leaving:
+            if self.ranks[request.rank].withdraw(request):
+                self._ends(request)
+        self._grant_all()
 
     def _start_decoding(self) -> None:
         for rank in self.ranks:

@@ -265,6 +265,22 @@ class Rank:
         self.waiting.appendleft(request)
         return request
 
+    def withdraw(self, request: Request) -> bool:
+        """Let a request go that is begun or decodes, its blocks with it; return whether it was here."""
+        if request.request_id in self.batch.members:
+            self.batch.leave(request)
+            if request in self.fresh:
+                self.fresh.remove(request)
+            else:
+                request.last_token_ns = self.last_step_ns
+            self.drop(request, request.prefill_tokens - 1)
+            return True
+        if request in self.partial:
+            self.partial.remove(request)
+            self.drop(request, request.computed)
+            return True
+        return False
+
     def can_grant(self, steps: int) -> bool:
         """Return whether there is a place for the next reservation when `steps` of the jump under way have begun.
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 FINISHED, REJECTED, UNFINISHED = "finished", "rejected", "unfinished"
+TIMED_OUT, CANCELLED = "timed_out", "cancelled"
 
 
 class Traits(NamedTuple):

@@ -6,7 +6,7 @@ included), rounded to 2^-20 ns as the engine's clock counts.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 import pytest
 from hypothesis import given, settings
@@ -80,7 +80,8 @@ class Seen:
         self.preemptions += 1
 
 
-def jumping(workload, costs, limits, blocks, block_tokens, watermark):
+def jumping(workload, costs, limits, blocks, block_tokens, watermark, cancels=()):
+    """Run the engine; `cancels` holds per request how long after its arrival it is cancelled, or None."""
     env, seen, done = Clock(), Seen(), {}
 
     def finished(request, instance):
@@ -95,7 +96,15 @@ def jumping(workload, costs, limits, blocks, block_tokens, watermark):
     def source():
         for index, (gap, prompt, output) in enumerate(workload):
             yield env.timeout(gap)
-            instance.submit(Request(index, env.now, prompt, output))
+            request = Request(index, env.now, prompt, output)
+            instance.submit(request)
+            if index < len(cancels) and cancels[index] is not None:
+                env.process(cancel(request, cancels[index]))
+
+    def cancel(request, after):
+        yield env.timeout(after)
+        here = request.request_id not in done
+        assert instance.cancel(request) == here
 
     env.process(source())
     while env.peek() != float("inf"):
@@ -114,14 +123,22 @@ def whole_or_sliced(costs, lengths, budget):
     return [round(costs.prefill_ns(len(part), sum(part), 1) * TICK) for part in parts]
 
 
-def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
+def token_by_token(workload, costs, limits, blocks, block_tokens, watermark, cancels=()):  # noqa: C901 - plain
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
         at += gap
         arrivals.append(
             {"id": index, "at": at, "prompt": prompt, "output": output, "made": 0, "held": 0, "preemptions": 0}
         )
+        if index < len(cancels) and cancels[index] is not None:
+            arrivals[-1]["cancel"] = at + cancels[index]
     waiting, running, done, ticks = [], [], {}, 0
+
+    def gone(r):
+        if r.get("cancel", inf) > ticks // TICK:
+            return False
+        done[r["id"]] = r
+        return True
 
     def room():
         used = sum(ceil(r["held"] / block_tokens) for r in running)
@@ -132,6 +149,9 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
             ticks = max(ticks, arrivals[0]["at"] * TICK)
         while arrivals and arrivals[0]["at"] <= ticks // TICK:
             waiting.append(arrivals.pop(0))
+        waiting = [r for r in waiting if not gone(r)]
+        if not waiting and not running:
+            continue
         batch, tokens, free = [], 0, room()
         for r in waiting:
             need = r["prompt"] + r["made"]
@@ -146,7 +166,14 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
             for r in batch:
                 r.setdefault("start", ticks // TICK)
                 r["held"] = r["prompt"] + r["made"]
-            ticks += sum(whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens))
+            parts = whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens)
+            for part in parts[:-1]:
+                ticks += part
+                if gone(batch[0]):
+                    break
+            if len(parts) > 1 and gone(batch[0]):
+                continue
+            ticks += parts[-1]
             running += batch
         else:
             while sum(ceil((r["held"] + 1) / block_tokens) for r in running) > blocks:
@@ -166,7 +193,7 @@ def token_by_token(workload, costs, limits, blocks, block_tokens, watermark):
             if r["made"] == r["output"]:
                 r["finish"] = ticks // TICK
                 done[r["id"]] = r
-        running = [r for r in running if "finish" not in r]
+        running = [r for r in running if "finish" not in r and not gone(r)]
     return done
 
 
@@ -222,6 +249,30 @@ def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare
     if not seen.preemptions:  # Little's law, exact: the integrals of queue and batch are the sums over requests
         assert seen.waited_ns == sum(r.prefill_start_ns - r.queued_ns for r in done.values())
     assert seen.preemptions == sum(r["preemptions"] for r in twin.values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(*cases, st.lists(st.one_of(st.none(), st.integers(1, 3_000_000)), max_size=25))
+def test_equal_to_token_by_token_with_cancellations(
+    workload, costs, max_running, max_tokens, spare_tokens, block_tokens, watermark, cancels
+):
+    longest = max(ceil((prompt + output) / block_tokens) for _, prompt, output in workload)
+    sizes = longest + spare_tokens // block_tokens, block_tokens, watermark
+    limits = Continuous(max_running=max_running, max_batch_tokens=max_tokens)
+    done, seen = jumping(workload, costs, limits, *sizes, cancels)  # no block is used at its end, and each request ends
+    twin = token_by_token(workload, costs, limits, *sizes, cancels)
+    assert sorted(done) == sorted(twin) == list(range(len(workload)))
+    for index, r in twin.items():
+        found = done[index]
+        assert (found.prefill_start_ns, found.first_token_ns, found.finish_ns, found.preemptions, found.generated) == (
+            r.get("start", -1),
+            r.get("first", -1),
+            r.get("finish", -1),
+            r["preemptions"],
+            r["made"],
+        )
+    assert seen.tokens == sum(r["made"] for r in twin.values())
+    assert seen.kv_max <= sizes[0]
 
 
 @given(

@@ -41,7 +41,7 @@ def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
     for pool, count in zip(pools, blocks, strict=True):
 
         def finished(request, instance, pool=pool):
-            pool.left(instance)
+            pool.left(instance, request)
             done[request.request_id] = request
 
         engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS[batcher].policy, limits, count, BLOCK, 0)

@@ -29,7 +29,9 @@ GAP = st.integers(0, 60)
 @st.composite
 def requests(draw):
     row = {**BLANK, "arrival_ns": draw(st.integers(0, 10**15)), "prompt_tokens": draw(st.integers(1, 99))}
-    row["outcome"] = draw(st.sampled_from(("finished", "finished", "finished", "rejected", "unfinished")))
+    row["outcome"] = draw(
+        st.sampled_from(("finished", "finished", "finished", "rejected", "timed_out", "cancelled", "unfinished"))
+    )
     row["preemptions"] = draw(st.integers(0, 2))
     row["output_tokens"] = draw(st.integers(1, 9))
     if row["outcome"] == "rejected":
@@ -98,7 +100,7 @@ def test_every_figure_is_that_of_the_rows(tmp_path_factory, rows, group):
     assert summary["goodput"]["requests_per_s"] == good
     for name, count in met.items():
         assert summary["goodput"]["slo"][name]["attained"] == (count / len(rows) if rows else None)
-    counts = {"finished": 0, "rejected": 0, "unfinished": 0}
+    counts = dict.fromkeys(("finished", "rejected", "timed_out", "cancelled", "unfinished"), 0)
     for row in rows:
         counts[row["outcome"]] += 1
     assert summary["requests"] == {"total": len(rows), **counts}
@@ -117,7 +119,7 @@ def test_every_figure_is_that_of_the_rows(tmp_path_factory, rows, group):
 def test_nothing_at_all_is_null_and_never_nan(tmp_path):
     summary = summary_of(tmp_path, [], duration_ns=0, devices=0)
     json.dumps(summary, allow_nan=False)
-    zero = {"total", "finished", "rejected", "unfinished", "preemptions", "simulated_s"}
+    zero = {"total", "finished", "rejected", "timed_out", "cancelled", "unfinished", "preemptions", "simulated_s"}
     for metric in METRICS:
         assert lookup(summary, metric.name) == (0 if metric.name in zero else None), metric.name
 

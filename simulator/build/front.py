@@ -1,0 +1,52 @@
+"""What stands before the engines of a scenario, as parts of the front end: gateway, limits, time-outs, cancellation."""
+
+from collections.abc import Callable
+from typing import Any
+
+from simulator.randomness import stream
+from simulator.scenario.front import CancelSection
+from simulator.scenario.schema import Serving
+from simulator.serving.admission import Bound, Limits
+from simulator.serving.frontend import Cancellation, Patience
+from simulator.serving.gateway import Gateway
+from simulator.serving.request import Request
+from simulator.serving.routing import uniforms
+
+
+def front_parts(serving: Serving, seed: int) -> dict[str, Any]:
+    """Return the keyword arguments of a Frontend that the scenario asks for."""
+    gateway, admission, timeout = serving.gateway, serving.admission, serving.timeout
+    whole, tenant = (Bound(part.requests, part.tokens) for part in (admission.max_outstanding, admission.tenant))
+    parts: dict[str, Any] = {"patience": Patience(timeout.queue, timeout.total)}
+    if gateway is not None:
+        parts["gateway"] = Gateway(gateway.service, gateway.per_token, gateway.workers, gateway.queue)
+    if whole != Bound() or tenant != Bound():
+        parts["limits"] = Limits(whole, tenant, admission.when_full == "queue")
+    if serving.cancel is not None:
+        parts["cancellation"] = impatience(serving.cancel, seed)
+    return parts
+
+
+def front_notes(serving: Serving, reads_loads: bool) -> list[str]:
+    """Return the inputs before the engines that have no effect; `reads_loads`: some router looks at loads."""
+    notes, timeout = [], serving.timeout
+    if serving.router_view.report_interval and not reads_loads:
+        notes.append("serving.router_view has no effect: no router looks at the load of an engine")
+    if timeout.queue is not None and timeout.total is not None and timeout.queue >= timeout.total:
+        notes.append("serving.timeout.queue has no effect: it is not shorter than the total")
+    return notes
+
+
+def impatience(section: CancelSection, seed: int) -> Callable[[Request], Cancellation]:
+    """Return when the client of each request gives it up; requests are asked for in order of arrival."""
+    draws, times = uniforms(seed, "cancel"), stream(seed, "cancel/after")
+
+    def when(request: Request) -> Cancellation:
+        if next(draws) >= section.fraction:
+            return Cancellation()
+        if section.after_tokens is not None:
+            return Cancellation(after_tokens=section.after_tokens)
+        assert section.after is not None  # the schema asks for one of the two
+        return Cancellation(after_ns=round(times.exponential(section.after)))
+
+    return when

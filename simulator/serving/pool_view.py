@@ -1,0 +1,176 @@
+"""What a router knows of a pool: as it is now, or as its engines last reported it.
+
+Model: engines report at whole multiples of an interval; a report holds what happened before it, and what the router
+has sent since may be added. Source: Mitzenmacher (2000), "How useful is old information?".
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from simulator.serving.request import UNFINISHED, Request
+
+TOKENS, BACKLOG, KV, PREFIX = "tokens", "backlog", "kv", "prefix"
+"""What a router may read; a pool counts requests always and the rest for routers that say so."""
+
+
+def no_time(batch: int, context: int) -> float:
+    """Return zero, whatever the batch: a decode step of an engine of which nothing is known."""
+    return 0.0
+
+
+class EngineTraits(NamedTuple):
+    """What does not change about an engine: what a router may compare engines of one pool by."""
+
+    name: str
+    prefill_ns_per_token: float = 0.0
+    """Time to prefill one token more, in prefills of a full batch."""
+    step_ns: Callable[[int, int], float] = no_time
+    """(requests, tokens of context in all) -> time of a decode step."""
+    price_per_h: float = 0.0
+    """Dollars per hour of all its devices."""
+
+
+class PoolView(Protocol):
+    """What a router may read of a pool; sequences and indices are in the order of `engines`."""
+
+    @property
+    def engines(self) -> Sequence[EngineTraits]:
+        """The engines; another object when one has come or gone."""
+
+    @property
+    def outstanding(self) -> Sequence[int]:
+        """Requests sent to each engine that have not left it."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Prompt and expected output tokens of those requests."""
+
+    def backlog(self, index: int) -> int:
+        """Return the prompt tokens of an engine's requests that are still without a first token."""
+
+    def kv_share(self, index: int) -> float:
+        """Return the share of an engine's KV blocks that are in use."""
+
+    def cached_tokens(self, request: Request, index: int) -> int:
+        """Return how many tokens of the request's prompt an engine's prefix cache holds; never of an older report."""
+
+
+class Router(Protocol):
+    """Chooses the index of an instance for one request."""
+
+    def __call__(self, request: Request, pool: PoolView) -> int:
+        """Return the index of the instance that takes `request`."""
+
+
+class Place(NamedTuple):
+    """Where a router stands: what its random draws and its default objectives hang on."""
+
+    seed: int = 0
+    pool: str = "pool"
+    ttft_ns: int | None = None
+    """The scenario's objective of the time to first token, if any; as `tpot_ns`."""
+    tpot_ns: int | None = None
+
+    @property
+    def stream(self) -> str:
+        """Name of the router's random stream."""
+        return f"router/{self.pool}"
+
+
+def in_turn(loads: Sequence[Any], last: int) -> int:
+    """Return the index of the least load; among equals the first after `last`, and from the start again."""
+    least = min(loads)
+    try:
+        return loads.index(least, last + 1)
+    except ValueError:
+        return loads.index(least)
+
+
+class Backlog:
+    """Prompts sent to one engine and not yet prefilled: forgotten from the front, as their first tokens come."""
+
+    __slots__ = ("_sent", "tokens")
+
+    def __init__(self) -> None:
+        self._sent: deque[Request] = deque()
+        self.tokens = 0
+
+    def add(self, request: Request) -> None:
+        """Count the prompt of a request that was sent."""
+        self._sent.append(request)
+        self.tokens += request.prompt_tokens
+
+    def before(self, now_ns: int) -> int:
+        """Return the tokens of prompts that had no first token before `now_ns`; one behind such a prompt counts too."""
+        sent = self._sent
+        while sent and (0 <= sent[0].first_token_ns < now_ns or sent[0].outcome != UNFINISHED):
+            self.tokens -= sent.popleft().prompt_tokens
+        return self.tokens
+
+
+class Reports:
+    """A pool as its engines reported it at the last multiple of `interval_ns`.
+
+    Counts need no event: before the first change or look after a report is due, the live counts are what it holds.
+    KV use changes by itself, so its reports are taken when they are due, by `take_kv`.
+    """
+
+    def __init__(self, live: PoolView, interval_ns: int, adds_sent: bool) -> None:
+        self.interval_ns = interval_ns
+        self.adds_sent = adds_sent
+        self._live = live
+        self._due_ns = 0  # when the next report is due
+        self.engines: Sequence[EngineTraits] = ()  # as they stand in the lists below
+        self.outstanding: list[int] = []
+        self.tokens: list[int] = []
+        self._backlogs: list[int] = []
+        self._kv: list[float] = []
+
+    def catch_up(self, now_ns: int, backlogs: Sequence[Backlog]) -> None:
+        """Take the report that is due, if one is; nothing may have changed since it was."""
+        live = self._live
+        self._follow()
+        if now_ns >= self._due_ns:
+            report_ns = now_ns - now_ns % self.interval_ns
+            self._due_ns = report_ns + self.interval_ns
+            self.outstanding = list(live.outstanding)
+            self.tokens = list(live.tokens)
+            self._backlogs = [backlog.before(report_ns) for backlog in backlogs]
+
+    def take_kv(self) -> None:
+        """Take the report of KV use, which is due now."""
+        self._follow()
+        self._kv = [self._live.kv_share(index) for index in range(len(self.engines))]
+
+    def _follow(self) -> None:
+        """Keep what was reported of engines that are still there; of a new one nothing is known: it counts as idle."""
+        live = self._live.engines
+        if self.engines is live:
+            return
+        at = {engine.name: index for index, engine in enumerate(self.engines)}
+        old = [at.get(engine.name) for engine in live]
+        self.outstanding = [0 if i is None else self.outstanding[i] for i in old]
+        self.tokens = [0 if i is None else self.tokens[i] for i in old]
+        self._backlogs = [0 if i is None else self._backlogs[i] for i in old]
+        self._kv = [0.0 if i is None else self._kv[i] for i in old]
+        self.engines = live
+
+    def sent(self, index: int, request: Request, tokens: int) -> None:
+        """Count a request that the router has just sent, if it is to know what it does."""
+        if self.adds_sent:
+            self.outstanding[index] += 1
+            self.tokens[index] += tokens
+            self._backlogs[index] += request.prompt_tokens
+
+    def backlog(self, index: int) -> int:
+        """Return the prompt tokens without a first token at the last report."""
+        return self._backlogs[index]
+
+    def kv_share(self, index: int) -> float:
+        """Return the share of KV blocks in use at the last report."""
+        return self._kv[index]
+
+    def cached_tokens(self, request: Request, index: int) -> int:
+        """Return what the engine's prefix cache holds of the prompt now."""
+        return self._live.cached_tokens(request, index)
