@@ -60,8 +60,11 @@ class Frontend:
         finished: Event,
         clients: int | None = None,
         overhead_ns: int = 0,
+        enter: Callable[[Request], None] | None = None,
     ) -> None:
+        """`enter` routes a request in the place of the pool's own router, where more than a choice is to be made."""
         self.env = env
+        self._enter = enter or self._submit
         self._overhead_ns = overhead_ns
         self._clients = clients
         self._freed: Event | None = None  # what waits for a client of a closed loop
@@ -76,7 +79,7 @@ class Frontend:
 
     def replay(self, batches: Iterable[Arrivals]) -> Generator[Event, Any, None]:
         """Let the requests of `batches` arrive, each at its time: the actor of the workload."""
-        env, in_flight, choose, refusal = self.env, self.in_flight, self._pool.choose, self._admission.refusal
+        env, in_flight, enter, refusal = self.env, self.in_flight, self._enter, self._admission.refusal
         number = 0
         for batch in batches:
             keys_of = batch.keys or repeat(())
@@ -97,18 +100,21 @@ class Frontend:
                     if self._overhead_ns:
                         self._submit_later(request)
                     else:
-                        choose(request).submit(request)
+                        enter(request)
                 else:
                     self._reject(request, reason)
         self._all_arrived = True
         if not in_flight:
             self._finished.succeed()
 
+    def _submit(self, request: Request) -> None:
+        self._pool.choose(request).submit(request)
+
     def _submit_later(self, request: Request) -> None:
         """Route a request when it has been tokenised and handed over to the engines' processes."""
 
         def ready(_: Event) -> None:
-            self._pool.choose(request).submit(request)
+            self._enter(request)
 
         self.env.timeout(self._overhead_ns).callbacks.append(ready)
 

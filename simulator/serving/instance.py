@@ -5,82 +5,23 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 from simpy import Event
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
-from simulator.serving.batching import EngineView, Step
+from simulator.serving.engine import Engine, EngineCost, Observer, RankLines, RanksCost
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
-from simulator.serving.prefix_cache import PrefixCache
-from simulator.serving.rank import DECODE_ON, Holding, Rank
+from simulator.serving.rank import DECODE_ON, Holding, Rank, Reservation
 from simulator.serving.request import Request
 
 MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
 
 
-class RankLines(Protocol):
-    """Decode iterations of ranks that step together, for one batch size of each."""
-
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
-
-
-class EngineCost(Protocol):
-    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
-
-    def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
-        """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
-
-    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
-        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
-
-    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
-        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
-
-
-class RanksCost(EngineCost, Protocol):
-    """Durations of steps that several ranks take together."""
-
-    def together_ns(self, works: Sequence[Work]) -> float:
-        """Return the time of an iteration of several ranks, each with work of its own."""
-
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
-        """Return the decode iterations of several ranks with batches of these sizes."""
-
-
-class Engine(NamedTuple):
-    """What the instances of one pool share: costs, batching policy and memory size."""
-
-    role: str
-    cost: EngineCost
-    step_ticks: StepTicks
-    policy: Callable[[Any, EngineView], Step]
-    limits: Any
-    """Of each rank."""
-    kv_blocks: int
-    """Of each rank, as `watermark_blocks`."""
-    block_tokens: int
-    watermark_blocks: int
-    ranks: int = 1
-    prefixes: Callable[[], PrefixCache] | None = None
-    """Makes the prefix cache of a rank."""
-
-
-class Observer(NamedTuple):
-    """Where an engine reports what it did; the callables turn it into rows and never answer."""
-
-    observe: Callable[[int, int, int, int, int, int, int], None]
-    """(now_ns, state, running, waiting, kv_blocks, tokens, kv_end_blocks): what held since the last call until now."""
-    gap: Callable[[int, int], None]
-    """(gap_ns, count): so many tokens came so long after the token before them."""
-    gaps: Callable[[int, int, int, int], None]
-    """(first_ns, last_ns, steps, count): steps with lengths in arithmetic progression gave `count` tokens each."""
-    preempted: Callable[[int, str, Request], None]
-    """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""
+__all__ = ["Engine", "EngineCost", "Instance", "Observer", "RankLines", "RanksCost"]
 
 
 class Instance:
@@ -95,7 +36,11 @@ class Instance:
         observer: Observer,
         finished: Callable[[Request, "Instance"], None],
         prefilled: Callable[[Request, "Instance"], None] | None = None,
+        began: Callable[[Sequence[tuple[Request, int]], int, "Instance"], None] | None = None,
     ) -> None:
+        """`prefilled` takes over a request that is not to decode here, `began` hears of the (prompts, end_ns) of each
+        prefill.
+        """
         self.env = env
         self.name = name
         self.engine = engine
@@ -117,6 +62,7 @@ class Instance:
         self._observer = observer
         self._finished = finished
         self._prefilled = prefilled
+        self._began = began
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
@@ -133,24 +79,49 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
-        self._choose(request).waiting.append(request)
+        request.rank = self._choose()
+        self.ranks[request.rank].waiting.append(request)
         self._waiting_seen += 1
         self._nudge(begun)
 
-    def reserve(self, request: Request) -> Event:
-        """Return an event that fires when KV blocks and a seat are set aside for a request prefilled elsewhere."""
-        event = Event(self.env)
+    def reserve(self, tokens: int) -> Reservation:
+        """Return a place that fires when KV blocks for so many tokens and a seat are set aside for one to come."""
         self._mark()
-        rank = self._choose(request)
-        rank.reservations.append((request, event))
+        index = self._choose()
+        rank = self.ranks[index]
+        place = Reservation(self.env, index, rank.kv.blocks_for(tokens))
+        rank.reservations.append(place)
         self._waiting_seen += 1
         self._grant(rank)
-        return event
+        return place
 
-    def join(self, request: Request) -> None:
+    def join(self, request: Request, place: Reservation) -> None:
         """Take in a request whose reserved blocks now hold its keys and values; it decodes from the next iteration."""
-        self.ranks[request.rank].arrived.append(request)
+        request.rank, request.blocks = place.rank, place.blocks
+        self.ranks[place.rank].arrived.append(request)
         self._nudge(self._steps_by_now())
+
+    def withdraw(self, place: Reservation) -> None:
+        """Give up a place, granted or not: its request does not come."""
+        begun = self._mark()
+        rank = self.ranks[place.rank]
+        before = rank.kv.used
+        rank.give_back(place)
+        self._kv_seen += rank.kv.used - before
+        self._waiting_seen -= 1
+        self._loads[place.rank] -= 1
+        self._grant(rank)
+        if rank.waiting:
+            self._nudge(begun)
+
+    def keep(self, request: Request) -> bool:
+        """Let a request that was prefilled here to be moved decode here if there is a seat; return whether so."""
+        begun = self._mark()
+        kept = self.ranks[request.rank].keep(request)
+        if kept:
+            self._waiting_seen += 1
+            self._nudge(begun)
+        return kept
 
     def detach(self, request: Request) -> Holding:
         """Let a prefilled request go and return what to `release` once its keys and values have moved away."""
@@ -249,6 +220,10 @@ class Instance:
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
         self._begins(PREFILL)
+        if self._began is not None:
+            for rank in self.ranks:
+                if rank.step.prompts:
+                    self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
 
     def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
@@ -377,7 +352,7 @@ class Instance:
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
-    def _choose(self, request: Request) -> Rank:
+    def _choose(self) -> int:
         """Return the rank that takes a request: the one with the fewest, among equals the next in turn."""
         if self._only is None:
             loads, least = self._loads, min(self._loads)
@@ -385,9 +360,8 @@ class Instance:
                 self._turn = loads.index(least, self._turn + 1)
             except ValueError:
                 self._turn = loads.index(least)
-            request.rank = self._turn
-        self._loads[request.rank] += 1
-        return self.ranks[request.rank]
+        self._loads[self._turn] += 1
+        return self._turn
 
     def _ends(self, request: Request) -> None:
         self._loads[request.rank] -= 1
