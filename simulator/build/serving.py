@@ -1,14 +1,15 @@
 """A serving scenario becomes a blueprint (nothing written yet), then live actors whose rows make a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simpy import Event
 
 from simulator.build.collectives import constants_of
+from simulator.build.disaggregation import cache_network, caches_of, check_plane, cost_with_servers, without_effect
 from simulator.build.front import front_notes, front_parts
 from simulator.build.network import (
     Planned,
@@ -24,9 +25,11 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, RooflineCost, Subject
+from simulator.device.cost import COSTS, Cost, RooflineCost, Subject
+from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
 from simulator.errors import InputError, InvariantError, Problem
+from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
@@ -34,6 +37,7 @@ from simulator.network.group_times import GroupTimes
 from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
 from simulator.scenario.reference import kv_blocks_of
+from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.workload import TraceWorkload
@@ -48,6 +52,7 @@ from simulator.serving.pool_view import EngineTraits, Place, Router
 from simulator.serving.power import InstancePower
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
+from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
 from simulator.serving.routing import ROUTERS
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
@@ -64,10 +69,15 @@ class PoolPlan:
     engine: Engine
     traits: EngineTraits
     """Of each engine but for its name."""
+    layout: Layout
     router: Router
     reads: frozenset[str]
     """What the router reads of the pool."""
     leases: tuple[Lease, ...]
+    servers: Lease | None = None
+    """Devices of its expert servers."""
+    switched: Engine | None = None
+    """What its engines are in the other role, if they may have it."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +118,12 @@ def plan(scenario: Scenario) -> Blueprint:
         _plan_pool(role, section, scenario, model, topology, inventory, collectives, workload.unit_tokens)
         for role, section in serving.pools.items()
     )
-    first, last = pools[0].engine, pools[-1].engine
-    admission = Admission(
-        serving.max_context or model.max_context,
-        first.kv_blocks * first.block_tokens,
-        last.kv_blocks * last.block_tokens,
-    )
+    check_plane(serving, topology, [[at for lease in pool.leases for at in lease.devices] for pool in pools])
+    admission = Admission(serving.max_context or model.max_context, *_least_kv_tokens(pools))
     _note_limits(serving, model, notes)
     routers = [(section.router or serving.router).name for section in serving.pools.values()]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
+    notes += without_effect(serving)
     cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
     notes += cost_lines
     if len(pools) == 1:
@@ -127,6 +134,15 @@ def plan(scenario: Scenario) -> Blueprint:
         ]
     faults = plan_faults(scenario, topology)
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
+
+
+def _least_kv_tokens(pools: Sequence[PoolPlan]) -> tuple[int, int]:
+    """Return the tokens that the smallest KV cache of any engine holds that may prefill, and of any that may decode."""
+    first, last = [pools[0].engine], [pools[-1].engine]
+    first += [pools[-1].switched] if pools[-1].switched is not None else []
+    last += [pools[0].switched] if pools[0].switched is not None else []
+    prefill, decode = (min(engine.kv_blocks * engine.block_tokens for engine in engines) for engines in (first, last))
+    return prefill, decode
 
 
 def _set(scenario: Scenario, key: str) -> bool:
@@ -147,33 +163,41 @@ def _plan_pool(
     serving = scenario.serving
     assert serving is not None
     accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
-    batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
-    block_tokens = section.kv.block_tokens
-    ranks = section.layout.data * section.layout.pipeline
-    blocks = kv_blocks_of(section, model, accelerator, serving.precision) // ranks
-    watermark = int(section.kv.watermark * blocks)
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
-    links = None
-    if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
-        links = GroupTimes(collectives(), section.layout, leases[0].devices)
-    _, make_cost = COSTS[serving.cost.name]
-    cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
-    engine = Engine(
-        role,
-        cost,
-        StepTicks(cost),
-        batcher.policy,
-        limits,
-        blocks,
-        block_tokens,
-        watermark,
-        ranks,
-        prefixes_of(section.kv, blocks, unit_tokens),
-    )
+    servers = None
+    if section.expert_servers is not None:
+        servers = inventory.lease(f"{role}-experts", section.expert_servers.devices)
+        clients = [lease.devices for lease in leases]
+        given = serving, model, section.layout, accelerator, section.expert_servers, topology
+        cost = cost_with_servers(*given, collectives().constants, clients, servers.devices)
+    else:
+        links = None
+        if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
+            links = GroupTimes(collectives(), section.layout, leases[0].devices)
+        _, make_cost = COSTS[serving.cost.name]
+        cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
+    blocks = kv_blocks_of(section, model, accelerator, serving.precision)
+    engine = _engine(role, section, cost, blocks, unit_tokens)
+    switched = None
+    if serving.role_switch is not None:
+        [(other, its)] = [item for item in serving.pools.items() if item[0] != role]
+        its = its.model_copy(update={"layout": section.layout})
+        blocks = kv_blocks_of(its, model, accelerator, serving.precision)
+        switched = _engine(other, its, cost, blocks, unit_tokens)
     hourly = accelerator.price.hourly
     traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
     router, reads = _plan_router(role, section, scenario)
-    return PoolPlan(role, engine, traits, router, reads, leases)
+    return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched)
+
+
+def _engine(role: str, section: PoolSection, cost: Cost, blocks: int, unit_tokens: int | None) -> Engine:
+    """Return the engine of a pool whose ranks divide so many KV blocks."""
+    batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
+    ranks = section.layout.data * section.layout.pipeline
+    each, size = blocks // ranks, section.kv.block_tokens
+    watermark = int(section.kv.watermark * each)
+    prefixes = prefixes_of(section.kv, each, unit_tokens)
+    return Engine(role, cost, StepTicks(cost), batcher.policy, limits, each, size, watermark, ranks, prefixes)
 
 
 def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
@@ -228,6 +252,7 @@ class System:
         view = serving.router_view
         age = Age(view.report_interval, view.counts_sent)
         self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
+        self.transfer = self._transfer() if len(self.pools) > 1 else None
         clients = getattr(getattr(scenario.workload, "arrivals", None), "closed_loop", None)
         self.frontend = Frontend(
             self.env,
@@ -237,43 +262,82 @@ class System:
             self.finished,
             clients.clients if clients else None,
             serving.request_overhead,
+            enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
             **front_parts(serving, scenario.seed),
         )
-        model = blueprint.model
-        kv_bytes = model.kv_bytes_per_token(serving.precision.kv_bytes)
-        self.transfer = KVTransfer(
-            self.env, self.fabric, self.pools[0], self.pools[-1], model.attention.kv_heads, kv_bytes
-        )
+        self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
-            self._populate(pool, plan, hands_over=len(self.pools) > 1 and pool is self.pools[0])
+            for lease in plan.leases:
+                pool.add(
+                    self._instance(plan.engine, lease.owner, lease.devices), plan.traits._replace(name=lease.owner)
+                )
+        if serving.role_switch is not None:
+            self._let_roles_switch(serving.role_switch)
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
         self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
         health = LinkHealth(self.fabric, blueprint.topology)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 
-    def _populate(self, pool: Pool, plan: PoolPlan, hands_over: bool) -> None:
+    def _transfer(self) -> KVTransfer:
+        blueprint = self.blueprint
+        serving = blueprint.scenario.serving
+        assert serving is not None
+        network = cache_network(self.fabric, blueprint.scenario, blueprint.topology)
+        layouts = {lease.owner: plan.layout for plan in blueprint.pools for lease in plan.leases}
+        caches = caches_of(blueprint.model, serving, layouts)
+        return KVTransfer(self.env, network, self.pools[0], self.pools[1], caches, serving.kv_transfer)
+
+    def _instance(self, engine: Engine, name: str, devices: Sequence[int]) -> Instance:
+        """Return a new engine of a pool's role, which has not joined the pool yet."""
+        [pool] = [pool for pool in self.pools if pool.role == engine.role]
+        transfer, power = self.transfer, None
+
         def finished(request: Request, instance: Instance) -> None:
             pool.left(instance, request)
+            if transfer is not None:
+                transfer.ended(request)
             self.frontend.finish(request)
 
-        engine = plan.engine
-        power = None
-        if isinstance(engine.cost, RooflineCost):
+        if isinstance(engine.cost, RooflineCost) and not isinstance(engine.cost, ExpertServersCost):
             power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
-        for lease in plan.leases:
-            observer = self.recording.observer(lease.owner, plan.role, engine.kv_blocks * engine.ranks, power)
-            prefilled = self.transfer.hand_over if hands_over else None
-            instance = Instance(self.env, lease.owner, engine, lease.devices, observer, finished, prefilled)
-            pool.add(instance, plan.traits._replace(name=lease.owner))
-            self.recording.event(0, "lease", lease.owner, f"devices {_ranges(lease.devices)}")
+        observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
+        hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
+        instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
+        self.instances.append(instance)
+        self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
+        return instance
+
+    def _let_roles_switch(self, rules: RoleSwitch) -> None:
+        plans = {lease.owner: plan for plan in self.blueprint.pools for lease in plan.leases}
+        numbers = {pool.role: len(pool.instances) for pool in self.pools}
+
+        def joins(instance: Instance, role: str) -> Instance:
+            plan = plans[instance.name]
+            engine = plan.engine if plan.engine.role == role else plan.switched
+            assert engine is not None
+            assert self.transfer is not None
+            instance.settle()
+            self.recording.retire(instance.name, self.env.now)
+            self.instances.remove(instance)
+            name = f"{role}-{numbers[role]}"
+            numbers[role] += 1
+            plans[name] = plan
+            self.transfer.layouts[name] = self.transfer.layouts[instance.name]
+            return self._instance(engine, name, instance.devices)
+
+        policy = SWITCHES[rules.policy.name]
+        decide = partial(policy.decide, rules.policy.parameters)
+        times = Times(rules.interval, rules.delay, rules.cooldown)
+        RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""
-        if len(self.pools) > 1 and request.first_token_ns >= 0:
-            if self.transfer.withdraw(request) or any(each.cancel(request) for each in self.pools[-1].instances):
+        live = {instance.name: instance for instance in self.instances}
+        for name in (request.decode_instance, request.prefill_instance):
+            if name in live and live[name].cancel(request):
                 return
-        elif request.prefill_instance and self.pools[0].named(request.prefill_instance).cancel(request):
+        if self.transfer is not None and self.transfer.withdraw(request):
             return
         raise InvariantError(f"nobody has {request!r}, which is to be withdrawn")
 
@@ -282,9 +346,8 @@ class System:
         self.frontend.check()
         self.blueprint.inventory.check()
         self.fabric.check()
-        for pool in self.pools:
-            for instance in pool.instances:
-                instance.check()
+        for instance in self.instances:
+            instance.check()
 
     @property
     def draws(self) -> bool:
@@ -298,10 +361,10 @@ class System:
 
     def settle(self, expected_end: bool) -> None:
         """Bring every record up to now; requests still open become rows. `expected_end`: none should be open."""
-        for pool in self.pools:
-            for instance in pool.instances:
-                instance.settle()
-        self.transfer.settle()
+        for instance in self.instances:
+            instance.settle()
+        if self.transfer is not None:
+            self.transfer.settle()
         self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
         open_requests = list(self.frontend.in_flight.values())
         if open_requests and expected_end and all(self.fabric.capacities):

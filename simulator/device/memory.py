@@ -87,8 +87,9 @@ def ledger(
     max_sequences: int = 256,
     utilisation: float = 0.9,
     precision: Precision | None = None,
+    experts_elsewhere: bool = False,
 ) -> Ledger:
-    """Return where the memory of the fullest device of one instance goes.
+    """Return where the memory of the fullest device of one instance goes, routed experts included if they are there.
 
     Raises InputError that names the largest term and what is missing when nothing is left for the KV cache, and when
     the layout cannot split the model.
@@ -96,7 +97,7 @@ def ledger(
     check_layout(model, layout)
     usable = int(accelerator.memory.capacity * utilisation)
     terms = {
-        "weights": weight_bytes_per_rank(model, layout, precision),
+        "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),
         "driver context": CONTEXT_BYTES,

@@ -174,9 +174,12 @@ def weight_bytes(weights: Weights, precision: Precision) -> int:
     return round(sum(weight_bits(weights, precision).values()) / 8)
 
 
-def weight_bytes_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
-    """Return the weight bytes on the fullest rank, each part in its format."""
-    return weight_bytes(weights_per_rank(model, layout, precision), precision or Precision())
+def weight_bytes_per_rank(
+    model: Transformer, layout: Layout, precision: Precision | None = None, experts_elsewhere: bool = False
+) -> int:
+    """Return the weight bytes on the fullest rank, each part in its format; routed experts may be on other devices."""
+    weights = weights_per_rank(model, layout, precision)
+    return weight_bytes(weights._replace(experts=0) if experts_elsewhere else weights, precision or Precision())
 
 
 def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> float:

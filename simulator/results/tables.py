@@ -68,8 +68,11 @@ REQUESTS = Table(
         Column("cached_tokens", "int64", "tokens", "prompt tokens found in a prefix cache, so not computed"),
         _text("prefill_instance", "instance that computed the prompt", nullable=True),
         _text("decode_instance", "instance that generated the answer", nullable=True),
-        _time("kv_wait_ns", "time between prefill and transfer spent waiting for KV memory on the decode side"),
-        _time("kv_transfer_ns", "time that the KV cache spent on the network"),
+        _time("kv_wait_ns", "time between prefill and transfer spent waiting for a place on the decode side"),
+        _time(
+            "kv_transfer_ns",
+            "time from the end of prefill, or the place on the decode side if later, to the last byte of the KV cache",
+        ),
         Column("kv_transfer_bytes", "int64", "bytes", "KV cache moved from the prefill to the decode instance"),
         Column("preemptions", "int32", "", "times the request lost its KV blocks and had to be prefilled again"),
         Column("retries", "int32", "", "times the request was sent to another instance"),

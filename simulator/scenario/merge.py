@@ -28,6 +28,7 @@ CHOICES = frozenset(
         "cost",
         "output_tokens",
         "pattern",
+        "policy",
         "prompt_tokens",
         "router",
         "routing",

@@ -14,6 +14,7 @@ from simulator import catalog
 from simulator.cluster.inventory import Inventory
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.cost import COSTS, Subject
+from simulator.device.expert_servers import check_servers
 from simulator.device.memory import kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
@@ -207,9 +208,13 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
         attempt(partial(check_layout, model, pool.layout), document, problems, at)
         if len(problems) == before:
             subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
-            attempt(partial(make_cost, constants, subject), document, problems, at)
+            if pool.expert_servers is None:
+                attempt(partial(make_cost, constants, subject), document, problems, at)
+            else:
+                share = pool.kv.memory_utilisation
+                check = partial(check_servers, model, pool.expert_servers, device, serving.precision, share)
+                attempt(check, document, problems, at)
             attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
-    _check_transfer(serving, document, problems)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), document, problems)
 
@@ -218,15 +223,6 @@ def _engine_key(role: str, problem: Problem) -> PathKey:
     """Return the key of a pool, or of all pools for formats, that a problem of an engine names by its own path."""
     parts = tuple((problem.path or "layout.tensor").split("."))
     return ("serving", *parts) if parts[0] in ("model", "precision", "cost") else ("serving", role, *parts)
-
-
-def _check_transfer(serving: Serving, document: Document, problems: list[Problem]) -> None:
-    """Add the pools between which no KV cache can move: only the heads of tensor-parallel ranks are matched."""
-    for role, pool in serving.pools.items() if len(serving.pools) > 1 else ():
-        for name in ("pipeline", "data", "context"):
-            if getattr(pool.layout, name) > 1:
-                what = f"KV caches move between tensor-parallel ranks only; {role} engines are {pool.layout}"
-                problems.append(document.problem(("serving", role, "layout", name), what, "1, or `colocated` engines"))
 
 
 def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision: Precision) -> int:
@@ -238,7 +234,8 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     blocks = pool.kv.blocks
     if blocks is None:
         most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data
-        book = ledger(model, layout, device, *most, pool.kv.memory_utilisation, precision)
+        share, elsewhere = pool.kv.memory_utilisation, pool.expert_servers is not None
+        book = ledger(model, layout, device, *most, share, precision, elsewhere)
         blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision)
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
@@ -249,9 +246,11 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
 def _check_devices(serving: Serving, parameters: Nodes, document: Document, problems: list[Problem]) -> None:
     pools = serving.pools
     there = parameters.nodes * parameters.devices_per_node
-    needed = sum(pool.instances * pool.layout.devices for pool in pools.values())
+    servers = {role: pool.expert_servers.devices for role, pool in pools.items() if pool.expert_servers is not None}
+    needed = sum(pool.instances * pool.layout.devices for pool in pools.values()) + sum(servers.values())
     if needed > there:
         parts = " + ".join(f"{role} {pool.instances} x {pool.layout.devices}" for role, pool in pools.items())
+        parts += "".join(f" + {role} experts {count}" for role, count in servers.items())
         what = f"the engines need {needed:,} devices ({parts}), the topology has {there:,}"
         problems.append(document.problem(("serving", next(iter(pools)), "instances"), what))
         return
@@ -261,4 +260,8 @@ def _check_devices(serving: Serving, parameters: Nodes, document: Document, prob
             owner = f"{role}-{index}"
             lease = partial(inventory.lease, owner, pool.layout.devices)
             if attempt(lease, document, problems, ("serving", role, "instances")) is None:
+                return
+        if role in servers:
+            lease = partial(inventory.lease, f"{role}-experts", servers[role])
+            if attempt(lease, document, problems, ("serving", role, "expert_servers", "devices")) is None:
                 return

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from simulator.device.cost import COSTS
+from simulator.device.expert_servers import ExpertServers
 from simulator.documents import Document, path_key
 from simulator.errors import Problem
 from simulator.model.layout import Layout
@@ -31,11 +32,13 @@ from simulator.scenario.expectation import (
 )
 from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
+from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.routing import ROUTERS
+from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
 if TYPE_CHECKING:
@@ -118,6 +121,8 @@ class Pool(Strict):
     """KV memory of one engine, divided evenly among its ranks."""
     router: Router | None = None
     """Who takes a request that comes to this pool; default: the router of `serving`."""
+    expert_servers: ExpertServers | None = None
+    """Devices that hold the experts for all engines of the pool, which keep attention and KV cache; default: none."""
 
 
 class Serving(Strict):
@@ -152,6 +157,10 @@ class Serving(Strict):
     """The pool that prefills; needs `decode`."""
     decode: Pool | None = None
     """The pool that decodes; needs `prefill`."""
+    kv_transfer: TransferRules = TransferRules()
+    """How KV caches move from prefill to decode engines."""
+    role_switch: RoleSwitch | None = None
+    """When an engine goes from one of the two pools to the other; default: never."""
 
     @model_validator(mode="after")
     def _one_arrangement(self) -> Self:
@@ -165,6 +174,11 @@ class Serving(Strict):
             raise LocatedError(Fault((there,), f"a {there} pool needs a {missing} pool; for one pool use `colocated`"))
         if self.colocated is None and not split:
             raise ValueError("no engines: give `colocated`, or both `prefill` and `decode`")
+        if self.colocated is not None:
+            between = {"kv_transfer": self.kv_transfer != TransferRules(), "role_switch": self.role_switch is not None}
+            what = "goes with `prefill` and `decode` pools, and there is one pool for both"
+            if any(between.values()):
+                raise LocatedError(*(Fault((name,), what) for name, given in between.items() if given))
         return self
 
     @property

@@ -1,88 +1,367 @@
 """Prefill/decode disaggregation: the KV cache of a prefilled request moves over the fabric to a decode engine.
 
-Model: the decode engine is chosen when prefill ends, blocks and a seat are reserved there, then the whole cache is
-pushed, each target rank reading its heads from one source rank; the source keeps its blocks until the last byte is in.
-Sources: Splitwise (ISCA 2024), DistServe (OSDI 2024). Nothing moves while decode is full: that is the back-pressure.
+Model: a place (blocks and a seat of one rank) is asked for at the chosen decode engine; as soon as it is granted, the
+layers that are computed leave, in messages of a few layers, each target rank reading its part from one source rank; the
+source keeps its blocks until the last byte is in. Nothing moves while decode is full: that is the back-pressure.
+Sources: Splitwise (ISCA 2024), DistServe (OSDI 2024), CloudMatrix384 (arXiv:2506.12708).
 """
 
+from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from simpy import Event
+from simpy import AllOf, AnyOf, Event
 
 from simulator.clock import Clock
 from simulator.serving.instance import Instance
-from simulator.serving.pool import Pool, kv_shards
-from simulator.serving.request import Request
+from simulator.serving.kv_layout import Interval, KVLayout, pieces, shards
+from simulator.serving.pool import Pool
+from simulator.serving.rank import Reservation
+from simulator.serving.request import UNFINISHED, Request
+from simulator.serving.transfer_rules import TransferRules
+
+Shards = list[tuple[int, int, int]]
 
 
 class Network(Protocol):
     """Moves bytes between devices (see simulator.network)."""
 
     def transfer(self, shards: Sequence[tuple[int, int, int]]) -> Event:
-        """Return an event that fires when every (source, target, bytes) has arrived."""
+        """Return an event that fires when every (source, target, bytes) has arrived; zero bytes take the latency."""
+
+
+class Caches(NamedTuple):
+    """Where the KV caches of the instances of both pools lie; `value_bytes` are those of a head, layer and position."""
+
+    layouts: dict[str, KVLayout]
+    """By instance."""
+    layers: int
+    value_bytes: int
+
+
+class _Message(NamedTuple):
+    """Layers that leave together, of positions computed at once, at the time when they are computed."""
+
+    ready_ns: int
+    layers: Interval
+    positions: Interval
+    begun_at: int
+    """Positions that the request had computed when the iteration began."""
+    end_ns: int
+    """When the iteration ends."""
+
+
+class _Move:
+    """One request between its two engines."""
+
+    __slots__ = (
+        "ends",
+        "finished",
+        "granted_ns",
+        "handed_ns",
+        "messages",
+        "news",
+        "place",
+        "planned",
+        "request",
+        "source",
+        "target",
+        "tokens",
+        "waits",
+    )
+
+    def __init__(self, request: Request, tokens: int, target: Instance, place: Reservation) -> None:
+        self.request = request
+        self.tokens = tokens  # positions that the target will hold
+        self.target = target
+        self.place = place
+        self.source: Instance | None = None
+        self.handed_ns = -1  # when the prefill ended
+        self.granted_ns = -1
+        self.waits = False  # prefilled and without a place
+        self.ends = (0, 0)  # a device that sends and the one that it sends to
+        self.finished = False  # it had but one token to generate
+        self.messages: deque[_Message] = deque()
+        self.planned = 0  # positions whose messages are sent or waiting
+        self.news: Event | None = None  # for what waits for its next message or its end
 
 
 class KVTransfer:
-    """Hands requests from a prefill pool over to a decode pool."""
+    """Takes requests from a prefill pool to a decode pool, by the rules of a scenario."""
 
     def __init__(
-        self, env: Clock, network: Network, prefill: Pool, decode: Pool, kv_heads: int, bytes_per_token: int
+        self, env: Clock, network: Network, prefill: Pool, decode: Pool, caches: Caches, rules: TransferRules
     ) -> None:
         self._env = env
         self._network = network
         self._prefill = prefill
         self._decode = decode
-        self._kv_heads = kv_heads
-        self._bytes_per_token = bytes_per_token
-        self._shards: dict[tuple[str, str], tuple[tuple[int, int, int], ...]] = {}
-        self._withdrawn: set[int] = set()
-        self._on_the_way: dict[int, tuple[Request, int]] = {}  # each with the time since which it waits or moves
+        self._caches = caches
+        self._rules = rules
+        self._pulls = rules.direction == "pull"
+        self._by_layers = rules.mode == "layerwise"
+        step = rules.message_layers or caches.layers
+        self._groups = [(at, min(at + step, caches.layers)) for at in range(0, caches.layers, step)]
+        self._moves: dict[int, _Move] = {}
+        self._withdrawn: set[int] = set()  # requests to cancel at the engine that gets them
+        self.unplaced = 0  # requests whose prefill has ended and that wait for a place
+        self.kept = 0  # requests that prefill engines have decoded themselves
 
-    def hand_over(self, request: Request, source: Instance) -> None:
-        """Begin to move a request whose prefill has just ended at `source`."""
-        self._on_the_way[request.request_id] = request, self._env.now
-        self._env.process(self._move(request, source))
+    @property
+    def layouts(self) -> dict[str, KVLayout]:
+        """How the caches of each instance lie, by name; an engine that joins adds its own."""
+        return self._caches.layouts
+
+    # -- what happens to a request --------------------------------------------------------------------------------
+
+    def enter(self, request: Request) -> None:
+        """Route a request that has arrived to a prefill engine, and ask for its place now if the rules say so."""
+        reserves = self._rules.reserves
+        if reserves in ("on_arrival", "before_prefill"):
+            move = self._ask(request, request.prefill_tokens)
+            if reserves == "before_prefill":
+                self._env.process(self._enter_later(move))
+                return
+        self._prefill.choose(request).submit(request)
+
+    def _enter_later(self, move: _Move) -> Generator[Event, Any, None]:
+        yield move.place
+        if move.request.outcome != UNFINISHED:  # given up meanwhile
+            move.finished = True
+            self._give_up(move)
+            return
+        self._prefill.choose(move.request).submit(move.request)
 
     def withdraw(self, request: Request) -> bool:
-        """Cancel a request as soon as its keys and values have come, and return True, if they wait or move here."""
-        if request.request_id not in self._on_the_way:
+        """Cancel a request as soon as an engine has it, and return True, if it waits for one or moves to it."""
+        if request.request_id not in self._moves:
             return False
         self._withdrawn.add(request.request_id)
         return True
 
-    def _move(self, request: Request, source: Instance) -> Generator[Event, Any, None]:
-        env, tokens = self._env, request.prompt_tokens
-        holding = source.detach(request)
-        target = self._decode.choose(request)
-        ready_ns = env.now
-        self._on_the_way[request.request_id] = request, ready_ns
-        yield target.reserve(request)
-        start_ns = env.now
-        request.kv_wait_ns = start_ns - ready_ns
-        shards = [(a, b, size * tokens) for a, b, size in self._between(source, target)]
-        request.kv_transfer_bytes = sum(size for _, _, size in shards)
-        self._on_the_way[request.request_id] = request, start_ns
-        yield self._network.transfer(shards)
-        del self._on_the_way[request.request_id]
-        request.kv_transfer_ns = env.now - start_ns
-        source.release(holding)
-        self._prefill.left(source, request)
-        target.join(request)
+    def _cancel_withdrawn(self, request: Request, instance: Instance) -> None:
         if request.request_id in self._withdrawn:
             self._withdrawn.remove(request.request_id)
-            target.cancel(request)
+            instance.cancel(request)
+
+    def began(self, prompts: Sequence[tuple[Request, int]], end_ns: int, source: Instance) -> None:
+        """Hear of an iteration that prefills so many tokens of each of `prompts`, from now to `end_ns`."""
+        if not self._by_layers:
+            return
+        for request, count in prompts:
+            if request.decode_instance == source.name:
+                continue
+            move = self._moves.get(request.request_id)
+            if move is None:
+                move = self._ask(request, request.prefill_tokens)
+            if move.source is None:
+                move.source = source
+                self._env.process(self._carry(move))
+            self._plan(move, request.computed, count, end_ns)
+
+    def _plan(self, move: _Move, done: int, count: int, end_ns: int) -> None:
+        """Add the messages of an iteration; layers take equal parts of it.
+
+        What a cache held beforehand goes with the first. A request that was preempted computes positions again: those
+        that have left are not sent twice, those that had not are lost with their blocks.
+        """
+        if move.messages and done < move.messages[-1].positions[1]:
+            move.planned = move.messages[0].positions[0]
+            move.messages.clear()
+        first, end = move.planned, done + count
+        if end <= first:
+            return
+        now, layers = self._env.now, self._caches.layers
+        for group in self._groups:
+            ready_ns = now - (now - end_ns) * group[1] // layers
+            move.messages.append(_Message(ready_ns, group, (first, end), done, end_ns))
+        move.planned = end
+        self._tell(move)
+
+    def hand_over(self, request: Request, source: Instance) -> None:
+        """Take over a request whose prefill has just ended at `source`.
+
+        One that was decoded there before it was preempted stays: it has not asked for a place in its turn, and would
+        hold blocks here that those who have theirs wait for. The prompt that has just ended leaves it a seat.
+        """
+        if request.decode_instance == source.name and source.keep(request):
+            return
+        move = self._moves.get(request.request_id)
+        if move is None:
+            move = self._ask(request, request.prefill_tokens - 1)
+        move.handed_ns = self._env.now
+        if move.source is None:
+            move.source = source
+            move.messages.append(_Message(self._env.now, (0, self._caches.layers), (0, move.tokens), 0, self._env.now))
+            self._env.process(self._carry(move))
+        self._tell(move)
+
+    def ended(self, request: Request) -> None:
+        """Hear of a request that its first token has ended: its place is given up when nothing is on its way there."""
+        move = self._moves.get(request.request_id)
+        if move is None or move.handed_ns >= 0:
+            return
+        move.finished = True
+        if move.source is None:
+            self._give_up(move)
+        else:
+            self._tell(move)
+
+    # -- the actor ------------------------------------------------------------------------------------------------
+
+    def _carry(self, move: _Move) -> Generator[Event, Any, None]:
+        """Wait for the place, send what is computed, wait for what is on its way, and let the request decode."""
+        env = self._env
+        if not (yield from self._placed(move)):
+            self._give_up(move)
+            return
+        move.granted_ns = env.now
+        on_the_way: list[Event] = []
+        while not move.finished and (move.messages or move.handed_ns < 0):
+            if not move.messages:
+                yield self._news(move)
+            elif move.messages[0].ready_ns > env.now:
+                yield env.timeout(move.messages[0].ready_ns - env.now)
+            else:
+                found = self._due(move)
+                if found:
+                    on_the_way.append(env.process(self._read(found)) if self._pulls else self._network.transfer(found))
+        if on_the_way:
+            yield on_the_way[0] if len(on_the_way) == 1 else AllOf(env, on_the_way)
+        if move.finished:
+            self._give_up(move)
+        else:
+            yield from self._arrive(move)
+
+    def _arrive(self, move: _Move) -> Generator[Event, Any, None]:
+        request, source = move.request, move.source
+        assert source is not None
+        request.kv_transfer_ns += self._env.now - max(move.handed_ns, move.granted_ns)
+        del self._moves[request.request_id]
+        holding = source.detach(request)
+        move.target.join(request, move.place)
+        if self._pulls:
+            yield self._network.transfer([(move.ends[1], move.ends[0], 0)])  # the source learns that all is read
+        source.release(holding)
+        self._prefill.left(source, request)
+        self._cancel_withdrawn(request, move.target)
+
+    def _placed(self, move: _Move) -> Generator[Event, Any, bool]:
+        """Wait for the place; return False when the request will not need it."""
+        env, place, fallback = self._env, move.place, self._rules.fallback
+        while not place.triggered:
+            if move.finished:
+                return False
+            if move.handed_ns < 0:
+                yield AnyOf(env, [place, self._news(move)])
+                continue
+            if not move.waits:
+                move.waits = True
+                self.unplaced += 1
+            if fallback is not None and self._falls_back(move):
+                return False
+            after = fallback.after if fallback is not None else None
+            yield place if after is None else AnyOf(env, [place, env.timeout(max(1, after))])
+        yield place  # it may have been granted in this very nanosecond
+        self._waited(move)
+        return not move.finished
+
+    def _waited(self, move: _Move) -> None:
+        if move.waits:
+            move.waits = False
+            self.unplaced -= 1
+            move.request.kv_wait_ns += self._env.now - move.handed_ns
+
+    def _falls_back(self, move: _Move) -> bool:
+        """Let the source decode the request if the rules say so and it can."""
+        fallback, request, source = self._rules.fallback, move.request, move.source
+        assert fallback is not None
+        assert source is not None
+        waited_ns = self._env.now - move.handed_ns
+        late = fallback.after is not None and waited_ns >= fallback.after
+        # at the end of its prefill only; it is itself among those that wait
+        crowded = fallback.waiting is not None and not waited_ns and self.unplaced > fallback.waiting
+        if not (late or crowded):
+            return False
+        rank = source.ranks[request.rank]
+        if rank.kv.blocks_for(request.prompt_tokens + request.output_tokens - 1) > rank.kv.total:
+            return False
+        return source.keep(request)
+
+    def _give_up(self, move: _Move) -> None:
+        """Give the place back: the request ended, or its prefill engine decodes it."""
+        self._waited(move)
+        self.kept += not move.finished
+        del self._moves[move.request.request_id]
+        move.target.withdraw(move.place)
+        self._decode.left(move.target, move.request)
+        if move.source is not None and not move.finished:
+            self._cancel_withdrawn(move.request, move.source)
+
+    def _ask(self, request: Request, tokens: int) -> _Move:
+        target = self._decode.choose(request)
+        move = self._moves[request.request_id] = _Move(request, tokens, target, target.reserve(tokens))
+        return move
+
+    # -- what it sends --------------------------------------------------------------------------------------------
+
+    def _due(self, move: _Move) -> Shards:
+        """Take the messages that may leave now and return their bytes from device to device."""
+        now, done = self._env.now, move.request.computed
+        messages = move.messages
+        total: dict[tuple[int, int], int] = {}
+        while messages and messages[0].ready_ns <= now:
+            message = messages.popleft()
+            if done < message.begun_at or (done < message.positions[1] and now > message.end_ns):
+                move.planned = message.positions[0]  # preempted since: these blocks are gone
+                messages.clear()
+                break
+            for a, b, size_bytes in self._shards(move, message):
+                total[a, b] = total.get((a, b), 0) + size_bytes
+        found = [(a, b, size_bytes) for (a, b), size_bytes in total.items()]
+        if found:
+            move.ends = found[0][0], found[0][1]
+            move.request.kv_transfer_bytes += sum(total.values())
+        return found
+
+    def _shards(self, move: _Move, message: _Message) -> Shards:
+        source, target, layouts = move.source, move.target, self._caches.layouts
+        assert source is not None
+        here, there = layouts[source.name], layouts[target.name]
+        ranks = move.request.rank % here.data, move.place.rank % there.data
+        return shards(
+            pieces(here, there, *ranks, message.layers),
+            (source.devices, target.devices),
+            (here.context, there.context),
+            self._caches.value_bytes,
+            message.positions,
+            move.tokens,
+        )
+
+    def _read(self, found: Shards) -> Generator[Event, Any, None]:
+        """Move bytes that the target reads: it is told of them and asks for them."""
+        source, target, _ = found[0]
+        yield self._network.transfer([(source, target, 0)])
+        yield self._network.transfer([(target, source, 0)])
+        yield self._network.transfer(found)
+
+    def _news(self, move: _Move) -> Event:
+        move.news = Event(self._env)
+        return move.news
+
+    def _tell(self, move: _Move) -> None:
+        if move.news is not None and not move.news.triggered:
+            move.news.succeed()
+
+    # -- the end of a run -----------------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Write down how long what is still here has waited or moved: the run is over."""
-        for request, since_ns in self._on_the_way.values():
-            if request.kv_transfer_bytes:
-                request.kv_transfer_ns = self._env.now - since_ns
+        now = self._env.now
+        for move in self._moves.values():
+            if move.handed_ns < 0:
+                continue
+            if move.waits:
+                move.request.kv_wait_ns += now - move.handed_ns
             else:
-                request.kv_wait_ns = self._env.now - since_ns
-
-    def _between(self, source: Instance, target: Instance) -> tuple[tuple[int, int, int], ...]:
-        key = (source.name, target.name)
-        if key not in self._shards:
-            self._shards[key] = kv_shards(source.devices, target.devices, self._kv_heads, self._bytes_per_token)
-        return self._shards[key]
+                move.request.kv_transfer_ns += now - max(move.handed_ns, move.granted_ns)

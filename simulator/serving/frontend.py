@@ -97,14 +97,19 @@ class Frontend:
         clients: int | None = None,
         overhead_ns: int = 0,
         *,
+        enter: Callable[[Request], None] | None = None,
         gateway: Gateway | None = None,
         limits: Limits | None = None,
         patience: Patience = Patience(),  # noqa: B008 - immutable
         cancellation: Callable[[Request], Cancellation] | None = None,
         withdraw: Callable[[Request], None] | None = None,
     ) -> None:
-        """`withdraw` takes a request out of the engines, which then `finish` it, at the latest with their iteration."""
+        """`enter` routes a request in the place of the pool's own router, where more than a choice is to be made.
+
+        `withdraw` takes a request out of the engines, which then `finish` it, at the latest with their iteration.
+        """
         self.env = env
+        self._enter = enter or self._submit
         self._overhead_ns = overhead_ns
         self._clients = clients
         self._freed: Event | None = None  # what waits for a client of a closed loop
@@ -131,7 +136,7 @@ class Frontend:
 
     def replay(self, batches: Iterable[Arrivals]) -> Generator[Event, Any, None]:
         """Let the requests of `batches` arrive, each at its time: the actor of the workload."""
-        env, in_flight, choose, refusal = self.env, self.in_flight, self._pool.choose, self._admission.refusal
+        env, in_flight, enter, refusal = self.env, self.in_flight, self._enter, self._admission.refusal
         number = 0
         for batch in batches:
             keys_of = batch.keys or repeat(())
@@ -151,12 +156,15 @@ class Frontend:
                     self._reject(request, reason)
                 elif self._plain:
                     in_flight[request.request_id] = request
-                    choose(request).submit(request)
+                    enter(request)
                 else:
                     self._arrive(request)
         self._all_arrived = True
         if not in_flight:
             self._finished.succeed()
+
+    def _submit(self, request: Request) -> None:
+        self._pool.choose(request).submit(request)
 
     def _arrive(self, request: Request) -> None:
         limits = self._limits
@@ -192,7 +200,7 @@ class Frontend:
 
         def ready(_: Event | None) -> None:
             if request.request_id in self.in_flight:
-                self._pool.choose(request).submit(request)
+                self._enter(request)
 
         if at_ns == self.env.now:
             ready(None)

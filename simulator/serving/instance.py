@@ -5,53 +5,24 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from simpy import Event
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
-from simulator.serving.batching import EngineView, Step
-from simulator.serving.engine_cost import EngineCost, RanksCost
+from simulator.serving.account import Account
+from simulator.serving.engine import Engine, EngineCost, Observer, RankLines, RanksCost
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
-from simulator.serving.prefix_cache import PrefixCache
-from simulator.serving.rank import DECODE_ON, Holding, Rank
+from simulator.serving.rank import DECODE_ON, Holding, Rank, Reservation
 from simulator.serving.request import Request
 
 MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
 
 
-class Engine(NamedTuple):
-    """What the instances of one pool share: costs, batching policy and memory size."""
-
-    role: str
-    cost: EngineCost
-    step_ticks: StepTicks
-    policy: Callable[[Any, EngineView], Step]
-    limits: Any
-    """Of each rank."""
-    kv_blocks: int
-    """Of each rank, as `watermark_blocks`."""
-    block_tokens: int
-    watermark_blocks: int
-    ranks: int = 1
-    prefixes: Callable[[], PrefixCache] | None = None
-    """Makes the prefix cache of a rank."""
-
-
-class Observer(NamedTuple):
-    """Where an engine reports what it did; the callables turn it into rows and never answer."""
-
-    observe: Callable[[int, int, int, int, int, int, int], None]
-    """(now_ns, state, running, waiting, kv_blocks, tokens, kv_end_blocks): what held since the last call until now."""
-    gap: Callable[[int, int], None]
-    """(gap_ns, count): so many tokens came so long after the token before them."""
-    gaps: Callable[[int, int, int, int], None]
-    """(first_ns, last_ns, steps, count): steps with lengths in arithmetic progression gave `count` tokens each."""
-    preempted: Callable[[int, str, Request], None]
-    """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""
+__all__ = ["Engine", "EngineCost", "Instance", "Observer", "RankLines", "RanksCost"]
 
 
 class Instance:
@@ -66,7 +37,11 @@ class Instance:
         observer: Observer,
         finished: Callable[[Request, "Instance"], None],
         prefilled: Callable[[Request, "Instance"], None] | None = None,
+        began: Callable[[Sequence[tuple[Request, int]], int, "Instance"], None] | None = None,
     ) -> None:
+        """`prefilled` takes over a request that is not to decode here, `began` hears of the (prompts, end_ns) of each
+        prefill.
+        """
         self.env = env
         self.name = name
         self.engine = engine
@@ -88,14 +63,14 @@ class Instance:
         self._observer = observer
         self._finished = finished
         self._prefilled = prefilled
+        self._began = began
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
         self._loads = [0] * engine.ranks  # requests of each rank
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
-        self._running_seen = self._waiting_seen = self._kv_seen = self._tokens_seen = 0  # what the observer knows
-        self._grown = (0, 0)  # steps begun of the jump under way, and the batches' KV blocks then
+        self._account = Account(env, self.ranks, observer.observe)
         env.process(self._run())
 
     # -- what others ask of it ------------------------------------------------------------------------------------
@@ -105,24 +80,50 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
-        self._choose(request).waiting.append(request)
-        self._waiting_seen += 1
+        request.rank = self._choose()
+        self.ranks[request.rank].waiting.append(request)
+        self._account.waiting += 1
         self._nudge(begun)
 
-    def reserve(self, request: Request) -> Event:
-        """Return an event that fires when KV blocks and a seat are set aside for a request prefilled elsewhere."""
-        event = Event(self.env)
+    def reserve(self, tokens: int) -> Reservation:
+        """Return a place that fires when KV blocks for so many tokens and a seat are set aside for one to come."""
         self._mark()
-        rank = self._choose(request)
-        rank.reservations.append((request, event))
-        self._waiting_seen += 1
+        index = self._choose()
+        rank = self.ranks[index]
+        place = Reservation(self.env, index, rank.kv.blocks_for(tokens))
+        rank.reservations.append(place)
+        self._account.waiting += 1
         self._grant(rank)
-        return event
+        return place
 
-    def join(self, request: Request) -> None:
+    def join(self, request: Request, place: Reservation) -> None:
         """Take in a request whose reserved blocks now hold its keys and values; it decodes from the next iteration."""
-        self.ranks[request.rank].arrived.append(request)
+        request.rank, request.blocks = place.rank, place.blocks
+        request.decode_instance = self.name
+        self.ranks[place.rank].arrived.append(request)
         self._nudge(self._steps_by_now())
+
+    def withdraw(self, place: Reservation) -> None:
+        """Give up a place, granted or not: its request does not come."""
+        begun = self._mark()
+        rank = self.ranks[place.rank]
+        before = rank.kv.used
+        rank.give_back(place)
+        self._account.kv_blocks += rank.kv.used - before
+        self._account.waiting -= 1
+        self._loads[place.rank] -= 1
+        self._grant(rank)
+        if rank.waiting:
+            self._nudge(begun)
+
+    def keep(self, request: Request) -> bool:
+        """Let a request that was prefilled here to be moved decode here if there is a seat; return whether so."""
+        begun = self._mark()
+        kept = self.ranks[request.rank].keep(request)
+        if kept:
+            self._account.waiting += 1
+            self._nudge(begun)
+        return kept
 
     def detach(self, request: Request) -> Holding:
         """Let a prefilled request go and return what to `release` once its keys and values have moved away."""
@@ -134,7 +135,7 @@ class Instance:
         rank = self.ranks[holding.rank]
         before = rank.kv.used
         rank.free(holding)
-        self._kv_seen += rank.kv.used - before
+        self._account.kv_blocks += rank.kv.used - before
         self._loads[holding.rank] -= 1
         self._grant(rank)
         if rank.waiting:
@@ -149,7 +150,7 @@ class Instance:
         if request in rank.waiting:
             begun = self._mark()
             rank.waiting.remove(request)
-            self._waiting_seen -= 1
+            self._account.waiting -= 1
             self._ends(request)
             self._grant(rank)
             self._nudge(begun)  # who stood behind it may come in now
@@ -187,7 +188,7 @@ class Instance:
 
     def used_blocks(self) -> int:
         """Return the KV blocks in use now."""
-        return self._blocks_after(self._steps_by_now())
+        return self._account.blocks_after(self._steps_by_now())
 
     def cached_tokens(self, request: Request) -> int:
         """Return how many tokens of the request's prompt the prefix cache of a rank holds now, the best of them."""
@@ -244,6 +245,10 @@ class Instance:
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
         self._begins(PREFILL)
+        if self._began is not None:
+            for rank in self.ranks:
+                if rank.step.prompts:
+                    self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
 
     def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
@@ -271,7 +276,7 @@ class Instance:
     def _end_prefill(self) -> None:
         now, hand_over = self.env.now, self._prefilled
         ended = [(rank, rank.computed(rank.step.prompts)) for rank in self.ranks if rank.step.prompts]
-        self._passed(self._blocks(), sum(len(done) for _, done in ended))
+        self._account.passed(self.state, self._account.blocks(), sum(len(done) for _, done in ended))
         for rank, done in ended:
             rank.step = DECODE_ON
             for request in done:
@@ -342,8 +347,8 @@ class Instance:
                 rank.batch.advance(steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
-        self._grown = (0, 0)
-        self._passed(self._blocks(), steps * jump.batch - self._tokens_seen)
+        self._account.forget_growth()
+        self._account.passed(self.state, self._account.blocks(), steps * jump.batch - self._account.tokens)
         for rank in self.ranks:
             if not rank.decodes:
                 continue
@@ -359,20 +364,14 @@ class Instance:
         observer = self._observer
         first_ns = (jump.start + jump.first) >> TICK_BITS
         for rank in self.ranks:
-            if not rank.decodes:
-                continue
-            old = len(rank.batch.members) - len(rank.fresh)
-            if old:
-                observer.gap(first_ns - rank.last_step_ns, old)
-            for request in rank.fresh:
-                observer.gap(first_ns - request.last_token_ns, 1)
-            rank.fresh.clear()
+            if rank.decodes:
+                rank.report_gaps(first_ns, observer.gap)
         if jump.steps > 1:
             jump.report_rest(observer.gap, observer.gaps)
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
-    def _choose(self, request: Request) -> Rank:
+    def _choose(self) -> int:
         """Return the rank that takes a request: the one with the fewest, among equals the next in turn."""
         if self._only is None:
             loads, least = self._loads, min(self._loads)
@@ -380,9 +379,8 @@ class Instance:
                 self._turn = loads.index(least, self._turn + 1)
             except ValueError:
                 self._turn = loads.index(least)
-            request.rank = self._turn
-        self._loads[request.rank] += 1
-        return self.ranks[request.rank]
+        self._loads[self._turn] += 1
+        return self._turn
 
     def _ends(self, request: Request) -> None:
         self._loads[request.rank] -= 1
@@ -398,9 +396,8 @@ class Instance:
 
     def _start_decoding(self) -> None:
         for rank in self.ranks:
-            for request in rank.fresh if rank.decodes else ():
-                if request.decode_start_ns < 0:
-                    request.decode_start_ns = self.env.now
+            if rank.decodes and rank.fresh:
+                rank.start_decoding(self.env.now)
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())
@@ -418,7 +415,7 @@ class Instance:
             self._mark()
             before = rank.kv.used
             event = rank.grant()
-            self._kv_seen += rank.kv.used - before
+            self._account.kv_blocks += rank.kv.used - before
             event.succeed()
             if jump is not None and rank.kv.steps_that_fit(jump.steps) < jump.steps:
                 self._cut(ahead)
@@ -443,47 +440,20 @@ class Instance:
 
     # -- what it tells its observer -------------------------------------------------------------------------------
 
-    def _blocks(self) -> int:
-        """Return the KV blocks in use at the end of an iteration."""
-        return self._only.kv.used if self._only is not None else sum(rank.kv.used for rank in self.ranks)
-
-    def _blocks_after(self, steps: int) -> int:
-        """Return the KV blocks in use when so many steps of the jump under way have begun."""
-        if not steps:
-            return self._blocks()
-        if self._only is not None:
-            return self._only.kv.used_after(steps)
-        if self._grown[0] != steps:
-            batches = [(rank.batch, rank.decodes) for rank in self.ranks]
-            self._grown = steps, sum(b.blocks_after(steps) if decodes else b.blocks for b, decodes in batches)
-        return self._grown[1] + sum(rank.kv.held + rank.kv.shared for rank in self.ranks)
-
     def _begins(self, state: int) -> None:
         self.state = state
-        running = waiting = 0
-        for rank in self.ranks:
-            running += len(rank.batch.members) + len(rank.partial)
-            waiting += len(rank.waiting) + len(rank.reservations) + rank.reserved
-        self._running_seen, self._waiting_seen = running, waiting
-        self._kv_seen = self._blocks()
-        self._tokens_seen = 0
-
-    def _passed(self, kv_blocks: int, tokens: int) -> None:
-        self._observer.observe(
-            self.env.now, self.state, self._running_seen, self._waiting_seen, self._kv_seen, tokens, kv_blocks
-        )
-        self._kv_seen = kv_blocks
+        self._account.begins()
 
     def _mark(self) -> int:
         """Close the interval so far, for something that the observer counts is about to change; return steps begun."""
         jump = self._jump
         if jump is None:
-            self._passed(self._blocks(), 0)
+            self._account.passed(self.state, self._account.blocks(), 0)
             return 0
         begun = jump.steps_by(self.env.now)
         tokens = (begun - (not self._ended(jump, begun))) * jump.batch
-        self._passed(self._blocks_after(begun), tokens - self._tokens_seen)
-        self._tokens_seen = tokens
+        self._account.passed(self.state, self._account.blocks_after(begun), tokens - self._account.tokens)
+        self._account.tokens = tokens
         return begun
 
     def generated(self, request: Request) -> int:
@@ -506,7 +476,7 @@ class Instance:
         for rank in self.ranks:
             for request in rank.batch.members.values():
                 request.generated = self.generated(request)
-        if self._jump is not None and (steps := self._tokens_seen // self._jump.batch):
+        if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
             self._jump.cut(steps)
             self._record_gaps(self._jump)
 

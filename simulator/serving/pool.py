@@ -1,6 +1,6 @@
 """A pool: replicas of one engine with one role, and the router that spreads requests over them."""
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator
 from typing import Any, NamedTuple
 
 from simpy import Event
@@ -52,6 +52,7 @@ class Pool:
             assert env is not None, "reports need a clock"
             self._view = self._reports = Reports(self, age.interval_ns, age.adds_sent)
             self._reports_kv = KV in reads
+        self._leaving: dict[str, tuple[int, Callable[[Instance], None]]] = {}
 
     def add(self, instance: Instance, traits: EngineTraits | None = None) -> None:
         """Take in an instance, at the end of the order."""
@@ -62,7 +63,8 @@ class Pool:
         self.outstanding.append(0)
         self.tokens.append(0)
         self._backlogs.append(Backlog())
-        self.engines = (*self.engines, traits or EngineTraits(instance.name))
+        alike = self.engines[0]._replace(name=instance.name) if self.engines else EngineTraits(instance.name)
+        self.engines = (*self.engines, traits or alike)
 
     def remove(self, instance: Instance) -> None:
         """Send nothing more to an instance; what it has been sent may still leave it."""
@@ -105,6 +107,15 @@ class Pool:
             tokens = self._charged.pop(request.request_id)
             if index is not None:
                 self.tokens[index] -= tokens
+        if index is None and instance.name in self._leaving:
+            self._drains(instance)
+
+    def _drains(self, instance: Instance) -> None:
+        count, drained = self._leaving[instance.name]
+        self._leaving[instance.name] = count - 1, drained
+        if count == 1:
+            del self._leaving[instance.name]
+            drained(instance)
 
     def named(self, name: str) -> Instance:
         """Return the instance of that name."""
@@ -153,29 +164,11 @@ class Pool:
                 self._reporting = False
                 return
 
-
-def kv_shards(
-    source: Sequence[int], target: Sequence[int], kv_heads: int, bytes_per_token: int
-) -> tuple[tuple[int, int, int], ...]:
-    """Return (source device, target device, bytes per token) for the KV cache of one token under two tensor layouts.
-
-    Each rank of a tensor-parallel group of t holds kv_heads / t heads, or one head in t / kv_heads copies; a target
-    rank reads each head that it holds from one source rank, copies taken in turn. Replicated heads move once per copy.
-    """
-    per_head = bytes_per_token // kv_heads
-    shards: dict[tuple[int, int], int] = {}
-    for rank, device in enumerate(target):
-        for head in heads_of(rank, len(target), kv_heads):
-            holders = [r for r in range(len(source)) if head in heads_of(r, len(source), kv_heads)]
-            key = (source[holders[rank % len(holders)]], device)
-            shards[key] = shards.get(key, 0) + per_head
-    return tuple((a, b, size) for (a, b), size in shards.items())
-
-
-def heads_of(rank: int, tensor: int, kv_heads: int) -> range:
-    """Return the KV heads that `rank` of a tensor-parallel group holds; one of the two counts divides the other."""
-    if tensor <= kv_heads:
-        width = kv_heads // tensor
-        return range(rank * width, (rank + 1) * width)
-    head = rank // (tensor // kv_heads)
-    return range(head, head + 1)
+    def drain(self, instance: Instance, drained: Callable[[Instance], None]) -> None:
+        """Send nothing more to an instance, and call `drained` when all that it was sent has left it."""
+        count = self.outstanding[self._index[instance.name]]
+        self.remove(instance)
+        if count:
+            self._leaving[instance.name] = count, drained
+        else:
+            drained(instance)

@@ -5,10 +5,10 @@ itself, and all ranks of an instance step together. This is the view that a batc
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from simpy import Event
+from simpy import Environment, Event
 
 from simulator.errors import InvariantError
 from simulator.serving.batching import Step
@@ -27,6 +27,15 @@ class Holding(NamedTuple):
     blocks: int
     keys: Sequence[int]
     units: int
+
+
+class Reservation(Event):
+    """A place asked for: it fires when blocks and a seat of rank `rank` are set aside for a request to come."""
+
+    def __init__(self, env: Environment, rank: int, blocks: int) -> None:
+        super().__init__(env)
+        self.rank = rank
+        self.blocks = blocks
 
 
 class Rank:
@@ -63,7 +72,7 @@ class Rank:
         self.batch = DecodeBatch(block_tokens)
         self.kv = KVCache(kv_blocks, block_tokens, watermark_blocks, self.batch, prefixes)
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
-        self.reservations: deque[tuple[Request, Event]] = deque()
+        self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
         self.arrived: list[Request] = []  # of those, the ones whose keys and values are here
         self.step = DECODE_ON  # what it does in the iteration under way
@@ -248,6 +257,21 @@ class Rank:
             self.decode(request)
         return come
 
+    def start_decoding(self, now_ns: int) -> None:
+        """Note when those who are new to the batch had their first step."""
+        for request in self.fresh:
+            if request.decode_start_ns < 0:
+                request.decode_start_ns = now_ns
+
+    def report_gaps(self, first_ns: int, gap: Callable[[int, int], None]) -> None:
+        """Report how long after the token before the first of a jump came: `gap(ns, tokens)`."""
+        old = len(self.batch.members) - len(self.fresh)
+        if old:
+            gap(first_ns - self.last_step_ns, old)
+        for request in self.fresh:
+            gap(first_ns - request.last_token_ns, 1)
+        self.fresh.clear()
+
     def preempt_last(self) -> Request:
         """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
         if self.partial:
@@ -288,17 +312,31 @@ class Rank:
         """
         if not self.reservations or self.waiting or self.running >= self.limits.max_running:
             return False
-        blocks = self.kv.blocks_for(self.reservations[0][0].prefill_tokens - 1)
-        return blocks <= self.kv.admissible(self.kv.used_after(steps))
+        return self.reservations[0].blocks <= self.kv.admissible(self.kv.used_after(steps))
 
-    def grant(self) -> Event:
-        """Set blocks and a seat aside for the next reservation and return its event."""
-        request, event = self.reservations.popleft()
-        request.blocks = self.kv.blocks_for(request.prefill_tokens - 1)
-        self.kv.held += request.blocks
+    def grant(self) -> Reservation:
+        """Set blocks and a seat aside for the next reservation and return it."""
+        place = self.reservations.popleft()
+        self.kv.held += place.blocks
         self.kv.make_room()
         self.reserved += 1
-        return event
+        return place
+
+    def give_back(self, place: Reservation) -> None:
+        """Forget a reservation, granted or not, whose request does not come."""
+        if place.triggered:
+            self.kv.held -= place.blocks
+            self.reserved -= 1
+        else:
+            self.reservations.remove(place)
+
+    def keep(self, request: Request) -> bool:
+        """Let a request that was prefilled here to be moved decode here if there is a seat; return whether there is."""
+        if self.running >= self.limits.max_running:
+            return False
+        self.reserved += 1
+        self.arrived.append(request)
+        return True
 
     def check(self) -> None:
         """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""

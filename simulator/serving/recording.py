@@ -19,18 +19,20 @@ class Recording:
         self.itl = LogHistogram()
         self.preemptions = 0
         self._interval_ns = interval_ns
-        self._windows: list[Windows] = []
+        self._windows: dict[str, Windows] = {}  # of engines that live, by name
         self._requests = folder.writer(REQUESTS)
         self._instances = folder.writer(INSTANCES)
         self._events = folder.writer(EVENTS)
         self._folder = folder
         self._power: TableWriter | None = None  # only of engines whose kernels are known
 
-    def observer(self, instance: str, role: str, kv_blocks: int, power: InstancePower | None = None) -> Observer:
-        """Return what the engine `instance` reports to; `power` says what its windows drew."""
+    def observer(
+        self, instance: str, role: str, kv_blocks: int, power: InstancePower | None = None, start_ns: int = 0
+    ) -> Observer:
+        """Return what the engine `instance` reports to from `start_ns` on; `power` says what its windows drew."""
         emit = self._instances.append if power is None else self._metered(power)
-        windows = Windows(instance, role, kv_blocks, self._interval_ns, emit)
-        self._windows.append(windows)
+        windows = Windows(instance, role, kv_blocks, self._interval_ns, emit, start_ns)
+        self._windows[instance] = windows
         return Observer(windows.observe, self.itl.add, self.itl.add_line, self._preempted)
 
     def ended(self, r: Request) -> None:
@@ -66,9 +68,13 @@ class Recording:
         """Write a row of what happened to the cluster or to an actor."""
         self._events.append((now_ns, kind, subject, detail))
 
+    def retire(self, instance: str, now_ns: int) -> None:
+        """Write the last window of an engine that has reported up to now and will not any more."""
+        self._windows.pop(instance).close(now_ns)
+
     def close(self, now_ns: int) -> None:
         """Write the windows that are still open; the instances must have reported up to now."""
-        for windows in self._windows:
+        for windows in self._windows.values():
             windows.close(now_ns)
 
     def finish(self) -> None:

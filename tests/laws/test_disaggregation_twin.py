@@ -14,12 +14,14 @@ from test_decode_jumps import TICK, Costs, Seen, whole_or_sliced
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
-from simulator.serving.disaggregation import KVTransfer
+from simulator.serving.disaggregation import Caches, KVTransfer
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
+from simulator.serving.kv_layout import KVLayout
 from simulator.serving.pool import Pool
 from simulator.serving.request import Request
 from simulator.serving.routing import RoundRobin
+from simulator.serving.transfer_rules import TransferRules
 
 BLOCK = 4
 
@@ -37,7 +39,10 @@ class Delay:
 def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
     env, done = Clock(), {}
     pools = [Pool("prefill", RoundRobin()), Pool("decode", RoundRobin())]
-    mover = KVTransfer(env, Delay(env, delay_ns), *pools, kv_heads=1, bytes_per_token=1)
+    alone = KVLayout(1, ((0, 1),))
+    mover = KVTransfer(
+        env, Delay(env, delay_ns), *pools, Caches({"prefill": alone, "decode": alone}, 1, 1), TransferRules()
+    )
     for pool, count in zip(pools, blocks, strict=True):
 
         def finished(request, instance, pool=pool):

@@ -15,12 +15,15 @@ from hypothesis import strategies as st
 from simulator import execution
 from simulator.build import run as running
 from simulator.errors import InputError
+from simulator.model.transformer import load_model
 from simulator.results.run import load_run
 from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
+from simulator.serving.role_switch import SWITCHES
 from simulator.serving.routing import ROUTERS
 
 BLOCK = 16
+TOKEN_BYTES = load_model("llama-3.1-8b").kv_bytes_per_token(2)
 
 
 def duration(low_us, high_us):
@@ -86,9 +89,39 @@ def limited(name):
 
 
 one_rank = [{}, {"tensor": 2}]
+some_ranks = [*one_rank, {"tensor": 2, "context": 2}, {"data": 2}, {"pipeline": 2}]
+transfers = st.one_of(
+    st.fixed_dictionaries(
+        {"mode": st.just("layerwise"), "layers_per_message": st.sampled_from([1, 7, 40])},
+        optional={"reserve": st.sampled_from(["before_prefill", "on_arrival", "on_prefill_start"])},
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={"reserve": st.sampled_from(["before_prefill", "on_arrival", "on_prefill_start", "on_prefill_end"])},
+    ),
+).flatmap(
+    lambda rules: st.fixed_dictionaries(
+        {},
+        optional={
+            "direction": st.just("pull"),
+            "lane": st.just(1),
+            "plane": st.just("fabric"),
+            "fallback": st.one_of(
+                duration(0, 50_000).map(lambda after: {"after": after}),
+                st.integers(1, 4).map(lambda waiting: {"waiting": waiting}),
+            ),
+        },
+    ).map(lambda more: rules | more)
+)
+switches = st.fixed_dictionaries(
+    {"policy": st.sampled_from(sorted(SWITCHES)), "interval": duration(5000, 100_000), "delay": duration(0, 50_000)}
+)
 serving = st.one_of(
     st.fixed_dictionaries({"colocated": pool(one_rank)}),
-    st.fixed_dictionaries({"prefill": pool(one_rank), "decode": pool(one_rank)}),
+    st.fixed_dictionaries(
+        {"prefill": pool(some_ranks), "decode": pool(some_ranks)},
+        optional={"kv_transfer": transfers, "role_switch": switches},
+    ),
 ).flatmap(
     lambda pools: st.fixed_dictionaries(
         {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
@@ -140,6 +173,9 @@ def hold(value, found):
     for earlier, later in pairwise(times):
         assert (done[earlier] <= done[later]).all()
     assert (rows.generated_tokens <= rows.output_tokens).all()
+    if "decode" in value["serving"]:  # each position of a prompt moves once, whatever was preempted meanwhile
+        moved = done[done.decode_instance.fillna("").str.startswith("decode")]
+        assert (moved.kv_transfer_bytes == moved.prompt_tokens * TOKEN_BYTES).all()
     instances = found.instances
     assert int(instances.output_tokens.sum()) == int(rows.generated_tokens.sum())
     for _, windows in instances.groupby("instance"):

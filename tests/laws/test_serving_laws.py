@@ -182,8 +182,8 @@ def test_no_bytes_equal_infinite_bandwidth(tmp_path, monkeypatch):
     infinite = run(tmp_path, *fast, name="infinite").requests
     original = serving.KVTransfer
 
-    def weightless(env, fabric, prefill, decode, kv_heads, bytes_per_token):
-        return original(env, fabric, prefill, decode, kv_heads, 0)
+    def weightless(env, fabric, prefill, decode, caches, rules):
+        return original(env, fabric, prefill, decode, caches._replace(value_bytes=0), rules)
 
     monkeypatch.setattr(serving, "KVTransfer", weightless)
     nothing = run(tmp_path, name="nothing").requests

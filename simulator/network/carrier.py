@@ -1,0 +1,41 @@
+"""Transfers between devices that are bound to a plane of the topology, or to a lane of priority, or to both."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from simpy import Event
+
+from simulator.network.fabric import Send, Transfer
+from simulator.network.routing import Spread, split_bytes
+from simulator.topology.graph import Topology
+
+
+class Network(Protocol):
+    """What runs flows: a Fabric, or a StepNetwork."""
+
+    def launch(self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None) -> Transfer:
+        """Send over chosen paths."""
+
+
+class Carrier:
+    """Sends over the paths of `spread`, a routing on a plane, in lane `lane` (0: the highest priority).
+
+    A flow whose path dies is routed anew as the network routes all.
+    """
+
+    def __init__(self, network: Network, topology: Topology, seed: int, spread: Spread, lane: int = 0) -> None:
+        self._network, self._topology, self._seed = network, topology, seed
+        self._spread, self._lane = spread, lane
+        self._sent = 0
+
+    def transfer(self, shards: Sequence[tuple[int, int, int]]) -> Event:
+        """Return an event that fires when every (source, target, bytes) has arrived; zero bytes take the latency."""
+        sends = []
+        for source, target, size_bytes in shards:
+            self._sent += 1
+            shares = self._spread(self._topology, self._seed, source, target, self._sent)
+            parts = split_bytes(size_bytes, shares) if shares else []
+            for (path, share), part in zip(shares, parts, strict=True):
+                if part or path is shares[0][0]:
+                    sends.append(Send(path, part, (source, target), share))
+        return self._network.launch(sends, self._lane)

@@ -1,0 +1,71 @@
+"""What an engine is given: the durations of its phases, its policy and memory, and where it reports what it did."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from simulator.model.forward import Work
+from simulator.serving.batching import EngineView, Step
+from simulator.serving.jump import StepTicks
+from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.request import Request
+
+
+class RankLines(Protocol):
+    """Decode iterations of ranks that step together, for one batch size of each."""
+
+    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
+        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
+
+
+class EngineCost(Protocol):
+    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
+
+    def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
+        """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
+
+    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
+        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
+
+    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
+        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
+
+
+class RanksCost(EngineCost, Protocol):
+    """Durations of steps that several ranks take together."""
+
+    def together_ns(self, works: Sequence[Work]) -> float:
+        """Return the time of an iteration of several ranks, each with work of its own."""
+
+    def decode_together(self, batches: Sequence[int]) -> RankLines:
+        """Return the decode iterations of several ranks with batches of these sizes."""
+
+
+class Engine(NamedTuple):
+    """What the instances of one pool share: costs, batching policy and memory size."""
+
+    role: str
+    cost: EngineCost
+    step_ticks: StepTicks
+    policy: Callable[[Any, EngineView], Step]
+    limits: Any
+    """Of each rank."""
+    kv_blocks: int
+    """Of each rank, as `watermark_blocks`."""
+    block_tokens: int
+    watermark_blocks: int
+    ranks: int = 1
+    prefixes: Callable[[], PrefixCache] | None = None
+    """Makes the prefix cache of a rank."""
+
+
+class Observer(NamedTuple):
+    """Where an engine reports what it did; the callables turn it into rows and never answer."""
+
+    observe: Callable[[int, int, int, int, int, int, int], None]
+    """(now_ns, state, running, waiting, kv_blocks, tokens, kv_end_blocks): what held since the last call until now."""
+    gap: Callable[[int, int], None]
+    """(gap_ns, count): so many tokens came so long after the token before them."""
+    gaps: Callable[[int, int, int, int], None]
+    """(first_ns, last_ns, steps, count): steps with lengths in arithmetic progression gave `count` tokens each."""
+    preempted: Callable[[int, str, Request], None]
+    """(now_ns, instance, request): a request lost its KV blocks and goes back to the queue."""

@@ -1,0 +1,139 @@
+"""Ways to move KV caches as a scenario names them: planes, layouts, layers, and what becomes of requests that wait."""
+
+import pytest
+
+from simulator import load, simulate
+from simulator.errors import InputError
+from simulator.model.transformer import load_model
+
+SCENARIO = """
+schema: 1
+seed: 3
+topology: {preset: cloudmatrix384}
+workload:
+  requests: 60
+  arrivals: {poisson: {rate: 20 / s}}
+  prompt_tokens: {lognormal: {median: 1500, sigma: 0.8, max: 8000}}
+  output_tokens: {lognormal: {median: 60, sigma: 0.8, max: 500}}
+serving:
+  model: llama-3.1-8b
+  prefill: {instances: 2, layout: {tensor: 4}}
+  decode: {instances: 3, layout: {tensor: 2}}
+"""
+TOKEN_BYTES = load_model("llama-3.1-8b").kv_bytes_per_token(2)
+
+
+def run(tmp_path, *overrides, name="run", text=SCENARIO):
+    path = tmp_path / "scenario.yaml"
+    path.write_text(text)
+    return simulate(load(path, overrides), out=tmp_path / name, check=True)
+
+
+@pytest.mark.parametrize(
+    ("plane", "tiers"),
+    [
+        ("ub", {"npu-l1", "l1-l2"}),
+        ("ub3", {"npu-l1", "l1-l2"}),
+        ("rdma", {"rdma-host", "rdma-leaf"}),
+        ("vpc", {"npu-l1", "cpu-l1", "vpc-host", "vpc-leaf"}),
+    ],
+)
+def test_caches_cross_the_plane_that_is_named(tmp_path, plane, tiers):
+    one = ["workload.requests=1", "serving.prefill={instances: 1, layout: {tensor: 8}}"]
+    far = ["serving.decode={instances: 1, layout: {tensor: 16}}"]  # whole nodes, so another than that of the prefill
+    found = run(tmp_path, *one, *far, f"serving.kv_transfer.plane={plane}")
+    row = found.requests.iloc[0]
+    assert row.kv_transfer_bytes == 2 * row.prompt_tokens * TOKEN_BYTES  # 16 ranks hold two copies of 8 heads
+    assert set(found.links.tier) == tiers
+    assert (found.links.groupby("tier").bytes.sum() == 2 * row.kv_transfer_bytes).all()  # in and out
+    if plane == "ub3":
+        assert {name.split(".")[-1] for name in found.links.target if "/l1." in name} == {"3"}
+
+
+def test_slower_planes_take_longer(tmp_path):
+    means = {
+        plane: run(tmp_path, f"serving.kv_transfer.plane={plane}", name=plane).requests.kv_transfer_ns.mean()
+        for plane in ("ub", "rdma", "vpc")
+    }
+    assert means["ub"] < means["rdma"] < means["vpc"]
+
+
+@pytest.mark.parametrize("mode", ["whole", "layerwise"])
+@pytest.mark.parametrize(
+    ("prefill", "decode", "copies"),
+    [
+        ("{tensor: 2, pipeline: 2}", "{tensor: 4}", 1),
+        ("{tensor: 2, context: 2}", "{tensor: 1, pipeline: 2}", 1),
+        ("{tensor: 1}", "{tensor: 2, data: 2}", 1),
+        ("{tensor: 8}", "{tensor: 16}", 2),
+        ("{tensor: 2, context: 4}", "{tensor: 1, context: 2}", 1),
+    ],
+)
+def test_caches_move_between_any_layouts(tmp_path, prefill, decode, copies, mode):
+    layouts = f"serving.prefill.layout={prefill}", f"serving.decode.layout={decode}"
+    found = run(tmp_path, *layouts, f"serving.kv_transfer.mode={mode}").requests
+    assert (found.outcome == "finished").all()
+    moved = found[found.output_tokens > 1]
+    assert (moved.kv_transfer_bytes == copies * moved.prompt_tokens * TOKEN_BYTES).all()
+
+
+def test_layers_that_leave_early_hide_the_transfer(tmp_path):
+    slow = "topology={preset: clos-h100, nodes: 4, link: {bandwidth: 20 Gbps}}", "serving.decode.layout={tensor: 8}"
+    whole = run(tmp_path, *slow, name="whole").requests
+    layered = run(tmp_path, *slow, "serving.kv_transfer.mode=layerwise", name="layers").requests
+    pulled = run(tmp_path, *slow, "serving.kv_transfer.direction=pull", name="pull").requests
+    assert layered.kv_transfer_ns.mean() < whole.kv_transfer_ns.mean() < pulled.kv_transfer_ns.mean()
+    assert layered.kv_transfer_bytes.sum() == whole.kv_transfer_bytes.sum() == pulled.kv_transfer_bytes.sum()
+
+
+@pytest.mark.parametrize("fallback", ["{after: 100 ms}", "{waiting: 2}"])
+def test_prefill_engines_decode_what_has_no_place(tmp_path, fallback):
+    tight = "serving.decode={instances: 1, kv: {blocks: 700}}", "workload.arrivals.poisson.rate=60 / s"
+    waits = run(tmp_path, *tight, name="waits").requests
+    found = run(tmp_path, *tight, f"serving.kv_transfer.fallback={fallback}").requests
+    assert (found.outcome == "finished").all()
+    stayed = found.decode_instance.str.startswith("prefill")
+    assert 0 < stayed.sum() < len(found)
+    assert (found[stayed].kv_transfer_bytes == 0).all()
+    assert found.kv_wait_ns.mean() < waits.kv_wait_ns.mean() / 2
+
+
+@pytest.mark.parametrize("reserve", ["before_prefill", "on_arrival"])
+def test_a_place_that_is_there_before_the_prefill_ends_is_not_waited_for(tmp_path, reserve):
+    tight = "serving.decode={instances: 1, kv: {blocks: 700}}", "workload.arrivals.poisson.rate=60 / s"
+    late = run(tmp_path, *tight, name="late").requests
+    found = run(tmp_path, *tight, f"serving.kv_transfer.reserve={reserve}").requests
+    assert (found.outcome == "finished").all()
+    assert found.kv_wait_ns.sum() < late.kv_wait_ns.sum()
+    if reserve == "before_prefill":
+        assert not found.kv_wait_ns.any()
+        assert (found.queued_ns > found.arrival_ns).any()  # decode's memory bounds what prefill takes up
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("serving.kv_transfer.plane=ubb", "serving.kv_transfer.plane"),
+        ("serving.kv_transfer={mode: layerwise, reserve: on_prefill_end}", "need a place before it ends"),
+        ("serving.kv_transfer={layers_per_message: 4}", "only `mode: layerwise` sends by layers"),
+        ("serving.kv_transfer={fallback: {}}", "a fallback needs `after`, `waiting` or both"),
+        ("serving.decode.expert_servers={devices: 8}", "has no experts"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, override, what):
+    with pytest.raises(InputError, match=what):
+        run(tmp_path, override)
+
+
+@pytest.mark.parametrize("key", ["kv_transfer={direction: pull}", "role_switch={}"])
+def test_one_pool_has_no_transfer(tmp_path, key):
+    text = SCENARIO.split("  prefill:")[0] + "  colocated: {instances: 1}\n"
+    with pytest.raises(InputError, match="goes with `prefill` and `decode` pools"):
+        run(tmp_path, f"serving.{key}", text=text)
+
+
+def test_what_has_no_effect_is_said(tmp_path):
+    alone = "serving.prefill.instances=1", "serving.decode.instances=1"
+    notes = run(tmp_path, *alone, "serving.kv_transfer.lane=2", "serving.role_switch={}").summary["warnings"]
+    assert any(note.startswith("serving.kv_transfer.lane:") for note in notes)
+    assert any(note.startswith("serving.role_switch:") for note in notes)

@@ -1,0 +1,101 @@
+"""Policies of role switching are pure and do not go to and fro; engines that switch lose nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator import load, simulate
+from simulator.serving.role_switch import Balance, PoolLoad, Thresholds, View, balance, thresholds
+
+SCENARIO = """
+schema: 1
+seed: 3
+topology: {preset: clos-h100, nodes: 1}
+workload:
+  requests: 500
+  arrivals: {poisson: {rate: 60 / s}}
+  prompt_tokens: {lognormal: {median: 1500, sigma: 0.8, max: 8000}}
+  output_tokens: {lognormal: {median: 60, sigma: 0.8, max: 500}}
+serving:
+  model: llama-3.1-8b
+  router: least_loaded
+  role_switch: {policy: thresholds, interval: 500 ms, delay: 300 ms}
+  prefill: {instances: 6}
+  decode: {instances: 2, kv: {blocks: 1500}}
+"""
+
+loads = st.builds(PoolLoad, st.integers(1, 20), st.integers(0, 200), st.integers(0, 500), st.floats(0, 1))
+policies = st.one_of(
+    st.builds(Thresholds, queued=st.integers(1, 20), kv_share=st.floats(0.1, 1), margin=st.floats(0, 0.9)).map(
+        lambda limits: (thresholds, limits)
+    ),
+    st.builds(
+        Balance,
+        prefill_requests=st.integers(1, 10),
+        decode_requests=st.integers(1, 100),
+        margin=st.floats(0.5, 3),
+    ).map(lambda limits: (balance, limits)),
+)
+
+
+def moved(load, engines):
+    """The same requests and blocks on another number of engines."""
+    return load._replace(engines=engines, kv_share=load.kv_share * load.engines / engines)
+
+
+@given(loads, loads, policies)
+def test_an_engine_is_not_sent_back_while_the_load_stays(prefill, decode, policy):
+    decide, limits = policy
+    giver = decide(limits, View(prefill, decode))
+    step = {None: 0, "prefill": -1, "decode": 1}[giver]
+    if step:
+        after = View(moved(prefill, prefill.engines + step), moved(decode, decode.engines - step))
+        assert min(after.prefill.engines, after.decode.engines) >= 1
+        back = decide(limits, after)
+        assert back in (None, giver)
+
+
+def test_where_engines_go():
+    idle, few = PoolLoad(4, 0, 0, 0.1), PoolLoad(4, 3, 4, 0.5)
+    assert thresholds(Thresholds(), View(few, few._replace(queued=0))) is None
+    assert thresholds(Thresholds(), View(PoolLoad(4, 40, 4, 0.5), idle)) == "decode"
+    assert thresholds(Thresholds(), View(idle, PoolLoad(4, 5, 100, 0.95))) == "prefill"
+    assert thresholds(Thresholds(), View(PoolLoad(4, 40, 4, 0.5), PoolLoad(4, 5, 100, 0.95))) is None
+    assert thresholds(Thresholds(), View(PoolLoad(1, 0, 0, 0.0), PoolLoad(4, 5, 100, 0.95))) is None
+    assert balance(Balance(), View(PoolLoad(2, 10, 2, 0.5), PoolLoad(6, 0, 32, 0.5))) == "decode"
+    assert balance(Balance(), View(idle, idle)) is None
+
+
+def run(tmp_path, *overrides, name="run"):
+    path = tmp_path / "scenario.yaml"
+    path.write_text(SCENARIO)
+    return simulate(load(path, overrides), out=tmp_path / name, check=True)
+
+
+@pytest.mark.parametrize("extra", [(), ("serving.kv_transfer={mode: layerwise, reserve: on_arrival}",)])
+def test_engines_that_switch_lose_nothing_and_help(tmp_path, extra):
+    stays = run(tmp_path, "serving.role_switch=null", *extra, name="stays").requests
+    found = run(tmp_path, *extra)
+    requests, instances, events = found.requests, found.instances, found.events
+    assert (requests.outcome == "finished").all()
+    assert (requests.generated_tokens == requests.output_tokens).all()
+    leaves, joins = (events[events.kind == f"{what} pool"] for what in ("leaves", "joins"))
+    assert len(leaves) - len(joins) in (0, 1)
+    assert len(joins) >= 1
+    assert joins.iloc[0].subject == "decode-2"
+    assert joins.iloc[0].time_ns - leaves.iloc[0].time_ns >= 300_000_000
+    left = leaves.iloc[0]
+    mine = requests[requests.prefill_instance == left.subject]
+    assert (mine.queued_ns <= left.time_ns).all()  # nothing is sent to an engine that leaves
+    mine = instances[instances.instance == left.subject]
+    assert mine.end_ns.max() == joins.iloc[0].time_ns
+    assert instances[instances.instance == "decode-2"].start_ns.min() == joins.iloc[0].time_ns
+    mean = [(r.finish_ns - r.arrival_ns).mean() for r in (stays, requests)]
+    assert mean[1] < mean[0] / 2
+
+
+def test_engines_that_need_not_switch_do_not(tmp_path):
+    calm = ["workload.arrivals.poisson.rate=2 / s", "workload.requests=40"]
+    stays = run(tmp_path, "serving.role_switch=null", *calm, name="stays")
+    found = run(tmp_path, *calm)
+    assert found.requests.equals(stays.requests)
