@@ -50,6 +50,7 @@ from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Age, Pool
 from simulator.serving.pool_view import EngineTraits, Place, Router
 from simulator.serving.power import InstancePower
+from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
@@ -177,27 +178,46 @@ def _plan_pool(
         _, make_cost = COSTS[serving.cost.name]
         cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
-    engine = _engine(role, section, cost, blocks, unit_tokens)
+    engine = _engine(role, section, scenario, cost, blocks, unit_tokens)
     switched = None
     if serving.role_switch is not None:
         [(other, its)] = [item for item in serving.pools.items() if item[0] != role]
         its = its.model_copy(update={"layout": section.layout})
         blocks = kv_blocks_of(its, model, accelerator, serving.precision)
-        switched = _engine(other, its, cost, blocks, unit_tokens)
+        switched = _engine(other, its, scenario, cost, blocks, unit_tokens)
     hourly = accelerator.price.hourly
     traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
     router, reads = _plan_router(role, section, scenario)
     return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched)
 
 
-def _engine(role: str, section: PoolSection, cost: Cost, blocks: int, unit_tokens: int | None) -> Engine:
+def _engine(
+    role: str, section: PoolSection, scenario: Scenario, cost: Cost, blocks: int, unit_tokens: int | None
+) -> Engine:
     """Return the engine of a pool whose ranks divide so many KV blocks."""
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
+    order, parameters = ORDERS[section.queue.name], section.queue.parameters
+    setting = Setting(scenario.slo.ttft, cost.prefill_ns)
     ranks = section.layout.data * section.layout.pipeline
     each, size = blocks // ranks, section.kv.block_tokens
     watermark = int(section.kv.watermark * each)
     prefixes = prefixes_of(section.kv, each, unit_tokens)
-    return Engine(role, cost, StepTicks(cost), batcher.policy, limits, each, size, watermark, ranks, prefixes)
+    return Engine(
+        role,
+        cost,
+        StepTicks(cost),
+        batcher.policy,
+        limits,
+        each,
+        size,
+        watermark,
+        ranks,
+        prefixes,
+        lambda: order.make(parameters, setting),
+        batcher.to_completion,
+        counts_service=section.queue.name == "fair",
+        by_priority=section.queue.name == "priority" and parameters.preempt,
+    )
 
 
 def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
@@ -274,8 +294,9 @@ class System:
                 )
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
+        assert scenario.workload is not None
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
-        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
+        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup, scenario.seed, scenario.workload)))
         health = LinkHealth(self.fabric, blueprint.topology)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from simulator import catalog
+from simulator.build.callers import Drawn, SharedPrefixes
 from simulator.errors import InputError, Problem
 from simulator.scenario.schema import KV, Scenario
-from simulator.scenario.workload import TraceWorkload
+from simulator.scenario.workload import Callers, Prefixes, TraceWorkload
 from simulator.serving.frontend import Arrivals
 from simulator.serving.prefix_cache import PrefixCache, session_keys
+from simulator.serving.queueing import ORDERS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,10 +39,14 @@ class Workload(NamedTuple):
     """Tokens of a prefix hash, when prompts are known by them."""
     unit_tokens: int | None = None
     """Tokens of a unit of the prefix cache, when there is one and anything is known of the prompts."""
+    prefixes: Prefixes | None = None
+    """What drawn prompts share."""
 
-    def arrivals(self, speedup: float) -> Iterator[Arrivals]:
+    def arrivals(self, speedup: float, seed: int, callers: Callers) -> Iterator[Arrivals]:
         """Yield plain columns, arrival times divided by `speedup` and rounded to the nanosecond."""
         sessions: dict[str, int] = {}
+        drawn = Drawn(seed, callers)
+        shared = SharedPrefixes(seed, self.prefixes) if self.prefixes is not None else None
         for batch in self.batches():
             times = batch.column("arrival_ns").to_numpy()
             if speedup != 1:
@@ -52,12 +58,16 @@ class Workload(NamedTuple):
             names = (batch.column(name) for name in ("session", "turn"))
             session, turn = (repeat(None) if c.null_count == len(c) else c.to_pylist() for c in names)
             keys: Iterator[Sequence[int]] = repeat(())
+            if shared is not None:
+                prompts = [tokens + shared.tokens for tokens in prompts]
             if self.unit_tokens is not None:
-                if self.hash_tokens is not None:
+                if shared is not None:
+                    keys = shared.keys(batch.num_rows, self.unit_tokens)
+                elif self.hash_tokens is not None:
                     keys = _hashes(batch, self.hash_tokens)
                 else:
                     keys = _of_sessions(batch, sessions, self.unit_tokens)
-            yield Arrivals(times.tolist(), prompts, outputs, session, turn, keys)
+            yield Arrivals(times.tolist(), prompts, outputs, session, turn, keys, drawn.traits(batch))
 
 
 def _hashes(batch: "pa.RecordBatch", hash_tokens: int) -> Iterator[Sequence[int]]:
@@ -83,19 +93,27 @@ def plan_workload(scenario: Scenario, notes: list[str]) -> Workload:
     """Return the workload of a scenario; raises InputError when its trace cannot be read or does not fit a cache."""
     section = scenario.workload
     assert section is not None
+    caches = _caches(scenario)
+    notes += _unread(scenario, section)
     if not isinstance(section, TraceWorkload):
         from simulator.workload.synthesis import synthesize
 
         laws = [choice.parameters.law() for choice in (section.arrivals, section.prompt_tokens, section.output_tokens)]
-        if _caches(scenario):
-            notes.append("kv.prefix_cache: nothing is known of the content of drawn prompts, so none begin alike")
-        return Workload(partial(synthesize, scenario.seed, section.requests, *laws))
+        unit = None
+        if caches and section.prefixes is None:
+            notes.append("kv.prefix_cache: drawn prompts have no `prefixes`, so none begin alike")
+        elif caches:
+            unit = _one_unit(caches, None)
+        elif section.prefixes is not None:
+            notes.append("workload.prefixes: no kv.prefix_cache, so prompts are only longer by them")
+        draw = partial(synthesize, scenario.seed, section.requests, *laws)
+        return Workload(draw, unit_tokens=unit, prefixes=section.prefixes)
     from simulator.workload.trace import open_trace
 
     path = catalog.locate("traces", section.trace)
     mapping = section.columns.mapping() if section.columns is not None else None
     trace = open_trace(path, section.format, mapping, section.strict_rows)
-    present, caches = set(trace.columns_present), _caches(scenario)
+    present = set(trace.columns_present)
     known = "prefix_hashes" if "prefix_hashes" in present else "session" if "session" in present else None
     if caches:
         if known is None:
@@ -103,17 +121,46 @@ def plan_workload(scenario: Scenario, notes: list[str]) -> Workload:
                 f"kv.prefix_cache: trace {path.name} has no prefix_hashes and no session, so no prompts begin alike"
             )
         present -= {known} | ({"turn"} if known == "session" else set())
+    if "tenant" in _read(scenario):
+        present -= {"tenant"}
     reasons: dict[str, list[str]] = {}
     for column in trace.columns_present:
         if column in present:
             reasons.setdefault(_NO_EFFECT[column], []).append(column)
     notes.extend(f"trace column {', '.join(columns)} has no effect: {why}" for why, columns in reasons.items())
     hash_tokens = trace.prefix_block_tokens if known == "prefix_hashes" else None
-    units = {_unit(role, kv, hash_tokens) for role, kv in caches.items()} if known else set()
+    unit = _one_unit(caches, hash_tokens) if known and caches else None
+    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit)
+
+
+def _read(scenario: Scenario) -> set[str]:
+    """Return what the policies of a scenario read of the traits of requests."""
+    serving = scenario.serving
+    assert serving is not None
+    read: set[str] = set()
+    for pool in serving.pools.values():
+        read.update(ORDERS[pool.queue.name].reads)
+        if (pool.router or serving.router).name in ("least_tokens", "slo_aware", "cost_aware"):
+            read.add("predicted_tokens")
+    if serving.admission.tenant != type(serving.admission.tenant)():
+        read.add("tenant")
+    return read
+
+
+def _unread(scenario: Scenario, callers: Callers) -> list[str]:
+    """Return notes on what callers say and no policy reads."""
+    keys = {"tenants": "tenant", "priorities": "priority", "prediction": "predicted_tokens"}
+    read = _read(scenario)
+    given = [key for key, trait in keys.items() if getattr(callers, key) is not None and trait not in read]
+    return [f"workload.{key} has no effect: no queue, router or limit reads it" for key in given]
+
+
+def _one_unit(caches: dict[str, KV], hash_tokens: int | None) -> int:
+    units = {_unit(role, kv, hash_tokens) for role, kv in caches.items()}
     if len(units) > 1:
         what = f"prefix caches of one workload have one unit, not {' and '.join(map(str, sorted(units)))} tokens"
         raise InputError(Problem(what, path=f"serving.{next(iter(caches))}.kv.prefix_cache.unit_tokens"))
-    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, next(iter(units), None))
+    return units.pop()
 
 
 def _caches(scenario: Scenario) -> dict[str, KV]:

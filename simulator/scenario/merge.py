@@ -30,6 +30,7 @@ CHOICES = frozenset(
         "pattern",
         "policy",
         "prompt_tokens",
+        "queue",
         "router",
         "routing",
         "run",

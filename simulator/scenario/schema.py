@@ -37,6 +37,7 @@ from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.prefix_cache import EVICTIONS, Pin
+from simulator.serving.queueing import ORDERS
 from simulator.serving.routing import ROUTERS
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
@@ -45,10 +46,12 @@ if TYPE_CHECKING:
     Batcher = OneOf
     Router = OneOf
     Eviction = OneOf
+    Queue = OneOf
     Cost = OneOf
 else:
     Batcher = one_of("Batcher", {name: batcher.parameters for name, batcher in BATCHERS.items()})
     Router = one_of("Router", {name: router.parameters for name, router in ROUTERS.items()})
+    Queue = one_of("Queue", {name: order.parameters for name, order in ORDERS.items()})
     Eviction = one_of("Eviction", {name: kind.parameters for name, kind in EVICTIONS.items()})
     Cost = one_of("Cost", {name: parameters for name, (parameters, _) in COSTS.items()})
 
@@ -117,6 +120,8 @@ class Pool(Strict):
     batcher: Batcher = Batcher.model_validate("continuous")
     """What an engine does in its next iteration; of an engine of several ranks (data-parallel attention, micro-batches
     of a pipeline), what each of them does: its limits are those of a rank."""
+    queue: Queue = Queue.model_validate("fcfs")
+    """In which order those who wait are taken."""
     kv: KV = KV()
     """KV memory of one engine, divided evenly among its ranks."""
     router: Router | None = None
@@ -313,6 +318,20 @@ class Scenario(Strict):
         if where and self.network.fidelity != "flow":
             what = f"a background goes with `fidelity: flow`, not {self.network.fidelity}"
             raise LocatedError(*(Fault(("traffic", "collectives", index, "sharing"), what) for index in where))
+        return self
+
+    @model_validator(mode="after")
+    def _queues_have_what_they_go_by(self) -> Self:
+        faults = []
+        for role, pool in self.serving.pools.items() if self.serving is not None else ():
+            order = ORDERS[pool.queue.name]
+            if order.needs_ttft and self.slo.ttft is None:
+                faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `slo.ttft`"))
+            predicted = self.workload is not None and self.workload.prediction is not None
+            if "predicted_tokens" in order.reads and not predicted:
+                faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `workload.prediction`"))
+        if faults:
+            raise LocatedError(*faults)
         return self
 
     @model_validator(mode="after")

@@ -3,9 +3,10 @@
 Laws and formats are those of `simulator.workload`; here they get units, defaults and their place in the file.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from simulator.strict import (
     Count,
@@ -257,7 +258,46 @@ class Columns(Strict):
         return self.model_dump(exclude_none=True)
 
 
-class TraceWorkload(Strict):
+class Prediction(Strict):
+    """Lengths of answers as a predictor expects them."""
+
+    error: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation of the logarithm of predicted over true length; 0 is an oracle."""
+
+
+class Prefixes(Strict):
+    """Beginnings that prompts share, such as system prompts and templates; they come before the drawn prompt."""
+
+    count: Count
+    """How many different ones there are."""
+    tokens: Count
+    """Tokens of each."""
+    exponent: Annotated[float, Field(ge=0)] = 1.0
+    """Zipf's exponent of their popularity; 0: all alike."""
+
+
+Shares = Annotated[dict[str, PositiveNumber], Field(min_length=1)]
+
+
+def _whole_numbers(shares: dict[str, float]) -> dict[str, float]:
+    for name in shares:
+        if not re.fullmatch(r"-?\d{1,9}", name):
+            raise ValueError(f"priority {name!r} is no whole number")
+    return shares
+
+
+class Callers(Strict):
+    """What callers say of their requests beyond lengths."""
+
+    tenants: Shares | None = None
+    """Shares of requests by tenant, in the place of a trace's."""
+    priorities: Annotated[Shares, AfterValidator(_whole_numbers)] | None = None
+    """Shares of requests by priority, a whole number: the higher, the sooner."""
+    prediction: Prediction | None = None
+    """Predicted lengths of answers, for policies that go by them."""
+
+
+class TraceWorkload(Callers):
     """Requests replayed from a trace."""
 
     trace: str
@@ -287,7 +327,7 @@ class TraceWorkload(Strict):
         return self
 
 
-class SyntheticWorkload(Strict):
+class SyntheticWorkload(Callers):
     """Independent requests drawn from arrival and length laws, each from its own random stream."""
 
     requests: Count
@@ -298,6 +338,8 @@ class SyntheticWorkload(Strict):
     """Tokens of each prompt: a whole number, or a law."""
     output_tokens: Lengths
     """Tokens of each output: a whole number, or a law."""
+    prefixes: Prefixes | None = None
+    """Beginnings that prompts share; default: nothing is known of what is in them."""
 
 
 def workload_kind(value: Any) -> str:

@@ -4,69 +4,15 @@ Sources: continuous batching with iteration-level scheduling (Orca, OSDI 2022); 
 watermark of free KV blocks (vLLM, SOSP 2023); prompts in chunks beside decodes (Sarathi-Serve, OSDI 2024; vLLM V1).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 from pydantic import model_validator
 
+from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.request import Request
+from simulator.serving.request_batching import Dynamic, Orca, Static, dynamic, orca, static
 from simulator.strict import Count, Fault, LocatedError, Strict
-
-
-class EngineView(Protocol):
-    """What a batcher may read of an engine between two iterations."""
-
-    block_tokens: int
-
-    @property
-    def waiting(self) -> Iterable[Request]:
-        """The queue, the next in line first."""
-
-    def claim(self, request: Request) -> tuple[int, int]:
-        """Return (tokens that a prefill of a waiting request computes, KV blocks that all of it takes from the free).
-
-        Those are fewer than its context has when a cache holds the beginning of it.
-        """
-
-    @property
-    def partial(self) -> Sequence[Request]:
-        """Prompts begun and not ended, in order of admission; `computed` tokens of each are done."""
-
-    @property
-    def running(self) -> int:
-        """Requests that decode, that are partly prefilled, or that hold a reserved place."""
-
-    @property
-    def decoding(self) -> int:
-        """Requests that take part in a decode step."""
-
-    @property
-    def admissible_blocks(self) -> int:
-        """KV blocks that new prompts may take, the watermark left free."""
-
-    @property
-    def free_blocks(self) -> int:
-        """KV blocks that nothing holds."""
-
-    @property
-    def step_blocks(self) -> int:
-        """KV blocks that those who decode take for one step more."""
-
-    def latest(self) -> Iterator[tuple[int, int]]:
-        """Yield the (blocks held, of `step_blocks`) of each who may be preempted: prompts begun last, then decodes."""
-
-
-class Step(NamedTuple):
-    """The next iteration. Without prompts it is a decode step, and the engine decodes on until something changes."""
-
-    prompts: Sequence[tuple[Request, int]] = ()
-    """Whom to prefill and how many tokens: some of those begun, then as many from the head of the queue as are new."""
-    decodes: bool = False
-    """Whether those who decode take part in an iteration with prompts."""
-    reserves: bool = False
-    """Whether a new prompt takes KV blocks for all of itself at once, or as its parts are computed."""
-    preempts: int = 0
-    """How many give up their KV blocks first and go back to the queue, in the order of `EngineView.latest`."""
 
 
 class Continuous(Strict):
@@ -76,6 +22,8 @@ class Continuous(Strict):
     """Requests decoding together at most (vLLM: max_num_seqs)."""
     max_batch_tokens: Count = 8192
     """Prompt tokens of one prefill at most (vLLM: max_num_batched_tokens); a longer prompt goes alone, in slices."""
+    decode_steps: Count | None = None
+    """Decode steps between two prefills at least, while anyone decodes (decode first); default: prefill first."""
 
 
 def continuous(limits: Continuous, engine: EngineView) -> Step:
@@ -86,6 +34,8 @@ def continuous(limits: Continuous, engine: EngineView) -> Step:
     """
     if engine.partial:
         return Step(_begun(engine.partial, limits.max_batch_tokens), reserves=True)
+    if limits.decode_steps is not None and engine.decoding and engine.decoded < limits.decode_steps:
+        return Step(steps=limits.decode_steps - engine.decoded)
     seats = limits.max_running - engine.running
     budget = limits.max_batch_tokens
     blocks = engine.admissible_blocks
@@ -141,31 +91,35 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
     partial, latest = list(engine.partial), engine.latest()
     free, budget = engine.free_blocks - engine.step_blocks, limits.max_batch_tokens - engine.decoding
     preempts = 0
+    chosen: dict[Request, tuple[int, int]] = {}  # tokens and blocks of those begun who go on
 
     def preempt() -> None:
         nonlocal free, budget, preempts
-        held, due = next(latest)
-        free += held + due
+        victim = next(latest)
+        free += victim.blocks + victim.due
         preempts += 1
-        if partial:
-            partial.pop()
+        if victim.request in partial:
+            partial.remove(victim.request)
+            tokens, blocks = chosen.pop(victim.request, (0, 0))
+            free, budget = free + blocks, budget + tokens
         else:
             budget += 1
 
     while free < 0:
         preempt()
-    prompts: list[tuple[Request, int]] = []
-    while budget and len(prompts) < len(partial):
-        request = partial[len(prompts)]
+    for request in tuple(partial):
+        if not budget:
+            break
         done = request.computed
         tokens = min(request.prefill_tokens - done, most, budget)
         blocks = -(-(done + tokens) // size) - -(-done // size)
-        while blocks > free and len(prompts) < len(partial):
+        while blocks > free and request in partial:
             preempt()
-        if len(prompts) < len(partial):
+        if request in partial:
             free -= blocks
             budget -= tokens
-            prompts.append((request, tokens))
+            chosen[request] = tokens, blocks
+    prompts = [(request, tokens) for request, (tokens, _) in chosen.items()]
     if preempts:
         return Step(prompts, True, preempts=preempts)
     free += engine.admissible_blocks - engine.free_blocks
@@ -190,9 +144,14 @@ class Batcher(NamedTuple):
 
     parameters: type[Strict]
     policy: Callable[[Any, EngineView], Step]
+    to_completion: bool = False
+    """Whether who has all tokens keeps the place in the batch until all others have theirs."""
 
 
 BATCHERS: dict[str, Batcher] = {
     "continuous": Batcher(Continuous, continuous),
     "chunked_prefill": Batcher(ChunkedPrefill, chunked_prefill),
+    "orca": Batcher(Orca, orca),
+    "static": Batcher(Static, static, to_completion=True),
+    "dynamic": Batcher(Dynamic, dynamic, to_completion=True),
 }

@@ -19,11 +19,17 @@ class DecodeBatch:
         "block_tokens",
         "blocks",
         "context",
+        "ghost_blocks",
+        "ghost_context",
+        "ghosts",
         "iteration",
+        "keeps",
         "members",
     )
 
-    def __init__(self, block_tokens: int) -> None:
+    def __init__(self, block_tokens: int, keeps: bool = False) -> None:
+        self.keeps = keeps  # whether who has finished goes on in the batch, as padding, until all have
+        self.ghosts = self.ghost_context = self.ghost_blocks = 0  # of those
         self.block_tokens = block_tokens
         self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
@@ -68,7 +74,8 @@ class DecodeBatch:
         """Let every member generate `steps` tokens."""
         self.blocks = self.blocks_after(steps)
         self.iteration += steps
-        self.context += steps * len(self.members)
+        self.context += steps * (len(self.members) + self.ghosts)
+        self.ghost_context += steps * self.ghosts
 
     def steps_to_finish(self) -> int:
         """Return the steps until the first member finishes; the batch must not be empty."""
@@ -84,15 +91,24 @@ class DecodeBatch:
         while finishes and finishes[0][0] <= self.iteration:
             at, _, request = heappop(finishes)
             if request.finish_iteration == at:
+                before = self.context, self.blocks
                 self.leave(request)
                 done.append(request)
+                if self.keeps:
+                    self._keep(before[0] - self.context, before[1] - self.blocks)
+        if self.ghosts and not self.members:
+            self._drop_ghosts()
         return done
 
-    def pop_last(self) -> Request:
-        """Take out the member that joined last."""
-        request = self.members[next(reversed(self.members))]
-        self.leave(request)
-        return request
+    def _keep(self, context: int, blocks: int) -> None:
+        self.ghosts += 1
+        self.ghost_context, self.context = self.ghost_context + context, self.context + context
+        self.ghost_blocks, self.blocks = self.ghost_blocks + blocks, self.blocks + blocks
+
+    def _drop_ghosts(self) -> None:
+        self.context -= self.ghost_context
+        self.blocks -= self.ghost_blocks
+        self.ghosts = self.ghost_context = self.ghost_blocks = 0
 
     def blocks_after(self, steps: int) -> int:
         """Return the KV blocks that the members hold after so many more steps: the sum of ceil(held / block).
@@ -116,10 +132,10 @@ class DecodeBatch:
     def check(self) -> None:
         """Raise InvariantError unless context, phases and finish times agree with the members."""
         held = [self.iteration - r.offset for r in self.members.values()]
-        if sum(held) != self.context or sum(self._phases) != len(self.members):
+        if sum(held) + self.ghost_context != self.context or sum(self._phases) != len(self.members):
             raise InvariantError(f"decode batch: context {self.context} is not the sum over members {sum(held)}")
         shared = sum(r.shared_blocks for r in self.members.values())
-        if sum(-(-h // self.block_tokens) for h in held) - shared != self.blocks:
+        if sum(-(-h // self.block_tokens) for h in held) - shared + self.ghost_blocks != self.blocks:
             raise InvariantError("decode batch: blocks are not the sum over members")
         for r in self.members.values():
             if self.iteration - r.offset != r.prompt_tokens + self.generated(r) - 1:

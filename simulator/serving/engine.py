@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from simulator.model.forward import Work
-from simulator.serving.batching import EngineView, Step
+from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 
 
@@ -56,6 +57,14 @@ class Engine(NamedTuple):
     ranks: int = 1
     prefixes: Callable[[], PrefixCache] | None = None
     """Makes the prefix cache of a rank."""
+    queue: Callable[[], Queue] | None = None
+    """Makes the queue of a rank; default: first come, first served."""
+    to_completion: bool = False
+    """Whether who has all tokens keeps the place in the batch until all others have theirs."""
+    counts_service: bool = False
+    """Whether the queue is to hear of the tokens that are generated."""
+    by_priority: bool = False
+    """Whether who waits may take the place of a running request of lower priority."""
 
 
 class Observer(NamedTuple):

@@ -18,7 +18,7 @@ from simulator.errors import InvariantError
 from simulator.serving.admission import Admission, Limits
 from simulator.serving.gateway import Gateway
 from simulator.serving.pool import Pool
-from simulator.serving.request import CANCELLED, FINISHED, REJECTED, TIMED_OUT, Request
+from simulator.serving.request import CANCELLED, FINISHED, PLAIN, REJECTED, TIMED_OUT, Request, Traits
 
 
 class Arrivals(NamedTuple):
@@ -31,6 +31,8 @@ class Arrivals(NamedTuple):
     turn: Iterable[int | None]
     keys: Iterable[Sequence[int]] = ()
     """Keys of the prompts' prefixes; empty when nothing is known of their content."""
+    traits: Iterable[Traits] = ()
+    """What callers say beyond lengths; empty when they say nothing."""
 
 
 class Patience(NamedTuple):
@@ -139,8 +141,8 @@ class Frontend:
         env, in_flight, enter, refusal = self.env, self.in_flight, self._enter, self._admission.refusal
         number = 0
         for batch in batches:
-            keys_of = batch.keys or repeat(())
-            for arrival_ns, prompt, output, session, turn, keys in zip(*batch[:5], keys_of, strict=False):
+            known = batch.keys or repeat(()), batch.traits or repeat(PLAIN)
+            for arrival_ns, prompt, output, session, turn, keys, traits in zip(*batch[:5], *known, strict=False):
                 if self._clients is not None:
                     if len(in_flight) >= self._clients:
                         self._freed = Event(env)
@@ -148,7 +150,7 @@ class Frontend:
                     arrival_ns = env.now
                 elif arrival_ns > env.now:
                     yield env.timeout(arrival_ns - env.now)
-                request = Request(number, arrival_ns, prompt, output, session, turn, keys)
+                request = Request(number, arrival_ns, prompt, output, session, turn, keys, traits)
                 number += 1
                 self.arrived = number
                 reason = refusal(prompt, output)

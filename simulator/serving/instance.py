@@ -13,16 +13,17 @@ from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
-from simulator.serving.engine import Engine, EngineCost, Observer, RankLines, RanksCost
+from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
+from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
-from simulator.serving.rank import DECODE_ON, Holding, Rank, Reservation
+from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
 
 MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
 
 
-__all__ = ["Engine", "EngineCost", "Instance", "Observer", "RankLines", "RanksCost"]
+__all__ = ["Engine", "Instance", "Observer"]
 
 
 class Instance:
@@ -46,16 +47,7 @@ class Instance:
         self.name = name
         self.engine = engine
         self.devices = tuple(devices)
-        self.ranks = [
-            Rank(
-                engine.limits,
-                engine.kv_blocks,
-                engine.block_tokens,
-                engine.watermark_blocks,
-                engine.prefixes() if engine.prefixes is not None else None,
-            )
-            for _ in range(engine.ranks)
-        ]
+        self.ranks = [Rank(engine) for _ in range(engine.ranks)]
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
@@ -197,40 +189,53 @@ class Instance:
     # -- the actor ------------------------------------------------------------------------------------------------
 
     def _run(self) -> Generator[Event, Any, None]:
-        alarm, ranks, policy, limits = self._alarm, self.ranks, self.engine.policy, self.engine.limits
+        alarm = self._alarm
         while True:
-            prompts = decodes = False
-            for rank in ranks:
-                if rank.kv.prefixes is not None:
-                    rank.kv.prefixes.expire(self.env.now)
-                if rank.arrived:
-                    for request in rank.take_in():
-                        request.decode_instance = self.name
-            if self._leaving:
-                self._let_go()
-            for rank in ranks:
-                step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
-                for _ in range(step.preempts):
-                    self._preempt_last(rank)
-                rank.step = step
-                if step.prompts:
-                    prompts = True
-                elif rank.batch.members:
-                    decodes = True
-            if prompts:
+            kind, wake_ns = self._decide(self.env.now)
+            if kind == PREFILL:
                 self._begin_prefill()
                 yield alarm
                 self._end_jump()
                 self._end_prefill()
-            elif decodes:
+            elif kind == DECODE:
                 self._begin_jump()
                 yield alarm
                 self._end_jump()
             else:
                 self._begins(IDLE)
+                if wake_ns is not None:
+                    alarm.set(wake_ns)
                 yield alarm
                 self._mark()
                 self._ticks = self.env.now << TICK_BITS
+
+    def _decide(self, now: int) -> tuple[int, int | None]:
+        """Let every rank say what it does next; return what that is, and when to look again if it is nothing."""
+        for rank in self.ranks:
+            rank.now_ns = now
+            if rank.kv.prefixes is not None:
+                rank.kv.prefixes.expire(now)
+            if rank.arrived:
+                for request in rank.take_in():
+                    request.decode_instance = self.name
+        if self._leaving:
+            self._let_go()
+        policy, limits = self.engine.policy, self.engine.limits
+        kind, wake_ns = IDLE, None
+        for rank in self.ranks:
+            while rank.by_priority and rank.outranked():
+                self._preempt_last(rank)
+            step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+            for _ in range(step.preempts):
+                self._preempt_last(rank)
+            rank.step = step
+            if step.prompts:
+                kind = PREFILL
+            elif rank.batch.members:
+                kind = kind or DECODE
+            elif step.wake_ns is not None:
+                wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
+        return kind, wake_ns
 
     def _begin_prefill(self) -> None:
         now = self.env.now
@@ -279,6 +284,8 @@ class Instance:
         self._account.passed(self.state, self._account.blocks(), sum(len(done) for _, done in ended))
         for rank, done in ended:
             rank.step = DECODE_ON
+            if self.engine.counts_service:
+                rank.count_service(done, 1)
             for request in done:
                 request.generated += 1
                 if request.first_token_ns < 0:
@@ -301,6 +308,8 @@ class Instance:
         steps = 0
         for rank in self.ranks:
             fit = self._fit(rank)
+            if rank.step.steps is not None:
+                fit = min(fit, rank.step.steps)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
@@ -324,15 +333,19 @@ class Instance:
     def _jump_of(self, steps: int) -> Jump | SummedJump:
         if self._only is not None:
             batch = self._only.batch
-            size, context = len(batch.members), batch.context
+            members, context = len(batch.members), batch.context
+            size = members + batch.ghosts
             until, fixed, slope = self._step_ticks(size, context + size)
             if until < context + steps * size:  # the line ends within the jump
                 steps = int(until - context) // size
-            return Jump(self._ticks, steps, size, context, fixed, slope)
-        sizes = [len(rank.batch.members) if rank.decodes else 0 for rank in self.ranks]
+            jump = Jump(self._ticks, steps, size, context, fixed, slope)
+            jump.batch = members  # ghosts make no tokens
+            return jump
+        sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
         contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
         lines = cast(RanksCost, self.cost).decode_together(sizes)
-        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), sum(sizes))
+        members = sum(len(rank.batch.members) for rank in self.ranks if rank.decodes)
+        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -345,6 +358,9 @@ class Instance:
         for rank in self.ranks:
             if rank.decodes:
                 rank.batch.advance(steps)
+                rank.decoded += steps
+                if self.engine.counts_service:
+                    rank.count_service(rank.batch.members.values(), steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
@@ -429,7 +445,7 @@ class Instance:
         """Let the engine decide anew as soon as its present iteration, number `begun` of a jump, ends."""
         if self._jump is not None:
             self._cut(begun)
-        elif self.state == IDLE and self._alarm.at_ns is None:
+        elif self.state == IDLE and self._alarm.at_ns != self.env.now:
             self._alarm.set(self.env.now)
 
     def _cut(self, steps: int) -> None:

@@ -4,20 +4,19 @@ A rank is a data-parallel attention rank, or a micro-batch of a pipeline (vLLM's
 itself, and all ranks of an instance step together. This is the view that a batcher reads; nothing here knows of time.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from simpy import Environment, Event
 
 from simulator.errors import InvariantError
-from simulator.serving.batching import Step
 from simulator.serving.decode_batch import DecodeBatch
+from simulator.serving.engine import Engine
+from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
-from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.queueing import Fair, Queue
 from simulator.serving.request import Request
-
-DECODE_ON = Step()
 
 
 class Holding(NamedTuple):
@@ -45,11 +44,14 @@ class Rank:
         "arrived",
         "batch",
         "block_tokens",
+        "by_priority",
+        "decoded",
         "decodes",
         "fresh",
         "kv",
         "last_step_ns",
         "limits",
+        "now_ns",
         "partial",
         "reservations",
         "reserved",
@@ -57,20 +59,17 @@ class Rank:
         "waiting",
     )
 
-    def __init__(
-        self,
-        limits: Any,
-        kv_blocks: int,
-        block_tokens: int,
-        watermark_blocks: int,
-        prefixes: PrefixCache | None = None,
-    ) -> None:
-        self.limits = limits
-        self.block_tokens = block_tokens
-        self.waiting: deque[Request] = deque()
+    def __init__(self, engine: Engine) -> None:
+        self.limits = engine.limits
+        self.block_tokens = engine.block_tokens
+        self.waiting: Queue = engine.queue() if engine.queue is not None else deque()
+        self.by_priority = engine.by_priority  # whether who waits may take the place of a running one of lower priority
+        self.now_ns = 0  # when the iteration to come begins
+        self.decoded = 0  # decode steps since the last iteration with prompts
         self.partial: list[Request] = []  # whose prefill has begun and not ended
-        self.batch = DecodeBatch(block_tokens)
-        self.kv = KVCache(kv_blocks, block_tokens, watermark_blocks, self.batch, prefixes)
+        self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
+        prefixes = engine.prefixes() if engine.prefixes is not None else None
+        self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
@@ -122,16 +121,46 @@ class Rank:
         in_use = units - prefixes.idle_among(request.keys, units)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
-    def latest(self) -> Iterator[tuple[int, int]]:
+    @property
+    def growth_blocks(self) -> int:
+        """KV blocks that those who run will still take until they have all their tokens."""
+        size, batch = self.block_tokens, self.batch
+        growth = 0
+        for request in self.partial:
+            growth += -(-(request.prompt_tokens + request.output_tokens - 1) // size)
+            growth -= request.blocks + request.shared_blocks
+        for request in batch.members.values():
+            growth += -(-(request.prompt_tokens + request.output_tokens - 1) // size) - -(-batch.held(request) // size)
+        return growth
+
+    def victims(self) -> Iterator[Request]:
+        """Yield who may be preempted: who was begun last, then who joined the batch last; or the lowest priority."""
+        if not self.by_priority:
+            yield from reversed(self.partial)
+            yield from reversed(self.batch.members.values())
+            return
+        runs = [*reversed(self.partial), *reversed(self.batch.members.values())]
+        yield from sorted(runs, key=lambda request: request.traits.priority)
+
+    def latest(self) -> Iterator[Victim]:
         """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
         dropped: dict[int, int] = {}  # references to cached units that those before would have given up
-        for request in reversed(self.partial):
-            yield request.blocks + self._freed(request, dropped), 0
-        for request in reversed(self.batch.members.values()):
+        for request in self.victims():
+            if request.request_id not in self.batch.members:
+                yield Victim(request, request.blocks + self._freed(request, dropped), 0)
+                continue
             tokens = self.batch.held(request)
             blocks = self.kv.blocks_for(tokens)
             held = blocks - request.shared_blocks + self._freed(request, dropped)
-            yield held, self.kv.blocks_for(tokens + 1) - blocks
+            yield Victim(request, held, self.kv.blocks_for(tokens + 1) - blocks)
+
+    def outranked(self) -> bool:
+        """Return whether the next in line has no place and a running request has a lower priority."""
+        head = next(iter(self.waiting), None)
+        lowest = next(self.victims(), None) if self.by_priority else None
+        if head is None or lowest is None or lowest.traits.priority >= head.traits.priority:
+            return False
+        return self.running >= self.limits.max_running or self.claim(head)[1] > self.admissible_blocks
 
     def _freed(self, request: Request, dropped: dict[int, int]) -> int:
         """Return the cached blocks that nobody references any more when this request goes as well; it is noted down."""
@@ -166,6 +195,10 @@ class Rank:
             request.blocks = blocks
         self.kv.held += taken
         self.kv.make_room()
+        self.decoded = 0
+        if step.padded:
+            longest = max(count for _, count in step.prompts)
+            tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
         return tokens, pairs, len(step.prompts)
 
     def _adopt(self, request: Request) -> None:
@@ -257,6 +290,13 @@ class Rank:
             self.decode(request)
         return come
 
+    def count_service(self, requests: Iterable[Request], tokens: int) -> None:
+        """Tell a fair queue that each of these has generated so many tokens."""
+        assert isinstance(self.waiting, Fair)
+        counts = Counter(request.traits.tenant for request in requests)
+        for tenant, count in counts.items():
+            self.waiting.served(tenant, count * tokens)
+
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
         for request in self.fresh:
@@ -273,12 +313,13 @@ class Rank:
         self.fresh.clear()
 
     def preempt_last(self) -> Request:
-        """Send the last in line back to the queue, to be computed anew: a prompt begun, or who began to decode last."""
-        if self.partial:
-            request = self.partial.pop()
+        """Send the first of `victims` back to the queue, to be computed anew."""
+        request = next(self.victims())
+        if request.request_id not in self.batch.members:
+            self.partial.remove(request)
             self.drop(request, request.computed)
         else:
-            request = self.batch.pop_last()
+            self.batch.leave(request)
             self.drop(request, request.prefill_tokens - 1)
             if request in self.fresh:
                 self.fresh.remove(request)

@@ -19,6 +19,8 @@ from simulator.model.transformer import load_model
 from simulator.results.run import load_run
 from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
+from simulator.serving.prefix_cache import EVICTIONS
+from simulator.serving.queueing import ORDERS
 from simulator.serving.role_switch import SWITCHES
 from simulator.serving.routing import ROUTERS
 
@@ -59,7 +61,19 @@ workloads = st.fixed_dictionaries(
         "arrivals": arrivals,
         "prompt_tokens": lengths,
         "output_tokens": lengths,
-    }
+        "prediction": st.sampled_from([{}, {"error": 0.5}]),
+    },
+    optional={
+        "tenants": st.just({"a": 3, "b": 1}),
+        "priorities": st.just({"0": 1, "1": 1, "-3": 0.5}),
+        "prefixes": st.fixed_dictionaries({"count": st.integers(1, 4), "tokens": st.integers(1, 80)}),
+    },
+)
+
+
+caches = st.fixed_dictionaries(
+    {"eviction": st.sampled_from([*sorted(EVICTIONS), {"ttl": {"lifetime": "30 ms"}}])},
+    optional={"unit_tokens": st.sampled_from([16, 32]), "pin": st.just({"units": 1, "share": 0.05})},
 )
 
 
@@ -74,10 +88,11 @@ def pool(layouts):
                     "block_tokens": st.sampled_from([1, BLOCK]),
                     "blocks": st.integers(300, 700),
                     "watermark": st.sampled_from([0.0, 0.01]),
-                }
+                },
+                optional={"prefix_cache": caches},
             ),
         },
-        optional={"router": st.sampled_from(sorted(ROUTERS))},
+        optional={"router": st.sampled_from(sorted(ROUTERS)), "queue": st.sampled_from(sorted(ORDERS))},
     )
 
 
@@ -117,7 +132,7 @@ switches = st.fixed_dictionaries(
     {"policy": st.sampled_from(sorted(SWITCHES)), "interval": duration(5000, 100_000), "delay": duration(0, 50_000)}
 )
 serving = st.one_of(
-    st.fixed_dictionaries({"colocated": pool(one_rank)}),
+    st.fixed_dictionaries({"colocated": pool(some_ranks)}),
     st.fixed_dictionaries(
         {"prefill": pool(some_ranks), "decode": pool(some_ranks)},
         optional={"kv_transfer": transfers, "role_switch": switches},
@@ -125,7 +140,16 @@ serving = st.one_of(
 ).flatmap(
     lambda pools: st.fixed_dictionaries(
         {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
-        optional={"router": st.sampled_from(sorted(ROUTERS)), "request_overhead": duration(0, 3000)},
+        optional={
+            "router": st.sampled_from(sorted(ROUTERS)),
+            "request_overhead": duration(0, 3000),
+            "router_view": st.just({"report_interval": "7 ms", "counts_sent": True}),
+            "gateway": st.just({"service": "300 us", "workers": 2}),
+            "timeout": st.fixed_dictionaries(
+                {}, optional={"queue": duration(5000, 90_000), "total": duration(9000, 300_000)}
+            ),
+            "cancel": st.just({"fraction": 0.3, "after_tokens": 5}),
+        },
     ).map(lambda rest: rest | pools)
 )
 scenarios = st.fixed_dictionaries(
@@ -135,7 +159,7 @@ scenarios = st.fixed_dictionaries(
         "topology": st.just({"preset": "clos-h100", "nodes": 2}),
         "workload": workloads,
         "serving": serving,
-        "slo": st.just({"ttft": "100 ms"}),
+        "slo": st.just({"ttft": "100 ms", "tpot": "20 ms"}),
     },
     optional={"until": duration(1000, 400_000)},
 )
