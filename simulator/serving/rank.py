@@ -196,7 +196,7 @@ class Rank:
         self.kv.held += taken
         self.kv.make_room()
         self.decoded = 0
-        if step.padded:
+        if step.padded and step.prompts:
             longest = max(count for _, count in step.prompts)
             tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
         return tokens, pairs, len(step.prompts)

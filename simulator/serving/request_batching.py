@@ -51,9 +51,9 @@ def static(limits: Static, engine: EngineView) -> Step:
         free -= _whole(request, engine)
         longest = max(longest, request.prefill_tokens)
         too_many = longest * (len(prompts) + 1) > limits.max_batch_tokens
-        if len(prompts) == limits.max_running or free < 0 or (too_many and prompts):
-            if prompts or engine.claim(request)[1] > engine.free_blocks:
-                break  # alone a request runs as far as there is memory
+        full = len(prompts) == limits.max_running or free < 0 or (too_many and prompts)
+        if full and (prompts or engine.claim(request)[1] > engine.free_blocks):
+            break  # alone a request runs as far as there is memory
         prompts.append(request)
     counts = [(r, min(engine.claim(r)[0], limits.max_batch_tokens)) for r in prompts]
     return Step(counts, reserves=True, padded=True)

@@ -172,10 +172,10 @@ def run(folder, value, name):
     file.write_text(json.dumps(value))
     try:
         scenario = load(file)
+        with mock.patch.object(execution, "BEAT_EVENTS", 8):
+            running.run_scenario(scenario, folder / name, check=True)
     except InputError:
         return None
-    with mock.patch.object(execution, "BEAT_EVENTS", 8):
-        running.run_scenario(scenario, folder / name, check=True)
     found = load_run(folder / name)
     found.verify()
     return found
