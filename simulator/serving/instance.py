@@ -155,11 +155,9 @@ class Instance:
 
     def retime(self, cost: EngineCost) -> None:
         """Go by another cost from the next iteration on."""
-        self.cost = cost
-        self._step_ticks = StepTicks(cost)
+        self.cost, self._step_ticks = cost, StepTicks(cost)
         if self._jump is not None:
-            self._mark()
-            self._cut(self._steps_by_now())
+            self._cut(self._mark())
 
     # -- what a router may read -----------------------------------------------------------------------------------
 
@@ -226,9 +224,9 @@ class Instance:
             while rank.by_priority and rank.outranked():
                 self._preempt_last(rank)
             step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+            rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
-            rank.step = step
             if step.prompts:
                 kind = PREFILL
             elif rank.batch.members:

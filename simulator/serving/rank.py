@@ -328,6 +328,8 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
+        if self.kv.prefixes is not None:  # of what it left it may find so much again that it fits at once
+            self.step = self.step._replace(steps=1)
         return request
 
     def withdraw(self, request: Request) -> bool:
