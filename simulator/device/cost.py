@@ -5,6 +5,7 @@ any; `linear` takes the user's own constants.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from simulator.device.ranks import RankLines, of_all, round_of, total
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
@@ -105,7 +107,8 @@ class RooflineCost:
     """Steps of a model from the kernels of its operators on one device kind.
 
     The duration of a step is the sum of its kernels, or the host's chain of launches if that is longer, plus the
-    engine's overhead; two micro-batches may overlap. All ranks do equal work.
+    engine's overhead; two micro-batches may overlap. All ranks do equal work but for routed experts, of which a
+    `balance` knows what the fullest rank has.
     Raises InputError when the layout splits the model unevenly or passes the scale-up domain, or the device does not
     multiply in the precision.
     """
@@ -119,6 +122,7 @@ class RooflineCost:
         engine: RooflineParameters | None = None,
         links: Links | None = None,
         times: Times | None = None,
+        balance: ExpertBalance | None = None,
     ) -> None:
         if model.encoder is not None:
             what = f"{model.name} has an encoder: such models are counted, their training steps timed, but not served"
@@ -129,7 +133,8 @@ class RooflineCost:
         self.model, self.layout, self.accelerator = model, layout, accelerator
         self.precision = precision or Precision()
         self.engine = engine or RooflineParameters()
-        self._pass = Pass(model, layout, self.precision)
+        self.balance = balance
+        self._pass = Pass(model, layout, self.precision, balance=balance)
         self._latent = isinstance(model.attention, LatentAttention)
         self._rest: dict[tuple[int, ...], _Rest] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
@@ -138,6 +143,17 @@ class RooflineCost:
         self._steps: dict[tuple[int, int, int, int, float], float] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
             self._time(operator)  # every format and group is known, or the error comes now
+
+    def rebalanced(self, balance: ExpertBalance) -> "RooflineCost":
+        """Return the cost under another balance of the same ranks and slots: only routed experts are timed anew."""
+        found = copy(self)
+        found.balance = balance
+        found._pass = Pass(self.model, self.layout, self.precision, balance=balance)
+        found._rest, found._decode, found._steps = {}, {}, {}
+        found._kernels = {key: kernel for key, kernel in self._kernels.items() if key[1] is not Experts}
+        if balance.shared_copies and not (self.balance and self.balance.shared_copies):
+            found._own = {}  # shared experts were each rank's own
+        return found
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
@@ -402,18 +418,19 @@ class Subject(NamedTuple):
     accelerator: Accelerator
     precision: Precision
     links: Links | None = None
+    balance: ExpertBalance | None = None
 
 
 Factory = Callable[[Any, Subject], Cost]
 
 
 def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, balance=of.balance)
 
 
 def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
     times = measured_times(parameters, Pass(of.model, of.layout, of.precision), of.accelerator)
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times, of.balance)
 
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:

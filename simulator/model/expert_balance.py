@@ -6,6 +6,7 @@ step is a sum over layers, so what counts is the mean over layers of each layer'
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class ExpertBalance:
         hottest = self._means.argmax(axis=1)
         slots = -np.sort(-self._share[np.arange(layers), hottest], axis=1)
         self._slots: Floats = slots.sum(axis=0) / slots.sum()  # of the fullest rank, by share of its pairs
-        self._floor = float(self._means.max(axis=1).mean())
+        self._floor = float(np.mean(self._means.max(axis=1)))
         self._known: dict[int, float] = {}
 
     @staticmethod
@@ -51,6 +52,11 @@ class ExpertBalance:
         """Return experts that are all alike, in order on ranks that divide them."""
         group = Group(ranks, experts // ranks)
         return ExpertBalance(np.full((layers, experts), active / experts), contiguous(layers, experts, 0, group), group)
+
+    @property
+    def evenness(self) -> float:
+        """Return the load of an average rank over that of the fullest, of so many tokens that chance has no part."""
+        return self.topk / self.group.ranks / self._floor
 
     @property
     def fingerprint(self) -> tuple[bytes, bytes]:
@@ -68,7 +74,8 @@ class ExpertBalance:
         left, right = self._at(low) / low, self._at(2 * low) / (2 * low)
         part = (low**-0.5 - tokens**-0.5) / (low**-0.5 - (2 * low) ** -0.5)
         found = tokens * (left + (right - left) * max(part, 0.0))
-        return min(max(found, tokens * self._floor, min(tokens, 1.0)), tokens * min(self.topk, self.group.slots))
+        most = tokens * min(self.topk, self.group.slots)
+        return float(min(max(found, tokens * self._floor, min(tokens, 1.0)), most))
 
     def mean_over_maximum(self, tokens: float) -> float:
         """Return the pairs of an average rank over those of the fullest: 1 is perfect balance."""
@@ -86,12 +93,12 @@ class ExpertBalance:
 
     # -- what is exchanged ----------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def copies(self) -> float:
         """Ranks that a token is sent to, as if all had as much to receive as the busiest, mean over layers."""
         return float(self.group.ranks * self._hits().max(axis=1).mean())
 
-    @property
+    @cached_property
     def relayed(self) -> float:
         """Nodes that a token is sent to per rank that it is sent to; below one, a node may hand copies on.
 
@@ -99,8 +106,8 @@ class ExpertBalance:
         """
         if not self.nodes_per_token:
             return 1.0
-        per_node = self._by_node(self._means)
-        return float((self._hit(per_node, self._visits()).sum(axis=1) / self._hits().sum(axis=1)).mean())
+        nodes = self._hit(self._by_node(self._means), self._visits()).sum(axis=1)
+        return float(np.mean(nodes / self._hits().sum(axis=1)))
 
     def _hits(self) -> Floats:
         """Return P(a token is sent to a rank): choices fall on a rank by its share, one by one."""
@@ -111,7 +118,8 @@ class ExpertBalance:
     def _hit(self, means: Floats, visited: Floats) -> Floats:
         """Return P(one of the choices or more falls on a place of so many on average), if its node is visited."""
         part = np.divide(means, visited * self.topk, out=np.zeros_like(means), where=visited > 0)
-        return visited * (1 - (1 - np.minimum(part, 1.0)) ** self.topk)
+        found: Floats = visited * (1 - (1 - np.minimum(part, 1.0)) ** self.topk)
+        return found
 
     def _visits(self) -> Floats:
         """Return P(a node is among those that a token may use): by the share of its experts, certain at most."""
@@ -128,7 +136,8 @@ class ExpertBalance:
         return np.minimum(visits, 1.0)
 
     def _by_node(self, values: Floats) -> Floats:
-        return values.reshape(len(values), self.group.nodes, -1).sum(axis=2)
+        found: Floats = values.reshape(len(values), self.group.nodes, -1).sum(axis=2)
+        return found
 
     # -- the fullest rank -----------------------------------------------------------------------------------------
 
@@ -144,7 +153,8 @@ class ExpertBalance:
         if self.nodes_per_token:
             visits = np.repeat(self._visits(), self.group.ranks_per_node, axis=1)
             found = found + self._means**2 * (np.divide(1.0, visits, out=np.ones_like(visits), where=visits > 0) - 1)
-        return np.sqrt(found)
+        deviations: Floats = np.sqrt(found)
+        return deviations
 
     def _at(self, tokens: int) -> float:
         known = self._known.get(tokens)
@@ -161,7 +171,7 @@ def expected_maximum(means: Floats, deviations: Floats) -> Floats:
     """
     count = means.shape[1]
     alike = (np.ptp(means, axis=1) <= 1e-9 * means.max(axis=1)) & (np.ptp(deviations, axis=1) <= 1e-9)
-    found = means.max(axis=1) + largest(count)[0] * deviations[:, 0]
+    found: Floats = means.max(axis=1) + largest(count)[0] * deviations[:, 0]
     for row in np.flatnonzero(~alike).tolist():
         mean, deviation = means[row], deviations[row]
         low, high = float((mean - 4 * deviation).max()), float((mean + 4 * deviation).max())
@@ -185,11 +195,12 @@ def _normal_cdf(values: Floats) -> Floats:
     values = np.clip(values, -40.0, 40.0)
     t = 1 / (1 + 0.2316419 * np.abs(values))
     tail = np.exp(-values * values / 2) / np.sqrt(2 * np.pi) * t * _polynomial(t, _TAIL)
-    return np.where(values > 0, 1 - tail, tail)
+    found: Floats = np.where(values > 0, 1 - tail, tail)
+    return found
 
 
 def _polynomial(t: NDArray[np.float64], coefficients: Sequence[float]) -> Floats:
-    total = np.zeros_like(t)
+    total: Floats = np.zeros_like(t)
     for coefficient in reversed(coefficients):
         total = total * t + coefficient
     return total

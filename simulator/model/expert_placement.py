@@ -1,8 +1,8 @@
 """Which rank holds which expert: in order, or balanced by load with copies of the hottest; and what a change moves.
 
 Source: the balancer of DeepSeek's deployments (EPLB, described with DeepSeek-V3, arXiv:2412.19437, 3.4): copies go to
-the expert with the largest load per copy, groups of experts are packed onto nodes, copies onto the ranks of a node; each
-packing is greedy, the heaviest first onto the lightest with room (Graham 1969).
+the expert with the largest load per copy, groups of experts are packed onto nodes, copies onto the ranks of a node;
+each packing is greedy, the heaviest first onto the lightest with room (Graham 1969).
 """
 
 from collections import Counter

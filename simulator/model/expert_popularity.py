@@ -29,7 +29,8 @@ def power_law(
     """Return the quantiles of the density x^-exponent from 1 to `largest`, in a random order in each layer."""
     below = 1 - exponent or 1e-9
     at = (np.arange(experts) + 0.5) / experts
-    return shuffled(scaled(((largest**below - 1) * at + 1) ** (1 / below), active), layers, random)
+    loads: Floats = ((largest**below - 1) * at + 1) ** (1 / below)
+    return shuffled(scaled(loads, active), layers, random)
 
 
 def counted(counts: Sequence[Sequence[float]] | Floats, active: int) -> Floats:
@@ -58,7 +59,8 @@ def scaled(weights: Floats, active: int) -> Floats:
 
 def shuffled(row: Floats, layers: int, random: np.random.Generator) -> Floats:
     """Return the popularity of one layer for all of them, experts in a random order in each."""
-    return random.permuted(np.tile(row, (layers, 1)), axis=1)
+    found: Floats = random.permuted(np.tile(row, (layers, 1)), axis=1)
+    return found
 
 
 def redrawn(popularity: Floats, share: float, random: np.random.Generator) -> Floats:
