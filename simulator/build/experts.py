@@ -1,6 +1,7 @@
 """What a pool's `experts` section comes to: popularity and placement, the balance of ranks, and what changes it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from simulator.errors import InputError, Problem
@@ -10,22 +11,32 @@ from simulator.model.expert_placement import Floats, Group, Move, Whole, balance
 from simulator.model.expert_popularity import counted, power_law, redrawn, uniform, zipf
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
-from simulator.model.split import Held, expert_bytes
+from simulator.model.split import expert_bytes
 from simulator.model.transformer import Transformer
 from simulator.randomness import stream
-from simulator.scenario.experts import Experts
+from simulator.scenario.experts import Experts, apart, expert_group
+from simulator.scenario.schema import Pool, Scenario
 from simulator.serving.expert_balance import Plan
 from simulator.workload.expert_choices import read_choices
 
 
-def held(section: Experts | None, model: Transformer, layout: Layout) -> Held | None:
-    """Return the experts that a rank holds, for the memory ledger; None where no section says so.
-
-    Raises InputError when copies do not come out even, or there is no such expert.
-    """
-    if section is None or model.experts is None or layout.expert == 1:
+def experts_of(
+    role: str, pool: Pool, scenario: Scenario, model: Transformer, devices_per_node: int, notes: list[str]
+) -> Plan | None:
+    """Return how the experts of a pool are balanced, None if nothing says so; raises InputError with its place."""
+    if pool.experts is None:
         return None
-    return Held(_group(section, model.experts, layout, 1).slots, not _apart(section, layout))
+    if scenario.serving is not None and scenario.serving.cost.name == "linear":
+        notes.append(f"serving.{role}.experts: no effect on linear costs, but for the memory of copies")
+        return None
+    said: list[str] = []
+    try:
+        plan = plan_experts(pool.experts, model, pool.layout, devices_per_node, scenario.seed, said)
+    except InputError as error:
+        found = [p if p.file else replace(p, path=f"serving.{role}.{p.path}") for p in error.problems]
+        raise InputError([scenario.located(problem) for problem in found]) from None
+    notes += [f"serving.{role}.{note}" for note in said]
+    return plan
 
 
 def plan_experts(
@@ -37,12 +48,12 @@ def plan_experts(
     """
     part = model.experts
     if part is None:
-        raise InputError(Problem(f"{model.name} has no experts", path="experts"))
+        raise InputError(Problem(f"{model.name} has no experts to balance", path="experts"))
     if layout.expert == 1:
         notes.append("experts: no effect with `layout.expert: 1`, every device has a part of all of them")
         return None
-    group = _group(section, part, layout, _nodes(layout, devices_per_node))
-    shared = section.shared_copies if _apart(section, layout) else 0
+    group = expert_group(section, part, layout, _nodes(layout, devices_per_node))
+    shared = section.shared_copies if apart(section, layout) else 0
     limit, groups = _limit(section, part, group)
     windows = _popularity(section, part, seed, notes)
     layers = len(windows[0])
@@ -81,30 +92,6 @@ def shards(
                 source, target = (devices[first + rank * parts + part] for rank in (move.source, move.target))
                 found.append((source, target, size_bytes))
     return found
-
-
-def _apart(section: Experts, layout: Layout) -> bool:
-    """Return whether copies of the shared expert are on ranks of their own: not when each rank has one."""
-    return 0 < section.shared_copies != layout.expert
-
-
-def _group(section: Experts, part: MixtureOfExperts, layout: Layout, nodes: int) -> Group:
-    ranks = layout.expert
-    shared = section.shared_copies
-    if shared and (not part.shared or part.shared_width != part.intermediate):
-        what = "copies of the shared expert need a model with one, as wide as a routed expert"
-        raise InputError(Problem(what, path="experts.shared_copies", allowed="0"))
-    if shared > ranks:
-        what = f"{shared} copies of the shared expert for {ranks} expert-parallel ranks"
-        raise InputError(Problem(what, path="experts.shared_copies", allowed=f"at most {ranks}"))
-    shared = shared if _apart(section, layout) else 0
-    total = part.experts + section.redundant + shared
-    if total % ranks:
-        parts = f"{part.experts} experts, {section.redundant} redundant and {shared} shared copies"
-        what = f"{parts} do not come out even on {ranks} expert-parallel ranks"
-        least = -(part.experts + shared) % ranks
-        raise InputError(Problem(what, path="experts.redundant", allowed=f"{least}, or that and a multiple of {ranks}"))
-    return Group(ranks, total // ranks, nodes)
 
 
 def _nodes(layout: Layout, devices_per_node: int) -> int:

@@ -39,7 +39,7 @@ class ExpertBalance:
         copies = np.maximum(copies_of(placement, self.experts), 1)
         rows = np.arange(layers)[:, None, None]
         self._share = (chosen / copies)[rows, placement]  # pairs of each slot, per token
-        self._means = self._share.sum(axis=2)
+        self._means: Floats = self._share.sum(axis=2)
         self._spreads = self._deviations((chosen * (1 - chosen) / copies)[rows, placement])
         hottest = self._means.argmax(axis=1)
         slots = -np.sort(-self._share[np.arange(layers), hottest], axis=1)

@@ -47,7 +47,7 @@ def counted(counts: Sequence[Sequence[float]] | Floats, active: int) -> Floats:
 
 def scaled(weights: Floats, active: int) -> Floats:
     """Return weights in proportion, their sum `active` and none above one: what is above goes to the others."""
-    found = weights * (active / weights.sum())
+    found: Floats = weights * (active / weights.sum())
     full = np.zeros(len(weights), dtype=bool)
     while (found[~full] > 1).any():
         full |= found >= 1

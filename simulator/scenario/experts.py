@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from simulator.errors import InputError, Problem
+from simulator.model.architecture import MixtureOfExperts
+from simulator.model.expert_placement import Group
+from simulator.model.layout import Layout
+from simulator.model.split import Held
+from simulator.model.transformer import Transformer
 from simulator.strict import Count, Fault, Fraction, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
 
@@ -94,3 +100,38 @@ class Experts(Strict):
         if faults:
             raise LocatedError(*faults)
         return self
+
+
+def held(section: Experts | None, model: Transformer, layout: Layout) -> Held | None:
+    """Return the experts that a rank holds, for the memory ledger; None where no section says so.
+
+    Raises InputError when copies do not come out even, or there is no such expert.
+    """
+    if section is None or model.experts is None or layout.expert == 1:
+        return None
+    return Held(expert_group(section, model.experts, layout, 1).slots, not apart(section, layout))
+
+
+def apart(section: Experts, layout: Layout) -> bool:
+    """Return whether copies of the shared expert are on ranks of their own: not when each rank has one."""
+    return 0 < section.shared_copies != layout.expert
+
+
+def expert_group(section: Experts, part: MixtureOfExperts, layout: Layout, nodes: int) -> Group:
+    """Return ranks and slots of an expert-parallel group; raises InputError when experts do not come out even."""
+    ranks = layout.expert
+    shared = section.shared_copies
+    if shared and (not part.shared or part.shared_width != part.intermediate):
+        what = "copies of the shared expert need a model with one, as wide as a routed expert"
+        raise InputError(Problem(what, path="experts.shared_copies", allowed="0"))
+    if shared > ranks:
+        what = f"{shared} copies of the shared expert for {ranks} expert-parallel ranks"
+        raise InputError(Problem(what, path="experts.shared_copies", allowed=f"at most {ranks}"))
+    shared = shared if apart(section, layout) else 0
+    total = part.experts + section.redundant + shared
+    if total % ranks:
+        parts = f"{part.experts} experts, {section.redundant} redundant and {shared} shared copies"
+        what = f"{parts} do not come out even on {ranks} expert-parallel ranks"
+        least = -(part.experts + shared) % ranks
+        raise InputError(Problem(what, path="experts.redundant", allowed=f"{least}, or that and a multiple of {ranks}"))
+    return Group(ranks, total // ranks, nodes)

@@ -30,6 +30,7 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.experts import Experts
 from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.role_switch import RoleSwitch
@@ -123,6 +124,14 @@ class Pool(Strict):
     """Who takes a request that comes to this pool; default: the router of `serving`."""
     expert_servers: ExpertServers | None = None
     """Devices that hold the experts for all engines of the pool, which keep attention and KV cache; default: none."""
+    experts: Experts | None = None
+    """How tokens choose experts and where these lie; default: all alike, in order, without copies."""
+
+    @model_validator(mode="after")
+    def _experts_are_here(self) -> Self:
+        if self.experts is not None and self.expert_servers is not None:
+            raise LocatedError(Fault(("experts",), "excludes `expert_servers`, whose experts are all alike"))
+        return self
 
 
 class Serving(Strict):

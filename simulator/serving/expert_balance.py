@@ -5,7 +5,7 @@ weights move the engine goes on under the old placement (asynchronous rebalancin
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from simpy import Event
@@ -13,16 +13,7 @@ from simpy import Event
 from simulator.clock import Clock
 from simulator.model.expert_balance import ExpertBalance
 from simulator.model.expert_placement import Floats, Move, Whole, moves
-from simulator.serving.instance import EngineCost
-
-
-class Retimed(Protocol):
-    """An engine whose cost may change."""
-
-    name: str
-
-    def retime(self, cost: EngineCost) -> None:
-        """Go by another cost from the next iteration on."""
+from simulator.serving.instance import EngineCost, Instance
 
 
 class Plan(NamedTuple):
@@ -47,9 +38,9 @@ class ExpertBalancing:
         env: Clock,
         pool: str,
         plan: Plan,
-        instances: Callable[[], Sequence[Retimed]],
+        instances: Callable[[], Sequence[Instance]],
         cost_of: Callable[[ExpertBalance], EngineCost],
-        transfer: Callable[[Retimed, Sequence[Move]], Event],
+        transfer: Callable[[Instance, Sequence[Move]], Event],
         event: Callable[[str, str, str], None],
     ) -> None:
         self._env, self._pool, self._plan = env, pool, plan
@@ -97,7 +88,7 @@ class ExpertBalancing:
                 continue
             self._env.process(self._move(instance, placement))
 
-    def _move(self, instance: Retimed, placement: Whole) -> Generator[Event, Any, None]:
+    def _move(self, instance: Instance, placement: Whole) -> Generator[Event, Any, None]:
         wanted = moves(self._placement(instance), placement, self._plan.balance.group.ranks_per_node)
         count = sum(move.experts for move in wanted)
         self._moving[instance.name] = True
@@ -111,14 +102,14 @@ class ExpertBalancing:
         detail = f"{count} experts moved, mean over maximum load {evenness:.3f}"
         self._event("experts rebalanced", instance.name, detail)
 
-    def _placement(self, instance: Retimed) -> Whole:
+    def _placement(self, instance: Instance) -> Whole:
         return self._placed.get(instance.name, self._plan.balance.placement)
 
     def _balance(self, placement: Whole) -> ExpertBalance:
         first = self._plan.balance
         return ExpertBalance(self._popularity, placement, first.group, first.shared_copies, first.nodes_per_token)
 
-    def _retime(self, instance: Retimed) -> None:
+    def _retime(self, instance: Instance) -> None:
         balance = self._balance(self._placement(instance))
         cost = self._costs.get(balance.fingerprint)
         if cost is None:
