@@ -122,6 +122,49 @@ def copies_of(placement: Whole, experts: int) -> Whole:
     return np.bincount(at.ravel(), minlength=layers * experts).reshape(layers, experts)
 
 
+def settled(before: Whole, after: Whole, group: Group) -> Whole:
+    """Return a new placement with its ranks renamed so that more experts stay where they are; loads do not change.
+
+    Nodes are renamed first, then the ranks of each: those that have most in common find each other first.
+    """
+    found = np.empty_like(after)
+    experts = int(max(before.max(), after.max())) + 1
+    for layer, (old, new) in enumerate(zip(before, after, strict=True)):
+        here = _named(old.reshape(group.nodes, -1), new.reshape(group.nodes, -1), experts)
+        old, new = old.reshape(group.nodes, -1, group.slots), new.reshape(group.nodes, -1, group.slots)[here]
+        rows = [new[node][_named(old[node], new[node], experts)] for node in range(group.nodes)]
+        found[layer] = np.concatenate(rows)
+    return found if _lacking(before, found) < _lacking(before, after) else after
+
+
+def _named(old: Whole, new: Whole, experts: int) -> Whole:
+    """Return, for each place of `old`, the row of `new` that goes there: pairs with most in common first."""
+    places = len(old)
+    if places == 1:
+        return np.zeros(1, dtype=np.int64)
+    had, wants = (np.zeros((places, experts), dtype=np.float32) for _ in range(2))
+    np.put_along_axis(had, old, 1, axis=1)
+    np.put_along_axis(wants, new, 1, axis=1)
+    common = (had @ wants.T).astype(np.int64)
+    found, free = np.full(places, -1, dtype=np.int64), np.ones(places, dtype=bool)
+    pairs = np.flatnonzero(common)
+    for pair in pairs[np.argsort(-common.ravel()[pairs], kind="stable")].tolist():
+        place, row = divmod(pair, places)
+        if found[place] < 0 and free[row]:
+            found[place], free[row] = row, False
+    found[found < 0] = np.flatnonzero(free)
+    return found
+
+
+def _lacking(before: Whole, after: Whole) -> int:
+    """Return how many experts are on ranks that did not have them."""
+    return sum(
+        len(set(wants) - set(had))
+        for old, new in zip(before.tolist(), after.tolist(), strict=True)
+        for had, wants in zip(old, new, strict=True)
+    )
+
+
 def moves(before: Whole, after: Whole, ranks_per_node: int) -> list[Move]:
     """Return what ranks must send each other for a new placement, in order of source and target.
 

@@ -12,8 +12,9 @@ from simpy import Event
 
 from simulator.clock import Clock
 from simulator.model.expert_balance import ExpertBalance
-from simulator.model.expert_placement import Floats, Move, Whole, moves
-from simulator.serving.instance import EngineCost, Instance
+from simulator.model.expert_placement import Floats, Move, Whole, moves, settled
+from simulator.serving.engine_cost import EngineCost
+from simulator.serving.instance import Instance
 
 
 class Plan(NamedTuple):
@@ -89,7 +90,9 @@ class ExpertBalancing:
             self._env.process(self._move(instance, placement))
 
     def _move(self, instance: Instance, placement: Whole) -> Generator[Event, Any, None]:
-        wanted = moves(self._placement(instance), placement, self._plan.balance.group.ranks_per_node)
+        group, before = self._plan.balance.group, self._placement(instance)
+        placement = settled(before, placement, group)
+        wanted = moves(before, placement, group.ranks_per_node)
         count = sum(move.experts for move in wanted)
         self._moving[instance.name] = True
         if wanted and self._plan.moves_cost:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.model.expert_placement import Group, balanced, contiguous, copies_of, moves, pack, replicate
+from simulator.model.expert_placement import Group, balanced, contiguous, copies_of, moves, pack, replicate, settled
 from simulator.model.expert_popularity import redrawn, uniform, zipf
 from simulator.randomness import stream
 
@@ -103,6 +103,34 @@ def test_moves_bring_what_a_rank_lacks_from_one_that_had_it(seed, share):
     assert sum(move.experts for move in wanted) == lacking
     assert all(move.source != move.target for move in wanted)
     assert moves(after, after, 4) == []
+
+
+@given(seed=st.integers(0, 500), share=st.floats(0, 1), nodes=st.sampled_from([1, 2]))
+def test_ranks_renamed_hold_the_same_and_move_less(seed, share, nodes):
+    random = stream(seed, "p")
+    load = zipf(2, 32, 4, 0.7, random)
+    group = Group(8, 5, nodes)
+    before = balanced(load, 0, group, 4)
+    after = balanced(redrawn(load, share, random), 0, group, 4)
+    found = settled(before, after, group)
+    for layer in range(2):
+        rows = [sorted(row) for row in found[layer].tolist()]
+        assert sorted(rows) == sorted(sorted(row) for row in after[layer].tolist())
+        by_node = [sorted(e for row in rows[i : i + 8 // nodes] for e in row) for i in range(0, 8, 8 // nodes)]
+        plain = [sorted(after[layer, i : i + 8 // nodes].ravel().tolist()) for i in range(0, 8, 8 // nodes)]
+        assert sorted(by_node) == sorted(plain)  # who is on a node together stays together
+    moved, plain = (sum(move.experts for move in moves(before, each, 4)) for each in (found, after))
+    assert moved <= plain
+    assert np.array_equal(settled(before, before, group), before)
+
+
+def test_one_expert_per_rank_moves_only_what_changed():
+    load = zipf(1, 256, 8, 0.5, stream(1, "p"))
+    group = Group(288, 1)
+    before = balanced(load, 0, group)
+    after = settled(before, balanced(redrawn(load, 0.1, stream(1, "d")), 0, group), group)
+    gained = np.maximum(copies_of(after, 256) - copies_of(before, 256), 0).sum()
+    assert sum(move.experts for move in moves(before, after, 8)) == gained
 
 
 def test_all_alike_are_placed_evenly():
