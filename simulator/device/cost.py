@@ -136,7 +136,7 @@ class RooflineCost:
         self.balance = balance
         self._pass = Pass(model, layout, self.precision, balance=balance)
         self._latent = isinstance(model.attention, LatentAttention)
-        self._rest: dict[tuple[int, ...], _Rest] = {}
+        self._rest: dict[tuple[float, ...], _Rest] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
         self._decode: dict[int, Lines] = {}
         self._own: dict[int, Lines] = {}
@@ -207,9 +207,10 @@ class RooflineCost:
         """Return the time of the kernels but routed experts, of one of two micro-batches where these overlap."""
         if not work.tokens:
             return 0.0
-        if self._overlaps(work):
-            work = work.halved()
-        return self._rest_of(work).kernels_ns + self._attention_ns(work)
+        if not self._overlaps(work):
+            return self._rest_of(work).kernels_ns + self._attention_ns(work)
+        half, share = work.halved(), self._attention_share
+        return self._rest_of(half, share).kernels_ns + self._attention_ns(half, share)
 
     def _joined(self, own_ns: Any, busiest: Work, whole: Work) -> Any:
         """Return the duration of a step whose slowest rank's own kernels take `own_ns`, a number or an array.
@@ -218,14 +219,21 @@ class RooflineCost:
         """
         engine = self.engine
         if engine.overlap is not None and self._overlaps(busiest):
-            exchange_ns = self._rest_of(busiest.halved()).exchange_ns
-            kernels_ns = own_ns + self._rest_of(whole.halved()).experts_ns
-            busy_ns = overlapped_ns(kernels_ns, exchange_ns, self.model.layers, engine.overlap)
+            share = self._attention_share
+            exchange_ns = self._rest_of(busiest.halved(), share).exchange_ns
+            experts_ns = self._rest_of(whole.halved(), share).experts_ns
+            streams = (own_ns + experts_ns, exchange_ns) if share == 1 else (own_ns, experts_ns + exchange_ns)
+            busy_ns = overlapped_ns(*streams, self.model.layers, engine.overlap)
         else:
             busy_ns = own_ns + self._rest_of(whole).experts_ns + self._rest_of(busiest).exchange_ns
         if engine.launch and not engine.is_captured(whole.prompt_tokens > 0):
             busy_ns = np.maximum(busy_ns, self._rest_of(busiest).calls * engine.launch)
         return engine.step_overhead + busy_ns
+
+    @property
+    def _attention_share(self) -> float:
+        """Share of the processors that a rank's own kernels have beside the other stream; 1: they have them all."""
+        return (self.engine.overlap and self.engine.overlap.attention_share) or 1.0
 
     def _overlaps(self, work: Work) -> bool:
         return self.engine.overlap is not None and work.tokens > 1 and self._rest_of(work).exchange_ns > 0
@@ -297,9 +305,12 @@ class RooflineCost:
             raise InputError(Problem(what, path="layout", allowed=f"at most {self.accelerator.domain}, or a topology"))
         return self.times.kernel(operator)
 
-    def _rest_of(self, work: Work) -> "_Rest":
-        """Return everything but attention over the context: it follows from the numbers of tokens."""
-        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0
+    def _rest_of(self, work: Work, share: float = 1.0) -> "_Rest":
+        """Return everything but attention over the context: it follows from the numbers of tokens.
+
+        On a share of the processors, below one, experts have those that it leaves.
+        """
+        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0, share
         known = self._rest.get(key)
         if known is None:
             kernels = experts = exchange = 0.0
@@ -308,20 +319,21 @@ class RooflineCost:
                 calls += operator.calls
                 if isinstance(operator.shape, ATTENTION):
                     continue
-                ns = operator.calls * self._time(operator).ns
+                kernel = self._time(operator)
+                ns = operator.calls * kernel.on(share)
                 if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
                     exchange += ns
                 elif isinstance(operator.shape, Experts):
-                    experts += ns
+                    experts += operator.calls * kernel.on(1 - share if share < 1 else 1.0)
                 else:
                     kernels += ns
             known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls))
         return known
 
-    def _attention_ns(self, work: Work) -> float:
+    def _attention_ns(self, work: Work, share: float = 1.0) -> float:
         operators = self._pass.attention(work)
         kernels = self.times.attention(operators)
-        return sum(o.calls * kernel.ns for o, kernel in zip(operators, kernels, strict=True))
+        return sum(o.calls * kernel.on(share) for o, kernel in zip(operators, kernels, strict=True))
 
 
 def _parse_fine_ns(text: object) -> float:
