@@ -13,7 +13,7 @@ from simpy import Event
 from simulator.clock import Clock
 from simulator.model.expert_balance import ExpertBalance
 from simulator.model.expert_placement import Floats, Move, Whole, moves, settled
-from simulator.serving.engine_cost import EngineCost
+from simulator.serving.engine import EngineCost
 from simulator.serving.instance import Instance
 
 
