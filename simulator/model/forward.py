@@ -340,7 +340,7 @@ class Pass:
             copies, relayed = self.balance.copies, self.balance.relayed
         else:
             copies, relayed = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active), 1.0
-        sent = -(-tokens // layout.tensor) * copies * layout.expert_tensor * self.model.hidden
+        sent = -(-tokens // layout.tensor) * (copies * layout.expert_tensor) * self.model.hidden
         out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
         return [
             Operator("dispatch", part.layers, Collective("dispatch", out, ranks, "expert", relayed)),
