@@ -13,6 +13,7 @@ from simulator.model.split import expert_bytes
 from simulator.model.transformer import load_model
 from simulator.scenario.experts import Experts
 from simulator.scenario.load import load
+from simulator.scenario.write import resolved
 
 FILE = """
 schema: 1
@@ -174,3 +175,19 @@ def test_moves_become_bytes_between_devices():
     each = expert_bytes(model, layout, precision)
     found = shards([Move(1, 3, 4)], range(100, 116), model, layout, precision)
     assert found == [(a, b, 2 * each) for a, b in ((102, 106), (103, 107), (110, 114), (111, 115))]
+
+
+def test_the_section_is_written_as_it_was_read(tmp_path):
+    (tmp_path / "counts.csv").write_text(
+        "layer,expert,tokens\n" + "".join(f"0,{expert},{expert + 1}\n" for expert in range(256))
+    )
+    section = (
+        "{popularity: {measured: {file: counts.csv}}, placement: eplb, redundant: 32, rebalance: {interval: 5 min}, "
+        "drift: {interval: 30 s, share: 0.1}}"
+    )
+    first = load(scenario(tmp_path, section))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "again.yaml").write_text(resolved(first, tmp_path / "other"))
+    assert load(tmp_path / "other" / "again.yaml").serving == first.serving
+    changed = load(scenario(tmp_path, section), ["serving.colocated.experts.popularity=uniform"])
+    assert changed.serving.colocated.experts.popularity.name == "uniform"

@@ -281,6 +281,7 @@ class System:
             withdraw=self._withdraw,
             **front_parts(serving, scenario.seed),
         )
+        self._experts: dict[str, ExpertBalancing] = {}
         self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for lease in plan.leases:
@@ -322,6 +323,8 @@ class System:
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
         instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
         self.instances.append(instance)
+        if engine.role in self._experts:
+            self._experts[engine.role].joined(instance)
         self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
         return instance
 
@@ -352,7 +355,8 @@ class System:
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
             return self.fabric.transfer(shards(moves, instance.devices, cost.model, cost.layout, cost.precision))
 
-        ExpertBalancing(self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event)
+        given = self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event
+        self._experts[pool.role] = ExpertBalancing(*given)
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""

@@ -47,11 +47,17 @@ class ExpertBalancing:
         self._env, self._pool, self._plan = env, pool, plan
         self._instances, self._cost_of, self._transfer, self._event = instances, cost_of, transfer, event
         self._popularity = plan.balance.popularity
+        self._latest = plan.balance.placement
         self._placed: dict[str, Whole] = {}
         self._moving: dict[str, bool] = {}
         self._costs: dict[tuple[bytes, bytes], EngineCost] = {}
         self.moved_experts = 0
         env.process(self._run())
+
+    def joined(self, instance: Instance) -> None:
+        """Take in an engine that came later: its experts are placed as was last found best."""
+        self._placed[instance.name] = self._latest
+        self._retime(instance)
 
     def _run(self) -> Generator[Event, Any, None]:
         env, plan = self._env, self._plan
@@ -82,7 +88,7 @@ class ExpertBalancing:
             self._event("experts drifted", self._pool, f"mean over maximum load {balance.evenness:.3f}")
 
     def _rebalance(self, popularity: Floats) -> None:
-        placement = self._plan.place(popularity)
+        placement = self._latest = self._plan.place(popularity)
         for instance in self._instances():
             if self._moving.get(instance.name):
                 self._event("experts not rebalanced", instance.name, "weights of the last time still move")

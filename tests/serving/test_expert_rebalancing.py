@@ -84,6 +84,15 @@ def test_a_time_that_comes_while_weights_move_is_left_out():
     assert engines[0].costs[1][0] == 450
 
 
+def test_an_engine_that_comes_later_is_placed_as_the_last_were():
+    actor, engines, _, _, _ = run([(100, SECOND)], 400, 700, engines=1)
+    late = FakeEngine(engines[0].env, "late")
+    actor.joined(late)
+    [(_, balance)] = late.costs
+    assert np.array_equal(balance.popularity, SECOND)
+    assert np.array_equal(balance.placement, place((FIRST * 100 + SECOND * 300) / 400))
+
+
 def test_nothing_moves_where_nothing_changed():
     _, _, _, sent, events = run([], 100, 350, engines=1)
     assert not sent
