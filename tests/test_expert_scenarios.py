@@ -191,3 +191,16 @@ def test_the_section_is_written_as_it_was_read(tmp_path):
     assert load(tmp_path / "other" / "again.yaml").serving == first.serving
     changed = load(scenario(tmp_path, section), ["serving.colocated.experts.popularity=uniform"])
     assert changed.serving.colocated.experts.popularity.name == "uniform"
+
+
+def test_engines_that_change_roles_keep_their_experts(tmp_path):
+    path = scenario(tmp_path)
+    head = path.read_text().split("  colocated:")[0]
+    pool = "{instances: 2, layout: {data: 8, expert: 8}, experts: {popularity: {zipf: {exponent: 0.5}}}}"
+    switch = "{policy: {thresholds: {queued: 4, kv_share: 0.8}}, interval: 10 s, delay: 5 s, cooldown: 30 s}"
+    both = f"  prefill: {pool}\n  decode: {pool}\n  role_switch: {switch}\n"
+    path.write_text(head + both)
+    assert load(path).serving.role_switch is not None
+    path.write_text(head + both.replace("0.5", "0.6", 1))
+    with pytest.raises(InputError, match="changes roles only between pools of the same layout and experts"):
+        load(path)

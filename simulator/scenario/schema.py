@@ -190,6 +190,15 @@ class Serving(Strict):
                 raise LocatedError(*(Fault((name,), what) for name, given in between.items() if given))
         return self
 
+    @model_validator(mode="after")
+    def _engines_that_switch_are_alike(self) -> Self:
+        if self.role_switch is not None and self.prefill is not None and self.decode is not None:
+            kinds = [(pool.layout, pool.experts) for pool in (self.prefill, self.decode)]
+            if any(experts is not None for _, experts in kinds) and kinds[0] != kinds[1]:
+                what = "with `experts` an engine changes roles only between pools of the same layout and experts"
+                raise LocatedError(Fault(("role_switch",), what))
+        return self
+
     @property
     def pools(self) -> dict[str, Pool]:
         """The pools by role, in the order in which they lease devices."""
