@@ -112,8 +112,8 @@ def test_copies_take_memory():
     layout = Layout(data=32, expert=32)
     each, plain = 58 * expert_bytes(R1, layout, FP8), weight_bytes_per_rank(R1, layout, FP8)
     assert each == pytest.approx(58 * 3 * 7168 * 2048, rel=1e-3)
-    assert weight_bytes_per_rank(R1, layout, FP8, Held(8)) == plain
-    assert weight_bytes_per_rank(R1, layout, FP8, Held(9)) == pytest.approx(plain + each, rel=1e-6)
-    assert weight_bytes_per_rank(R1, layout, FP8, Held(9, shared=False)) == pytest.approx(plain, rel=1e-6)
+    assert weight_bytes_per_rank(R1, layout, FP8, held=Held(8)) == plain
+    assert weight_bytes_per_rank(R1, layout, FP8, held=Held(9)) == pytest.approx(plain + each, rel=1e-6)
+    assert weight_bytes_per_rank(R1, layout, FP8, held=Held(9, shared=False)) == pytest.approx(plain, rel=1e-6)
     books = [ledger(R1, layout, H200, 4096, precision=FP8, held=held) for held in (None, Held(9))]
     assert books[0].kv_bytes - books[1].kv_bytes == pytest.approx(each, rel=1e-6)
