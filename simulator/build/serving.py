@@ -10,6 +10,7 @@ from simpy import Event
 
 from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import cache_network, caches_of, check_plane, cost_with_servers, without_effect
+from simulator.build.experts import experts_of, shards
 from simulator.build.front import front_notes, front_parts
 from simulator.build.network import (
     Planned,
@@ -29,6 +30,7 @@ from simulator.device.cost import COSTS, Cost, RooflineCost, Subject
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
 from simulator.errors import InputError, InvariantError, Problem
+from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
@@ -44,6 +46,8 @@ from simulator.scenario.workload import TraceWorkload
 from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
+from simulator.serving.expert_balance import ExpertBalancing
+from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
@@ -79,6 +83,12 @@ class PoolPlan:
     """Devices of its expert servers."""
     switched: Engine | None = None
     """What its engines are in the other role, if they may have it."""
+    experts: ExpertPlan | None = None
+
+    @property
+    def moves_experts(self) -> bool:
+        """Whether weights cross the network."""
+        return self.experts is not None and self.experts.interval_ns is not None and self.experts.moves_cost
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def plan(scenario: Scenario) -> Blueprint:
         return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
 
     pools = tuple(
-        _plan_pool(role, section, scenario, model, topology, inventory, collectives, workload.unit_tokens)
+        _plan_pool(role, section, scenario, model, topology, inventory, collectives, workload.unit_tokens, notes)
         for role, section in serving.pools.items()
     )
     check_plane(serving, topology, [[at for lease in pool.leases for at in lease.devices] for pool in pools])
@@ -127,7 +137,7 @@ def plan(scenario: Scenario) -> Blueprint:
     notes += without_effect(serving)
     cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1:
+    if len(pools) == 1 and not pools[0].moves_experts:
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
             for key in ("network", "faults")
@@ -160,10 +170,13 @@ def _plan_pool(
     inventory: Inventory,
     collectives: Callable[[], Collectives],
     unit_tokens: int | None,
+    notes: list[str],
 ) -> PoolPlan:
     serving = scenario.serving
     assert serving is not None
-    accelerator = load_accelerator(topology.device).in_nodes_of(1 + max(site.slot for site in topology.sites))
+    devices_per_node = 1 + max(site.slot for site in topology.sites)
+    accelerator = load_accelerator(topology.device).in_nodes_of(devices_per_node)
+    experts = experts_of(role, section, scenario, model, devices_per_node, notes)
     leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
     servers = None
     if section.expert_servers is not None:
@@ -176,7 +189,9 @@ def _plan_pool(
         if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
             links = GroupTimes(collectives(), section.layout, leases[0].devices)
         _, make_cost = COSTS[serving.cost.name]
-        cost = make_cost(serving.cost.parameters, Subject(model, section.layout, accelerator, serving.precision, links))
+        balance = experts.balance if experts else None
+        subject = Subject(model, section.layout, accelerator, serving.precision, links, balance)
+        cost = make_cost(serving.cost.parameters, subject)
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
     engine = _engine(role, section, scenario, cost, blocks, unit_tokens)
     switched = None
@@ -188,7 +203,7 @@ def _plan_pool(
     hourly = accelerator.price.hourly
     traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
     router, reads = _plan_router(role, section, scenario)
-    return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched)
+    return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched, experts)
 
 
 def _engine(
@@ -286,12 +301,15 @@ class System:
             withdraw=self._withdraw,
             **front_parts(serving, scenario.seed),
         )
+        self._experts: dict[str, ExpertBalancing] = {}
         self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for lease in plan.leases:
                 pool.add(
                     self._instance(plan.engine, lease.owner, lease.devices), plan.traits._replace(name=lease.owner)
                 )
+            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost):
+                self._balance(pool, plan.experts, plan.engine.cost)
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
         assert scenario.workload is not None
@@ -326,6 +344,8 @@ class System:
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
         instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
         self.instances.append(instance)
+        if engine.role in self._experts:
+            self._experts[engine.role].joined(instance)
         self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
         return instance
 
@@ -352,6 +372,13 @@ class System:
         times = Times(rules.interval, rules.delay, rules.cooldown)
         RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
+    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost) -> None:
+        def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
+            return self.fabric.transfer(shards(moves, instance.devices, cost.model, cost.layout, cost.precision))
+
+        given = self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event
+        self._experts[pool.role] = ExpertBalancing(*given)
+
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""
         live = {instance.name: instance for instance in self.instances}
@@ -373,7 +400,8 @@ class System:
     @property
     def draws(self) -> bool:
         """Whether anything is random: a synthetic workload, or paths over the fabric."""
-        return not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
+        experts = any(plan.experts is not None for plan in self.blueprint.pools)
+        return experts or not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
 
     @property
     def ended(self) -> int:

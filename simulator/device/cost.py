@@ -5,6 +5,7 @@ any; `linear` takes the user's own constants.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from simulator.device.ranks import RankLines, of_all, round_of, total
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
@@ -105,7 +107,8 @@ class RooflineCost:
     """Steps of a model from the kernels of its operators on one device kind.
 
     The duration of a step is the sum of its kernels, or the host's chain of launches if that is longer, plus the
-    engine's overhead; two micro-batches may overlap. All ranks do equal work.
+    engine's overhead; two micro-batches may overlap. All ranks do equal work but for routed experts, of which a
+    `balance` knows what the fullest rank has.
     Raises InputError when the layout splits the model unevenly or passes the scale-up domain, or the device does not
     multiply in the precision.
     """
@@ -119,6 +122,7 @@ class RooflineCost:
         engine: RooflineParameters | None = None,
         links: Links | None = None,
         times: Times | None = None,
+        balance: ExpertBalance | None = None,
     ) -> None:
         if model.encoder is not None:
             what = f"{model.name} has an encoder: such models are counted, their training steps timed, but not served"
@@ -129,15 +133,27 @@ class RooflineCost:
         self.model, self.layout, self.accelerator = model, layout, accelerator
         self.precision = precision or Precision()
         self.engine = engine or RooflineParameters()
-        self._pass = Pass(model, layout, self.precision)
+        self.balance = balance
+        self._pass = Pass(model, layout, self.precision, balance=balance)
         self._latent = isinstance(model.attention, LatentAttention)
-        self._rest: dict[tuple[int, ...], _Rest] = {}
+        self._rest: dict[tuple[float, ...], _Rest] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
         self._decode: dict[int, Lines] = {}
         self._own: dict[int, Lines] = {}
         self._steps: dict[tuple[int, int, int, int, float], float] = {}
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
             self._time(operator)  # every format and group is known, or the error comes now
+
+    def rebalanced(self, balance: ExpertBalance) -> "RooflineCost":
+        """Return the cost under another balance of the same ranks and slots: only routed experts are timed anew."""
+        found = copy(self)
+        found.balance = balance
+        found._pass = Pass(self.model, self.layout, self.precision, balance=balance)
+        found._rest, found._decode, found._steps = {}, {}, {}
+        found._kernels = {key: kernel for key, kernel in self._kernels.items() if key[1] is not Experts}
+        if balance.shared_copies and not (self.balance and self.balance.shared_copies):
+            found._own = {}  # shared experts were each rank's own
+        return found
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
@@ -191,9 +207,10 @@ class RooflineCost:
         """Return the time of the kernels but routed experts, of one of two micro-batches where these overlap."""
         if not work.tokens:
             return 0.0
-        if self._overlaps(work):
-            work = work.halved()
-        return self._rest_of(work).kernels_ns + self._attention_ns(work)
+        if not self._overlaps(work):
+            return self._rest_of(work).kernels_ns + self._attention_ns(work)
+        half, share = work.halved(), self._attention_share
+        return self._rest_of(half, share).kernels_ns + self._attention_ns(half, share)
 
     def _joined(self, own_ns: Any, busiest: Work, whole: Work) -> Any:
         """Return the duration of a step whose slowest rank's own kernels take `own_ns`, a number or an array.
@@ -202,14 +219,21 @@ class RooflineCost:
         """
         engine = self.engine
         if engine.overlap is not None and self._overlaps(busiest):
-            exchange_ns = self._rest_of(busiest.halved()).exchange_ns
-            kernels_ns = own_ns + self._rest_of(whole.halved()).experts_ns
-            busy_ns = overlapped_ns(kernels_ns, exchange_ns, self.model.layers, engine.overlap)
+            share = self._attention_share
+            exchange_ns = self._rest_of(busiest.halved(), share).exchange_ns
+            experts_ns = self._rest_of(whole.halved(), share).experts_ns
+            streams = (own_ns + experts_ns, exchange_ns) if share == 1 else (own_ns, experts_ns + exchange_ns)
+            busy_ns = overlapped_ns(*streams, self.model.layers, engine.overlap)
         else:
             busy_ns = own_ns + self._rest_of(whole).experts_ns + self._rest_of(busiest).exchange_ns
         if engine.launch and not engine.is_captured(whole.prompt_tokens > 0):
             busy_ns = np.maximum(busy_ns, self._rest_of(busiest).calls * engine.launch)
         return engine.step_overhead + busy_ns
+
+    @property
+    def _attention_share(self) -> float:
+        """Share of the processors that a rank's own kernels have beside the other stream; 1: they have them all."""
+        return (self.engine.overlap and self.engine.overlap.attention_share) or 1.0
 
     def _overlaps(self, work: Work) -> bool:
         return self.engine.overlap is not None and work.tokens > 1 and self._rest_of(work).exchange_ns > 0
@@ -281,9 +305,12 @@ class RooflineCost:
             raise InputError(Problem(what, path="layout", allowed=f"at most {self.accelerator.domain}, or a topology"))
         return self.times.kernel(operator)
 
-    def _rest_of(self, work: Work) -> "_Rest":
-        """Return everything but attention over the context: it follows from the numbers of tokens."""
-        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0
+    def _rest_of(self, work: Work, share: float = 1.0) -> "_Rest":
+        """Return everything but attention over the context: it follows from the numbers of tokens.
+
+        On a share of the processors, below one, experts have those that it leaves.
+        """
+        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0, share
         known = self._rest.get(key)
         if known is None:
             kernels = experts = exchange = 0.0
@@ -292,20 +319,21 @@ class RooflineCost:
                 calls += operator.calls
                 if isinstance(operator.shape, ATTENTION):
                     continue
-                ns = operator.calls * self._time(operator).ns
+                kernel = self._time(operator)
+                ns = operator.calls * kernel.on(share)
                 if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
                     exchange += ns
                 elif isinstance(operator.shape, Experts):
-                    experts += ns
+                    experts += operator.calls * kernel.on(1 - share if share < 1 else 1.0)
                 else:
                     kernels += ns
             known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls))
         return known
 
-    def _attention_ns(self, work: Work) -> float:
+    def _attention_ns(self, work: Work, share: float = 1.0) -> float:
         operators = self._pass.attention(work)
         kernels = self.times.attention(operators)
-        return sum(o.calls * kernel.ns for o, kernel in zip(operators, kernels, strict=True))
+        return sum(o.calls * kernel.on(share) for o, kernel in zip(operators, kernels, strict=True))
 
 
 def _parse_fine_ns(text: object) -> float:
@@ -402,18 +430,19 @@ class Subject(NamedTuple):
     accelerator: Accelerator
     precision: Precision
     links: Links | None = None
+    balance: ExpertBalance | None = None
 
 
 Factory = Callable[[Any, Subject], Cost]
 
 
 def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, balance=of.balance)
 
 
 def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
     times = measured_times(parameters, Pass(of.model, of.layout, of.precision), of.accelerator)
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times)
+    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times, of.balance)
 
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:

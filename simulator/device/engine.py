@@ -2,14 +2,15 @@
 
 Source: a step on a slow host lasts as long as its chain of launches (the launch-bound regime of eager execution; a
 captured CUDA graph is one launch); two micro-batches hide the expert exchange of one behind the other's arithmetic
-(DeepSeek-V3, arXiv:2412.19437, 3.4).
+(DeepSeek-V3, arXiv:2412.19437, 3.4), or attention of one behind the experts of the other, each on cores of its own
+(CloudMatrix384, arXiv:2506.12708).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from simulator.strict import Duration, Strict
+from simulator.strict import Duration, Fault, LocatedError, Strict
 
 
 class TwoBatches(Strict):
@@ -19,6 +20,16 @@ class TwoBatches(Strict):
     """Share of the processors that the exchange takes from arithmetic while it runs (DeepSeek-V3: 20 of 132)."""
     interference: Annotated[float, Field(ge=0)] = 0.0
     """By which both streams slow down while they share the memory: 0.1 is ten percent."""
+    attention_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the processors of a stream that computes all but routed experts; the other stream has the rest, for the
+    experts and their exchange (CloudMatrix384's decode: 2/3). Default: experts are in the stream that computes."""
+
+    @model_validator(mode="after")
+    def _one_division(self) -> Self:
+        if self.attention_share is not None and self.processor_share:
+            what = "excludes `processor_share`: the exchange is in a stream with processors of its own"
+            raise LocatedError(Fault(("attention_share",), what))
+        return self
 
 
 class RooflineParameters(Strict):
@@ -39,7 +50,7 @@ class RooflineParameters(Strict):
 
 
 def overlapped_ns(compute_ns: float, exchange_ns: float, layers: int, streams: TwoBatches) -> float:
-    """Return the time of two micro-batches, each with `compute_ns` of kernels and `exchange_ns` on the links.
+    """Return the time of two micro-batches, each with `compute_ns` in one stream and `exchange_ns` in the other.
 
     The first layer's kernels of the first micro-batch and the last exchange of the second have nothing to hide behind;
     in between the longer of the two sets the pace.

@@ -19,8 +19,11 @@ VALUE_BYTES = 2
 
 
 def experts(shape: Experts, accelerator: Accelerator) -> Kernel:
-    """Return gate and up, activation and down of what the fullest rank gets under the power law of `shape`."""
-    load = rank_load(shape.tokens, shape.topk, shape.experts, shape.local, shape.skew)
+    """Return gate and up, activation and down of what the fullest rank gets: by its balance, or the law of `shape`."""
+    if shape.balance is not None:
+        load = shape.balance.load(shape.tokens)
+    else:
+        load = rank_load(shape.tokens, shape.topk, shape.experts, shape.local, shape.skew)
     return loaded_experts(shape, load, accelerator)
 
 

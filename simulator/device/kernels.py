@@ -29,6 +29,10 @@ class Kernel(NamedTuple):
         """Duration in ns."""
         return self.fixed_ns + self.busy_ns
 
+    def on(self, share: float) -> float:
+        """Return the duration in ns on a share of the processors: arithmetic slows down, memory and links do not."""
+        return self.fixed_ns + max(self.compute_ns / share, self.memory_ns, self.link_ns)
+
     @property
     def bound(self) -> str:
         """What most of the time goes to: compute, memory, link or launch."""

@@ -13,6 +13,7 @@ from simulator.model.architecture import LatentAttention
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.split import (
+    Held,
     check_layout,
     kv_bytes_per_token_per_rank,
     kv_heads_per_rank,
@@ -88,6 +89,7 @@ def ledger(
     utilisation: float = 0.9,
     precision: Precision | None = None,
     experts_elsewhere: bool = False,
+    held: Held | None = None,
 ) -> Ledger:
     """Return where the memory of the fullest device of one instance goes, routed experts included if they are there.
 
@@ -97,7 +99,7 @@ def ledger(
     check_layout(model, layout)
     usable = int(accelerator.memory.capacity * utilisation)
     terms = {
-        "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere),
+        "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere, held),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),
         "driver context": CONTEXT_BYTES,

@@ -4,7 +4,6 @@ Sources: a bounded power law of loads as AIConfigurator's `power_law_<alpha>` dr
 of the tokens); the largest of normal variables at the quantiles of its distribution; Cornish-Fisher for skewed sums.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from math import sqrt
 from statistics import NormalDist
@@ -55,40 +54,6 @@ def largest(ranks: int) -> tuple[float, float]:
         return 0.0, 1.0
     points = [_NORMAL.inv_cdf(((i + 0.5) / NODES) ** (1 / ranks)) for i in range(NODES)]
     return sum(points) / NODES, sum(z * z for z in points) / NODES
-
-
-def hottest_rank(popularity: Sequence[float], ranks: int, tokens: int) -> float:
-    """Return the expected pairs of the fullest of `ranks` ranks when `tokens` choose experts of this popularity.
-
-    `popularity[e]` is the mean number of tokens that choose expert e, per token; experts lie on the ranks in order,
-    equally many each. Choices are Bernoulli conditioned on their number per token, so that the ranks' loads are
-    normal with that variance; the expected maximum is an integral over the product of their distributions.
-    """
-    local = len(popularity) // ranks
-    spread = [p * (1 - min(p, 1.0)) for p in popularity]
-    whole = sum(spread)
-    means, deviations = [], []
-    for rank in range(ranks):
-        part = slice(rank * local, (rank + 1) * local)
-        own = sum(spread[part])
-        means.append(tokens * sum(popularity[part]))
-        deviations.append(sqrt(tokens * own * (1 - own / whole)) if whole else 0.0)
-    return _expected_maximum(means, deviations)
-
-
-def _expected_maximum(means: Sequence[float], deviations: Sequence[float]) -> float:
-    """Return the mean of the largest of independent normal variables: its floor, and the integral of P(above)."""
-    low = max(m - 4 * d for m, d in zip(means, deviations, strict=True))
-    high = max(m + 4 * d for m, d in zip(means, deviations, strict=True))
-    if high <= low:
-        return low
-    step, total = (high - low) / 64, 0.0
-    for i in range(64):
-        at, below = low + (i + 0.5) * step, 1.0
-        for mean, deviation in zip(means, deviations, strict=True):
-            below *= _NORMAL.cdf((at - mean) / deviation) if deviation else float(at >= mean)
-        total += (1 - below) * step
-    return low + total
 
 
 def rank_load(tokens: int, topk: int, experts: int, local: int, skew: float = 0.0) -> Load:

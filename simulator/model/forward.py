@@ -7,6 +7,7 @@ parallelism as arXiv:2205.05198, expert parallelism as 2412.19437, MLA with abso
 from typing import NamedTuple
 
 from simulator.model.architecture import GroupedAttention, LatentAttention
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.layout import Layout
 from simulator.model.operators import (
     Collective,
@@ -94,9 +95,10 @@ class Pass:
         skew: float = 0.0,
         first: bool = True,
         last: bool = True,
+        balance: ExpertBalance | None = None,
     ) -> None:
         self.model, self.layout, self.precision, self.skew = model, layout, precision, skew
-        self.first, self.last = first, last
+        self.first, self.last, self.balance = first, last, balance
         self.heads = model.attention.heads // layout.tensor
         self.kv_heads = kv_heads_per_rank(model, layout)
         self.value_bytes = precision.activation_bytes
@@ -278,16 +280,18 @@ class Pass:
         """Return router and shared experts of this rank's tokens, routed experts of those of all ranks of the stage."""
         model, layout, part = self.model, self.layout, self.model.experts
         assert part is not None
+        balance = self.balance
         shape = Experts(
             everywhere,
             model.hidden,
             part.intermediate // layout.expert_tensor,
-            part.active,
-            part.experts,
-            experts_per_rank(model, layout),
+            balance.topk if balance else part.active,
+            balance.experts if balance else part.experts,
+            balance.group.slots if balance else experts_per_rank(model, layout),
             self.precision.of_experts,
             model.gated,
             self.skew,
+            balance,
         )
         calls = part.layers
         chosen = Elementwise(tokens * part.experts * FP32_BYTES + tokens * part.active * 2 * FP32_BYTES)
@@ -296,7 +300,7 @@ class Pass:
             Operator("expert choice", calls, chosen),
             Operator("experts", calls, shape),
         ]
-        if part.shared_width:
+        if part.shared_width and not (balance and balance.shared_copies):
             rows += self._mlp(tokens, part.shared_width, calls, "shared ", self.precision.of_shared)
         return rows
 
@@ -332,12 +336,15 @@ class Pass:
         assert part is not None
         form, ranks = FORMATS[self.precision.of_experts], layout.stage_devices
         # a rank gets one copy of a token however many of its experts are chosen
-        copies = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active) * layout.expert_tensor
-        sent = -(-tokens // layout.tensor) * copies * self.model.hidden
+        if self.balance is not None:
+            copies, relayed = self.balance.copies, self.balance.relayed
+        else:
+            copies, relayed = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active), 1.0
+        sent = -(-tokens // layout.tensor) * (copies * layout.expert_tensor) * self.model.hidden
         out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
         return [
-            Operator("dispatch", part.layers, Collective("dispatch", out, ranks, "expert")),
-            Operator("combine", part.layers, Collective("combine", sent * self.value_bytes, ranks, "expert")),
+            Operator("dispatch", part.layers, Collective("dispatch", out, ranks, "expert", relayed)),
+            Operator("combine", part.layers, Collective("combine", sent * self.value_bytes, ranks, "expert", relayed)),
         ]
 
     def _ring(self, tokens: int) -> list[Operator]:

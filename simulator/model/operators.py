@@ -5,6 +5,7 @@ Source: the layers of the models' reports; bytes count every operand once, as a 
 
 from typing import NamedTuple
 
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.precision import FORMATS, VALUES
 
 
@@ -37,7 +38,8 @@ class Experts(NamedTuple):
     """The routed experts of one rank: gate and up, activation and down of every token sent here, weights of all used.
 
     `tokens` come from the whole expert-parallel group before routing; each goes to `topk` of `experts`, and `local` of
-    those are here. `skew` is the exponent of the power law by which experts are chosen (0: all alike).
+    those are here. `skew` is the exponent of the power law by which experts are chosen (0: all alike); a `balance`
+    knows better.
     """
 
     tokens: int
@@ -50,6 +52,7 @@ class Experts(NamedTuple):
     format: str = "bf16"
     gated: bool = True
     skew: float = 0.0
+    balance: ExpertBalance | None = None
 
 
 class PromptAttention(NamedTuple):
@@ -151,6 +154,8 @@ class Collective(NamedTuple):
     size_bytes: float
     ranks: int
     group: str
+    relayed: float = 1.0
+    """Of the bytes of a dispatch or combine, the share that crosses to other nodes where these hand copies on."""
 
     @property
     def flops(self) -> float:

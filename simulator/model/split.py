@@ -34,6 +34,15 @@ class Weights(NamedTuple):
         return sum(self)
 
 
+class Held(NamedTuple):
+    """Experts of one layer that every rank holds where copies are made of some."""
+
+    slots: int
+    """Copies included."""
+    shared: bool = True
+    """Whether each rank has the shared experts beside them."""
+
+
 class Stage(NamedTuple):
     """A pipeline stage as ranges of layers, first and end: those of an encoder come before those of the decoder."""
 
@@ -87,8 +96,10 @@ def experts_per_rank(model: Transformer, layout: Layout, rank: int = 0) -> int:
     return max(1, each + (rank < left))
 
 
-def weights_of(model: Transformer, layout: Layout, stage: Stage, rank: int = 0) -> Weights:
+def weights_of(model: Transformer, layout: Layout, stage: Stage, rank: int = 0, held: Held | None = None) -> Weights:
     """Return the parameters on each device of one pipeline stage that is of the expert-parallel rank `rank`.
+
+    `held`: the experts that are there (default: no copies, shared experts on every rank).
 
     Embeddings are where tokens come in: on the first stage and, of a model with an encoder, on the one where the
     decoder starts. The LM head and the norm before it are on the last stage, which needs a copy of a tied embedding.
@@ -101,10 +112,10 @@ def weights_of(model: Transformer, layout: Layout, stage: Stage, rank: int = 0) 
     attention = part.parameters(model.hidden, part.heads // tensor, kv_heads)
     shared = routed = 0
     if model.experts is not None:
-        width = model.experts.shared_width // tensor
+        width = model.experts.shared_width // tensor if held is None or held.shared else 0
         shared = model.mlp_parameters(width) if width else 0
         each = model.mlp_parameters(model.experts.intermediate // layout.expert_tensor)
-        routed = experts_per_rank(model, layout, rank) * each
+        routed = (held.slots if held else experts_per_rank(model, layout, rank)) * each
     dense = decoders + encoders - with_experts
     norms = model.norms * (decoders + encoders) + crossed + stage.last + (model.embedding_norm and stage.first)
     if model.encoder is not None:
@@ -146,11 +157,14 @@ def _tables(model: Transformer, layout: Layout, stage: Stage) -> int:
     return tables * rows * model.hidden + positions + (rows if model.head_bias and stage.last else 0)
 
 
-def weights_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> Weights:
+def weights_per_rank(
+    model: Transformer, layout: Layout, precision: Precision | None = None, held: Held | None = None
+) -> Weights:
     """Return the parameters on the fullest rank, the one whose weights take most bytes."""
     form = precision or Precision()
     return max(
-        (weights_of(model, layout, stage) for stage in stages(model, layout)), key=lambda w: weight_bytes(w, form)
+        (weights_of(model, layout, stage, held=held) for stage in stages(model, layout)),
+        key=lambda w: weight_bytes(w, form),
     )
 
 
@@ -175,11 +189,23 @@ def weight_bytes(weights: Weights, precision: Precision) -> int:
 
 
 def weight_bytes_per_rank(
-    model: Transformer, layout: Layout, precision: Precision | None = None, experts_elsewhere: bool = False
+    model: Transformer,
+    layout: Layout,
+    precision: Precision | None = None,
+    experts_elsewhere: bool = False,
+    held: Held | None = None,
 ) -> int:
     """Return the weight bytes on the fullest rank, each part in its format; routed experts may be on other devices."""
-    weights = weights_per_rank(model, layout, precision)
+    weights = weights_per_rank(model, layout, precision, held)
     return weight_bytes(weights._replace(experts=0) if experts_elsewhere else weights, precision or Precision())
+
+
+def expert_bytes(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
+    """Return the bytes of one routed expert of one layer on a device that holds it."""
+    assert model.experts is not None
+    width = model.experts.intermediate // layout.expert_tensor
+    bits = FORMATS[(precision or Precision()).of_experts].weight_bits
+    return round(model.mlp_parameters(width) * bits / 8)
 
 
 def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> float:

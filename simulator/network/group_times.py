@@ -53,17 +53,25 @@ class GroupTimes:
 
     def _exchange(self, shape: Collective, group: GroupShape) -> tuple[float, float]:
         constants = self.collectives.constants
-        forms = [form for form in (constants.low_latency, constants.high_throughput) if form is not None]
-        if not forms:  # constants of a library alone: its all-to-all
+        # in the high-throughput form a node gets one copy of a token and hands it on to its ranks
+        forms = [(constants.low_latency, 1.0), (constants.high_throughput, shape.relayed)]
+        phases: list[tuple[Phase, float]] = [
+            (getattr(form, shape.operation), relayed) for form, relayed in forms if form is not None
+        ]
+        if not phases:  # constants of a library alone: its all-to-all
             return self(shape._replace(operation="all_to_all"))
-        phases: list[Phase] = [getattr(form, shape.operation) for form in forms]
-        return min((exchange(phase, shape.size_bytes, group) for phase in phases), key=sum)
+        return min((exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases), key=sum)
 
 
-def exchange(phase: Phase, size_bytes: float, group: GroupShape) -> tuple[float, float]:
-    """Return (base, time on the links) in ns when each rank sends `size_bytes` evenly to all ranks, itself included."""
+def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float = 1.0) -> tuple[float, float]:
+    """Return (base, time on the links) in ns when each rank sends `size_bytes` evenly to all ranks, itself included.
+
+    Of what goes to other nodes only the share `relayed` crosses, and is handed on there.
+    """
     inside = (group.ranks_per_node - 1) / group.ranks * size_bytes
     outside = (group.ranks - group.ranks_per_node) / group.ranks * size_bytes
+    inside += (1 - relayed) * outside  # what a node hands on
+    outside *= relayed
     local = inside / (phase.local_share * group.rate_inside(to_all=True)) if inside else 0.0
     network = outside / (phase.network_share * group.cross_bytes_per_s) if outside else 0.0
     base = phase.base + (phase.network_base if group.nodes > 1 else 0)

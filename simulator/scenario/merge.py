@@ -29,6 +29,7 @@ CHOICES = frozenset(
         "output_tokens",
         "pattern",
         "policy",
+        "popularity",
         "prompt_tokens",
         "queue",
         "router",

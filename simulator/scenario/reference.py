@@ -21,6 +21,7 @@ from simulator.errors import InputError, Problem, nearest
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer, load_model
+from simulator.scenario.experts import held
 from simulator.scenario.schema import Pool, Scenario, Serving
 from simulator.topology.presets import resolve_preset
 from simulator.topology.wiring import FamilyParameters
@@ -36,6 +37,10 @@ REFERENCES: dict[PathKey, str] = {
     ("traffic", "flows"): "flows",
     ("traffic", "changes"): "changes",
     ("serving", "cost", "measured", "tables"): TABLES,
+    **{
+        ("serving", role, "experts", "popularity", "measured", "file"): "experts"
+        for role in ("colocated", "prefill", "decode")
+    },
     ("workload", "trace"): "traces",
     ("workload", "prompt_tokens", "empirical", "trace"): "traces",
     ("workload", "output_tokens", "empirical", "trace"): "traces",
@@ -235,7 +240,8 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     if blocks is None:
         most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data
         share, elsewhere = pool.kv.memory_utilisation, pool.expert_servers is not None
-        book = ledger(model, layout, device, *most, share, precision, elsewhere)
+        experts = held(pool.experts, model, layout)
+        book = ledger(model, layout, device, *most, share, precision, elsewhere, experts)
         blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision)
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"

@@ -30,6 +30,7 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
+from simulator.scenario.experts import Experts
 from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.role_switch import RoleSwitch
@@ -128,6 +129,14 @@ class Pool(Strict):
     """Who takes a request that comes to this pool; default: the router of `serving`."""
     expert_servers: ExpertServers | None = None
     """Devices that hold the experts for all engines of the pool, which keep attention and KV cache; default: none."""
+    experts: Experts | None = None
+    """How tokens choose experts and where these lie; default: all alike, in order, without copies."""
+
+    @model_validator(mode="after")
+    def _experts_are_here(self) -> Self:
+        if self.experts is not None and self.expert_servers is not None:
+            raise LocatedError(Fault(("experts",), "excludes `expert_servers`, whose experts are all alike"))
+        return self
 
 
 class Serving(Strict):
@@ -184,6 +193,15 @@ class Serving(Strict):
             what = "goes with `prefill` and `decode` pools, and there is one pool for both"
             if any(between.values()):
                 raise LocatedError(*(Fault((name,), what) for name, given in between.items() if given))
+        return self
+
+    @model_validator(mode="after")
+    def _engines_that_switch_are_alike(self) -> Self:
+        if self.role_switch is not None and self.prefill is not None and self.decode is not None:
+            kinds = [(pool.layout, pool.experts) for pool in (self.prefill, self.decode)]
+            if any(experts is not None for _, experts in kinds) and kinds[0] != kinds[1]:
+                what = "with `experts` an engine changes roles only between pools of the same layout and experts"
+                raise LocatedError(Fault(("role_switch",), what))
         return self
 
     @property

@@ -76,6 +76,30 @@ def test_two_batches_hide_part_of_the_exchange(work: Work) -> None:
     assert sum(row.ns for row in table) == pytest.approx(two.step_ns(work))
 
 
+@pytest.mark.parametrize("work", [Work(batch=2048, context=2048 * 500), Work(32768, 32768 * 1024.5, 16)])
+@pytest.mark.parametrize("share", [1 / 3, 0.5, 2 / 3])
+def test_attention_and_experts_have_processors_of_their_own(work: Work, share: float) -> None:
+    two = cost(overlap={"attention_share": share})
+    attention = experts = 0.0
+    for operator, kernel in two.kernels(work.halved()):
+        arithmetic, rest = kernel.compute_ns, max(kernel.memory_ns, kernel.link_ns)
+        if operator.name in ("experts", "dispatch", "combine"):
+            experts += operator.calls * (kernel.fixed_ns + max(arithmetic / (1 - share), rest))
+        else:
+            attention += operator.calls * (kernel.fixed_ns + max(arithmetic / share, rest))
+    layers = two.model.layers
+    expected = 2 * max(attention, experts) + min(attention, experts) / layers
+    assert two.step_ns(work) == pytest.approx(expected, rel=1e-9)
+    # no stream is faster than with all processors to itself
+    assert two.step_ns(work) >= 2 * sum(row.ns for row in cost().operators(work.halved()) if row.name == "experts")
+    assert two.together_ns([Work(*(value / 8 for value in work[:5]))] * 8) == pytest.approx(expected, rel=1e-9)
+
+
+def test_processors_are_divided_one_way() -> None:
+    with pytest.raises(ValueError, match="excludes `processor_share`"):
+        TwoBatches(attention_share=0.5, processor_share=0.1)
+
+
 def test_overlap_does_nothing_without_an_exchange() -> None:
     model, device = load_model("llama-3-8b"), load_accelerator("h100-sxm-80gb")
     costs = [

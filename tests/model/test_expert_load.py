@@ -1,11 +1,10 @@
-"""Loads of experts: conservation, bounds, known cases, a sampling twin, and measured routing of a model.
+"""Loads of experts: conservation, bounds, known cases and a sampling twin.
 
 E experts, k choices of each of n tokens, R ranks of m = E / R experts. Rows conserve n k over all ranks; even loads are
 n k / E each; experts used by random choice are E (1 - (1 - k / E)^n).
 """
 
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +13,10 @@ from simulator.model.expert_load import (
     SHARE,
     even_load,
     experts_used,
-    hottest_rank,
     largest,
     rank_load,
 )
 
-ESFT = Path(__file__).resolve().parents[3] / "shared" / "data" / "esft"
 CASES = [(8, 2), (16, 1), (128, 8), (256, 8), (512, 22)]
 
 
@@ -98,35 +95,3 @@ def test_power_law_agrees_with_drawn_loads(tokens: int, topk: int, experts: int,
     load = rank_load(tokens, topk, experts, experts // ranks, skew)
     assert load.total == pytest.approx(drawn[0], rel=0.1)
     assert load.experts_used == pytest.approx(drawn[1], rel=0.1)
-
-
-def test_the_fullest_of_equally_popular_ranks_agrees_with_random_choices() -> None:
-    random = np.random.default_rng(1)
-    tokens, popularity = 96, [6 / 64] * 64
-    counts = [
-        np.bincount(random.random((tokens, 64)).argsort(axis=1)[:, :6].ravel() // 8, minlength=8).max()
-        for _ in range(400)
-    ]
-    assert hottest_rank(popularity, 8, tokens) == pytest.approx(np.mean(counts), rel=0.02)
-
-
-def test_a_rank_that_everyone_chooses_gets_everyone() -> None:
-    assert hottest_rank([1.0, 1.0, 0.0, 0.0], 2, 50) == pytest.approx(100)
-
-
-@pytest.mark.parametrize("task", ["intent", "summary", "translation"])
-def test_measured_routing_over_eight_ranks(task: str) -> None:
-    """DeepSeek-V2-Lite: 64 experts, six choices; batches mixed from many requests, eight experts on a rank."""
-    file = ESFT / f"expert_ids.{task}.parquet"
-    if not file.exists():
-        pytest.skip("measured routing of ../shared/data/esft is absent")
-    pd = pytest.importorskip("pandas")
-    frame = pd.read_parquet(file)
-    for layer in (1, 9, 18, 26):
-        ids = frame.loc[frame["layer"] == layer, [f"expert_{i}" for i in range(6)]].to_numpy()
-        ids = np.random.default_rng(layer).permutation(ids)
-        popularity = (np.bincount(ids.ravel(), minlength=64) / len(ids)).tolist()
-        for batch in (64, 256, 1024):
-            parts = [ids[i : i + batch] // 8 for i in range(0, len(ids) - batch + 1, batch)]
-            counted = np.mean([np.bincount(part.ravel(), minlength=8).max() for part in parts])
-            assert hottest_rank(popularity, 8, batch) == pytest.approx(counted, rel=0.05)
