@@ -104,7 +104,7 @@ EDITS = {
     "model by a wrong path": ("llama-3-8b", "cards/mine.yaml", r":9:3: serving.model: cannot read"),
     "model that is a folder": ("llama-3-8b", "./", r":9:3: serving.model: cannot read .*directory"),
     "unknown router": ("  colocated:", "  router: best\n  colocated:", r":10:3: serving.router.*unknown key 'best'"),
-    "unknown batcher": ("batcher: continuous", "batcher: static", r":13:5: .*batcher.*unknown key 'static'"),
+    "unknown batcher": ("batcher: continuous", "batcher: statik", r":13:5: .*batcher.*unknown key 'statik'"),
     "unknown cost": ("  colocated:", "  cost: magic\n  colocated:", r":10:3: serving.cost.*unknown key 'magic'"),
     "unknown format": ("  colocated:", "  precision: bf61\n  colocated:", r"unknown format 'bf61'; .*mean 'bf16'"),
     "tensor that splits no head": ("tensor: 2", "tensor: 3", r":12:\d+: serving.colocated.layout.tensor: .*32 heads"),
