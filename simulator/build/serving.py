@@ -46,10 +46,11 @@ from simulator.scenario.workload import TraceWorkload
 from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
+from simulator.serving.engine import Engine
 from simulator.serving.expert_balance import ExpertBalancing
 from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Age, Pool
 from simulator.serving.pool_view import EngineTraits, Place, Router

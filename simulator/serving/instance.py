@@ -23,9 +23,6 @@ MOST_STEPS = 1024
 """Decode iterations of several ranks that are summed at once."""
 
 
-__all__ = ["Engine", "Instance", "Observer"]
-
-
 class Instance:
     """An engine as an actor: `submit` requests to it, or `reserve` and `join` ones that were prefilled elsewhere."""
 
@@ -182,7 +179,9 @@ class Instance:
 
     def cached_tokens(self, request: Request) -> int:
         """Return how many tokens of the request's prompt the prefix cache of a rank holds now, the best of them."""
-        return max(request.prefill_tokens - rank.claim(request)[0] for rank in self.ranks)
+        if self._only is not None:
+            return self._only.cached_tokens(request)
+        return max(rank.cached_tokens(request) for rank in self.ranks)
 
     # -- the actor ------------------------------------------------------------------------------------------------
 

@@ -121,6 +121,14 @@ class Rank:
         in_use = units - prefixes.idle_among(request.keys, units)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
+    def cached_tokens(self, request: Request) -> int:
+        """Return how many tokens of a request that has not begun the prefix cache holds now."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return 0
+        tokens = request.prompt_tokens + request.generated
+        return prefixes.match(request.keys, (tokens - 1) // prefixes.unit_tokens) * prefixes.unit_tokens
+
     @property
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""

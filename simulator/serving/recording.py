@@ -7,7 +7,7 @@ from simulator.results.folder import RunFolder
 from simulator.results.histogram import LogHistogram
 from simulator.results.tables import EVENTS, INSTANCES, POWER, REQUESTS, TableWriter
 from simulator.results.windows import Windows
-from simulator.serving.instance import Observer
+from simulator.serving.engine import Observer
 from simulator.serving.power import InstancePower
 from simulator.serving.request import Request
 
