@@ -5,6 +5,7 @@ its first token comes from the decode worker, when the cache is there and the re
 """
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from simulator.network.routing import spread_of
 from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import Caches, KVTransfer
-from simulator.serving.frontend import Arrivals, Frontend
+from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Engine, Instance, Observer
 from simulator.serving.jump import StepTicks
 from simulator.serving.kv_layout import KVLayout
@@ -69,6 +70,7 @@ class Case(NamedTuple):
     prompt: int
     output: int
     spread: bool
+    """As of aggregated rows."""
 
 
 class _Shape(NamedTuple):
@@ -107,14 +109,14 @@ def case_of(row: Any) -> Case | str:
         return f"{device}: no sheet"
     workers = int(row.prefill_num_workers), int(row.decode_num_workers)
     found = re.search(r"silicon_concurrency=(\d+)", row.silicon_data_source)
+    if found is None:
+        return "no number of clients"
     sparse = load_model(model).experts is not None
     layouts = []
     for pool in ("prefill", "decode"):
         sizes = [getattr(row, f"{pool}_{name}") for name in _Shape._fields]
         layouts.append(_layout_of(_Shape(*sizes), sparse))
-    ranks = workers[1] * layouts[1]["data"]
-    clients = int(found[1]) if found else int(row.decode_batch_size) * ranks
-    batch = None
+    clients, batch = int(found[1]), None
     if row.backend == "trtllm":
         batch = batch_of(row.system, row.precision, int(row.isl), int(row.osl), workers, clients)
     return Case(
@@ -127,7 +129,7 @@ def case_of(row: Any) -> Case | str:
         clients,
         int(row.isl),
         int(row.osl),
-        found is not None,
+        "1.3.0rc5" not in str(row.backend_version),
     )
 
 
@@ -249,6 +251,7 @@ class Found(NamedTuple):
     tpot: float
     """From the token that the client sees first."""
     median: float
+    """Of the times to the client's first token."""
 
 
 def loop(case: Case) -> Found:
@@ -275,39 +278,64 @@ def predicted(case: Case) -> Found | str:
 def evaluate(frame: pd.DataFrame, workers: int) -> pd.DataFrame:
     """Return one row per row of the table with what was measured and predicted, or why not."""
     cases = [case_of(row) for row in frame.itertuples()]
-    firsts = dict(zip(frame["id"], cases, strict=True))
-    cases = [
-        firsts.get(twin, case) if isinstance(firsts.get(twin), Case) and not known else case
-        for case, twin, known in zip(cases, frame["twin"], frame["known"], strict=True)
-    ]
+    twins = dict(zip(frame["id"], zip(cases, frame["known"], strict=True), strict=True))
+    found = [twins.get(twin, (case, False)) for case, twin in zip(cases, frame["twin"], strict=True)]
+    cases = [its if known else case for case, (its, known) in zip(cases, found, strict=True)]
     runnable = list(dict.fromkeys(case for case in cases if isinstance(case, Case)))
     runnable.sort(key=lambda case: -case.clients * case.output)  # the longest first
     with ProcessPoolExecutor(workers) as pool:
         answers = dict(zip(runnable, pool.map(predicted, runnable), strict=True))
-    rows: list[dict[str, Any]] = []
-    for case, row in zip(cases, frame.itertuples(), strict=True):
-        answer = answers[case] if isinstance(case, Case) else case
-        found = answer if isinstance(answer, Found) else Found(*[np.nan] * len(Found._fields))
-        rows.append(
-            {
-                "model": silicon.MODELS.get(row.model_path, row.model_path),
-                "device": silicon.DEVICES[row.system],
-                "engine": row.backend,
-                "format": str(row.gemm_quant_mode),
-                "pools": f"{_named(case.prefill)} + {_named(case.decode)}" if isinstance(case, Case) else "",
-                "batch": case.decode.batch if isinstance(case, Case) else np.nan,
-                "clients": case.clients if isinstance(case, Case) else np.nan,
-                "isl": row.isl,
-                "osl": row.osl,
-                "measurement": row.twin,
-                "ttft": row.silicon_ttft_ms,
-                "tpot": row.silicon_tpot_ms,
-                **{f"{name}_model": value for name, value in found._asdict().items()},
-                "why": "" if isinstance(answer, Found) else answer,
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            _line(row, case, answers[case] if isinstance(case, Case) else case)
+            for case, row in zip(cases, frame.itertuples(), strict=True)
+        ]
+    )
+
+
+def _line(row: Any, case: Case | str, answer: Found | str) -> dict[str, Any]:
+    found = answer if isinstance(answer, Found) else Found(*[np.nan] * len(Found._fields))
+    known = isinstance(case, Case)
+    return {
+        "model": silicon.MODELS.get(row.model_path, row.model_path),
+        "device": silicon.DEVICES[row.system],
+        "engine": row.backend,
+        "format": str(row.gemm_quant_mode),
+        "layout": f"{_named(case.prefill)} + {_named(case.decode)}" if known else "",
+        "batch": case.decode.batch if known else np.nan,
+        "clients": case.clients if known else np.nan,
+        "isl": row.isl,
+        "osl": row.osl,
+        "measurement": row.twin,
+        "ttft": row.silicon_ttft_ms,
+        "tpot": row.silicon_tpot_ms,
+        **{f"{name}_model": value for name, value in found._asdict().items()},
+        "why": "" if isinstance(answer, Found) else answer,
+    }
 
 
 def _named(side: Side) -> str:
     return f"{side.workers} x {Layout(**dict(side.layout))}"
+
+
+def report(data: Path, out: Path, every: int = 1, workers: int = 2) -> Iterator[str]:
+    """Yield the errors by engine, device and lengths, one row per measurement, and why others are not covered."""
+    rows = read(data)
+    kept = rows["twin"].isin(rows["twin"].unique()[::every])
+    found = evaluate(rows[kept], workers)
+    found.to_csv(out / "disaggregated.csv", index=False)
+    covered = int((found["why"] == "").sum())
+    once = found.drop_duplicates("measurement")
+    known = silicon.delivered(once)
+    for what, note in (("tpot", "no constant of an engine"), ("ttft", "to the decode worker's first token")):
+        error = (known[f"{what}_model"] / known[what] - 1).abs().median()
+        yield f"- {what.upper()}: median error {error:.1%} of {len(known)} measurements ({note})"
+    yield f"- covered: {covered} of {len(found)} rows, which are {len(once)} measurements"
+    yield ""
+    for by in (("engine",), ("device", "engine", "format"), ("engine", "isl", "osl")):
+        yield from silicon.summary(once, *by)
+        yield ""
+    yield from silicon.delivery_table(known)
+    yield "\nNot covered:\n"
+    for why, count in found[found["why"] != ""]["why"].value_counts().items():
+        yield f"- {why}: {count} rows"

@@ -1,7 +1,8 @@
 """Sequences that a data-parallel rank of a TensorRT-LLM decode worker takes, as the recipes of the silicon rows say.
 
-Source: SemiAnalysisAI/InferenceX, .github/configs/nvidia-master.yaml (0004cf5f): prefill and decode workers, the
-concurrencies measured, and the largest batch, which is in the name of a recipe; those without speculative decoding.
+Source: SemiAnalysisAI/InferenceX, .github/configs/nvidia-master.yaml (0004cf5f), and for H100 the recipes that it runs,
+ishandhanani/srt-slurm (51962c0f): prefill and decode workers, the concurrencies measured, and the largest batch, which
+is in the name of a recipe; those without speculative decoding.
 """
 
 from typing import NamedTuple
@@ -17,6 +18,8 @@ class Recipe(NamedTuple):
 
 
 RECIPES: dict[tuple[str, str, int, int], tuple[Recipe, ...]] = {
+    ("h100_sxm", "fp8", 1024, 1024): (Recipe(1, 3, (6,), 1), Recipe(1, 3, (9,), 2)),
+    ("h100_sxm", "fp8", 8192, 1024): (Recipe(1, 3, (6,), 1), Recipe(1, 3, (9,), 2)),
     ("b200_sxm", "fp4", 1024, 1024): (
         Recipe(1, 1, (4096,), 512),
         Recipe(1, 2, (2192,), 128),
@@ -100,7 +103,9 @@ RECIPES: dict[tuple[str, str, int, int], tuple[Recipe, ...]] = {
 }
 
 
-def batch_of(system: str, precision: str, prompt: int, output: int, workers: tuple[int, int], clients: int) -> int | None:
+def batch_of(
+    system: str, precision: str, prompt: int, output: int, workers: tuple[int, int], clients: int
+) -> int | None:
     """Return the largest batch of a decode rank in the recipe of a row, or None when there is none for it."""
     for recipe in RECIPES.get((system, precision, prompt, output), ()):
         if (recipe.prefill, recipe.decode) == workers and clients in recipe.clients:
