@@ -59,7 +59,7 @@ RECIPES: dict[tuple[str, str, int, int], tuple[Recipe, ...]] = {
         Recipe(2, 1, (2253,), 64),
     ),
     ("gb200", "fp4", 1024, 8192): (
-        Recipe(1, 7, (5, 7), 1),
+        Recipe(1, 7, (5,), 1),
         Recipe(1, 15, (60,), 4),
         Recipe(1, 15, (135,), 8),
         Recipe(1, 1, (563,), 16),
