@@ -1,7 +1,7 @@
 """Runs the scenarios of scenarios/serving with what each varies, and prints the tables of docs/serving-studies.md.
 
-Run as `python benchmarks/serving_studies.py [STUDY]...`; rows are Markdown. Those on public traces are left out where the
-data is not beside the project.
+Run as `python benchmarks/serving_studies.py [STUDY]...`; rows are Markdown. Those on public traces are left out where
+the data is not beside the project.
 """
 
 import sys
