@@ -14,7 +14,7 @@ from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
-from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.engine_view import DECODE_ON, Step
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
@@ -59,6 +59,7 @@ class Instance:
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
+        self._served = 0  # steps of the jump under way that fair queues have heard of
         self._loads = [0] * engine.ranks  # requests of each rank
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
@@ -72,6 +73,8 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
+        if begun and self.engine.counts_service:
+            self._serve(begun - 1)
         request.rank = self._choose()
         self.ranks[request.rank].waiting.append(request)
         self._account.waiting += 1
@@ -196,7 +199,7 @@ class Instance:
                 self._end_jump()
                 self._end_prefill()
             elif kind == DECODE:
-                self._begin_jump()
+                self._begin_jump(wake_ns)
                 yield alarm
                 self._end_jump()
             else:
@@ -218,12 +221,12 @@ class Instance:
                     request.decode_instance = self.name
         if self._leaving:
             self._let_go()
-        policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            while rank.by_priority and rank.outranked():
+            step = self._ask(rank)
+            while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-            step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+                step = self._ask(rank)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -234,6 +237,9 @@ class Instance:
             elif step.wake_ns is not None:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
+
+    def _ask(self, rank: Rank) -> Step:
+        return self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
 
     def _begin_prefill(self) -> None:
         now = self.env.now
@@ -292,6 +298,8 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens or request in self._leaving:
+                    if rank.batch.keeps:
+                        rank.batch.pad(request.computed, request.blocks)
                     rank.drop(request, request.computed)
                     request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
@@ -300,14 +308,18 @@ class Instance:
                 else:
                     rank.decode(request)
                     request.decode_instance = self.name
+            if rank.batch.ghosts and not rank.batch.members:
+                rank.batch.drop_padding()
         self._grant_all()
 
-    def _begin_jump(self) -> None:
+    def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
         for rank in self.ranks:
             fit = self._fit(rank)
             if rank.step.steps is not None:
                 fit = min(fit, rank.step.steps)
+            if fit and self.engine.counts_service:
+                fit = min(fit, rank.steps_of_turn() or fit)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
@@ -316,6 +328,8 @@ class Instance:
             return
         self._start_decoding()
         self._jump = jump = self._jump_of(steps)
+        if wake_ns is not None:  # a rank that waits has something to do then
+            jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -353,12 +367,13 @@ class Instance:
         self._ticks = jump.end
         self._record_gaps(jump)
         steps = jump.steps
+        if self.engine.counts_service:
+            self._serve(steps)
+            self._served = 0
         for rank in self.ranks:
             if rank.decodes:
                 rank.batch.advance(steps)
                 rank.decoded += steps
-                if self.engine.counts_service:
-                    rank.count_service(rank.batch.members.values(), steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
@@ -373,6 +388,13 @@ class Instance:
                 self._ends(request)
             if done and rank.reservations:
                 self._grant(rank)
+
+    def _serve(self, steps: int) -> None:
+        """Tell fair queues what the first `steps` of the jump under way have generated."""
+        for rank in self.ranks:
+            if rank.decodes:
+                rank.count_service(rank.batch.members.values(), steps - self._served)
+        self._served = steps
 
     def _record_gaps(self, jump: Jump | SummedJump) -> None:
         observer = self._observer
