@@ -277,9 +277,9 @@ class Instance:
             step, batch = rank.step, rank.batch
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
-            size = len(batch.members) if rank.decodes else 0
+            size = len(batch.members) + batch.ghosts if rank.decodes else 0
             works.append(Work(*prompts, size, batch.context + size if size else 0))
-            decoding += size
+            decoding += len(batch.members) if rank.decodes else 0
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
     def _end_prefill(self) -> None:
