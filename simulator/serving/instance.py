@@ -15,13 +15,10 @@ from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
 from simulator.serving.engine_view import DECODE_ON, Step
+from simulator.serving.iteration import begin_alone, jump_together, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
-
-MOST_STEPS = 1024
-"""Decode iterations of several ranks that are summed at once."""
-
 
 __all__ = ["Engine", "Instance", "Observer"]
 
@@ -244,7 +241,7 @@ class Instance:
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
-            lasts_ns, size = self._begin_alone(self._only, now)
+            lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
         ticks = round(lasts_ns * TICKS_PER_NS)
@@ -259,16 +256,6 @@ class Instance:
                 if rank.step.prompts:
                     self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
-
-    def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
-        """Begin the iteration with prompts of the only rank; return how long it lasts and how many decode in it."""
-        step, batch, cost = rank.step, rank.batch, self.cost
-        tokens, pairs, prompts = rank.begin(step, now)
-        size = len(batch.members) if step.decodes else 0
-        if not size:
-            return cost.prefill_ns(tokens, pairs, prompts), 0
-        rank.decodes = True
-        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
 
     def _begin_together(self, now: int) -> tuple[float, int]:
         """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
@@ -353,11 +340,7 @@ class Instance:
             jump = Jump(self._ticks, steps, size, context, fixed, slope)
             jump.batch = members  # ghosts make no tokens
             return jump
-        sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
-        contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
-        lines = cast(RanksCost, self.cost).decode_together(sizes)
-        members = sum(len(rank.batch.members) for rank in self.ranks if rank.decodes)
-        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
+        return jump_together(self.ranks, self.cost, self._ticks, steps)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -365,7 +348,7 @@ class Instance:
             return
         self._jump = None
         self._ticks = jump.end
-        self._record_gaps(jump)
+        report_gaps(self.ranks, jump, self._observer)
         steps = jump.steps
         if self.engine.counts_service:
             self._serve(steps)
@@ -395,15 +378,6 @@ class Instance:
             if rank.decodes:
                 rank.count_service(rank.batch.members.values(), steps - self._served)
         self._served = steps
-
-    def _record_gaps(self, jump: Jump | SummedJump) -> None:
-        observer = self._observer
-        first_ns = (jump.start + jump.first) >> TICK_BITS
-        for rank in self.ranks:
-            if rank.decodes:
-                rank.report_gaps(first_ns, observer.gap)
-        if jump.steps > 1:
-            jump.report_rest(observer.gap, observer.gaps)
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
@@ -514,7 +488,7 @@ class Instance:
                 request.generated = self.generated(request)
         if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
             self._jump.cut(steps)
-            self._record_gaps(self._jump)
+            report_gaps(self.ranks, self._jump, self._observer)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""
