@@ -14,13 +14,11 @@ from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
-from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.engine_view import DECODE_ON, Step
+from simulator.serving.iteration import begin_alone, jump_together, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
-
-MOST_STEPS = 1024
-"""Decode iterations of several ranks that are summed at once."""
 
 
 class Instance:
@@ -56,6 +54,7 @@ class Instance:
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
+        self._served = 0  # steps of the jump under way that fair queues have heard of
         self._loads = [0] * engine.ranks  # requests of each rank
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
@@ -69,6 +68,8 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
+        if begun and self.engine.counts_service:
+            self._serve(begun - 1)
         request.rank = self._choose()
         self.ranks[request.rank].waiting.append(request)
         self._account.waiting += 1
@@ -195,7 +196,7 @@ class Instance:
                 self._end_jump()
                 self._end_prefill()
             elif kind == DECODE:
-                self._begin_jump()
+                self._begin_jump(wake_ns)
                 yield alarm
                 self._end_jump()
             else:
@@ -217,12 +218,12 @@ class Instance:
                     request.decode_instance = self.name
         if self._leaving:
             self._let_go()
-        policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            while rank.by_priority and rank.outranked():
+            step = self._ask(rank)
+            while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-            step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+                step = self._ask(rank)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -234,10 +235,13 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
+    def _ask(self, rank: Rank) -> Step:
+        return self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
+
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
-            lasts_ns, size = self._begin_alone(self._only, now)
+            lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
         ticks = round(lasts_ns * TICKS_PER_NS)
@@ -253,16 +257,6 @@ class Instance:
                     self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
 
-    def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
-        """Begin the iteration with prompts of the only rank; return how long it lasts and how many decode in it."""
-        step, batch, cost = rank.step, rank.batch, self.cost
-        tokens, pairs, prompts = rank.begin(step, now)
-        size = len(batch.members) if step.decodes else 0
-        if not size:
-            return cost.prefill_ns(tokens, pairs, prompts), 0
-        rank.decodes = True
-        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
-
     def _begin_together(self, now: int) -> tuple[float, int]:
         """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
         works, decoding = [], 0
@@ -270,9 +264,9 @@ class Instance:
             step, batch = rank.step, rank.batch
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
-            size = len(batch.members) if rank.decodes else 0
+            size = len(batch.members) + batch.ghosts if rank.decodes else 0
             works.append(Work(*prompts, size, batch.context + size if size else 0))
-            decoding += size
+            decoding += len(batch.members) if rank.decodes else 0
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
     def _end_prefill(self) -> None:
@@ -291,6 +285,8 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens or request in self._leaving:
+                    if rank.batch.keeps:
+                        rank.batch.pad(request.computed, request.blocks)
                     rank.drop(request, request.computed)
                     request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
@@ -299,14 +295,18 @@ class Instance:
                 else:
                     rank.decode(request)
                     request.decode_instance = self.name
+            if rank.batch.ghosts and not rank.batch.members:
+                rank.batch.drop_padding()
         self._grant_all()
 
-    def _begin_jump(self) -> None:
+    def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
         for rank in self.ranks:
             fit = self._fit(rank)
             if rank.step.steps is not None:
                 fit = min(fit, rank.step.steps)
+            if fit and self.engine.counts_service:
+                fit = min(fit, rank.steps_of_turn() or fit)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
@@ -315,6 +315,8 @@ class Instance:
             return
         self._start_decoding()
         self._jump = jump = self._jump_of(steps)
+        if wake_ns is not None:  # a rank that waits has something to do then
+            jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -338,11 +340,7 @@ class Instance:
             jump = Jump(self._ticks, steps, size, context, fixed, slope)
             jump.batch = members  # ghosts make no tokens
             return jump
-        sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
-        contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
-        lines = cast(RanksCost, self.cost).decode_together(sizes)
-        members = sum(len(rank.batch.members) for rank in self.ranks if rank.decodes)
-        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
+        return jump_together(self.ranks, self.cost, self._ticks, steps)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -350,14 +348,15 @@ class Instance:
             return
         self._jump = None
         self._ticks = jump.end
-        self._record_gaps(jump)
+        report_gaps(self.ranks, jump, self._observer)
         steps = jump.steps
+        if self.engine.counts_service:
+            self._serve(steps)
+            self._served = 0
         for rank in self.ranks:
             if rank.decodes:
                 rank.batch.advance(steps)
                 rank.decoded += steps
-                if self.engine.counts_service:
-                    rank.count_service(rank.batch.members.values(), steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
@@ -373,14 +372,12 @@ class Instance:
             if done and rank.reservations:
                 self._grant(rank)
 
-    def _record_gaps(self, jump: Jump | SummedJump) -> None:
-        observer = self._observer
-        first_ns = (jump.start + jump.first) >> TICK_BITS
+    def _serve(self, steps: int) -> None:
+        """Tell fair queues what the first `steps` of the jump under way have generated."""
         for rank in self.ranks:
             if rank.decodes:
-                rank.report_gaps(first_ns, observer.gap)
-        if jump.steps > 1:
-            jump.report_rest(observer.gap, observer.gaps)
+                rank.count_service(rank.batch.members.values(), steps - self._served)
+        self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
@@ -491,7 +488,7 @@ class Instance:
                 request.generated = self.generated(request)
         if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
             self._jump.cut(steps)
-            self._record_gaps(self._jump)
+            report_gaps(self.ranks, self._jump, self._observer)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""
