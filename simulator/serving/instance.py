@@ -16,11 +16,9 @@ from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
 from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
+from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
-
-MOST_STEPS = 1024
-"""Decode iterations of several ranks that are summed at once."""
 
 
 class Instance:
@@ -209,7 +207,7 @@ class Instance:
     def _decide(self, now: int) -> tuple[int, int | None]:
         """Let every rank say what it does next; return what that is, and when to look again if it is nothing."""
         for rank in self.ranks:
-            rank.now_ns = now
+            rank.now_ns, rank.preempted = now, False
             if rank.kv.prefixes is not None:
                 rank.kv.prefixes.expire(now)
             if rank.arrived:
@@ -243,7 +241,7 @@ class Instance:
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             self._start_decoding()
-            self._jump = Jump(self._ticks, 1, size, 0, ticks, 0)
+            self._jump = one_step(self._ticks, self.ranks, ticks)
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
         self._begins(PREFILL)
@@ -261,7 +259,7 @@ class Instance:
         if not size:
             return cost.prefill_ns(tokens, pairs, prompts), 0
         rank.decodes = True
-        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
+        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
 
     def _begin_together(self, now: int) -> tuple[float, int]:
         """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
@@ -271,7 +269,7 @@ class Instance:
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
             size = len(batch.members) if rank.decodes else 0
-            works.append(Work(*prompts, size, batch.context + size if size else 0))
+            works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
             decoding += size
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
@@ -314,7 +312,7 @@ class Instance:
             self._alarm.set(self.env.now)
             return
         self._start_decoding()
-        self._jump = jump = self._jump_of(steps)
+        self._jump = jump = next_jump(self._ticks, self.ranks, steps, self.cost, self._step_ticks)
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -323,26 +321,10 @@ class Instance:
         while rank.batch.members:
             steps = rank.kv.steps_that_fit(rank.batch.steps_to_finish())
             if steps:
-                return steps
+                # the victim needs no room for drafted tokens to be prefilled, so it may fit again after one step
+                return 1 if rank.preempted and rank.batch.lookahead else steps
             self._preempt_last(rank)
         return 0
-
-    def _jump_of(self, steps: int) -> Jump | SummedJump:
-        if self._only is not None:
-            batch = self._only.batch
-            members, context = len(batch.members), batch.context
-            size = members + batch.ghosts
-            until, fixed, slope = self._step_ticks(size, context + size)
-            if until < context + steps * size:  # the line ends within the jump
-                steps = int(until - context) // size
-            jump = Jump(self._ticks, steps, size, context, fixed, slope)
-            jump.batch = members  # ghosts make no tokens
-            return jump
-        sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
-        contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
-        lines = cast(RanksCost, self.cost).decode_together(sizes)
-        members = sum(len(rank.batch.members) for rank in self.ranks if rank.decodes)
-        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -354,14 +336,14 @@ class Instance:
         steps = jump.steps
         for rank in self.ranks:
             if rank.decodes:
+                if self.engine.counts_service:
+                    rank.count_decoded(steps)
                 rank.batch.advance(steps)
                 rank.decoded += steps
-                if self.engine.counts_service:
-                    rank.count_service(rank.batch.members.values(), steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
-        self._account.passed(self.state, self._account.blocks(), steps * jump.batch - self._account.tokens)
+        self._account.passed(self.state, self._account.blocks(), jump.tokens(steps) - self._account.tokens)
         for rank in self.ranks:
             if not rank.decodes:
                 continue
@@ -464,7 +446,7 @@ class Instance:
             self._account.passed(self.state, self._account.blocks(), 0)
             return 0
         begun = jump.steps_by(self.env.now)
-        tokens = (begun - (not self._ended(jump, begun))) * jump.batch
+        tokens = jump.tokens(begun - (not self._ended(jump, begun)))
         self._account.passed(self.state, self._account.blocks_after(begun), tokens - self._account.tokens)
         self._account.tokens = tokens
         return begun
@@ -478,20 +460,20 @@ class Instance:
         if jump is None or not rank.decodes:
             return rank.batch.generated(request)
         begun = jump.steps_by(self.env.now)
-        return rank.batch.generated(request) + begun - (not self._ended(jump, begun))
+        return rank.batch.generated(request, begun - (not self._ended(jump, begun)))
 
     def _ended(self, jump: Jump | SummedJump, step: int) -> bool:
         return (jump.start + jump.elapsed(step)) >> TICK_BITS <= self.env.now
 
     def settle(self) -> None:
         """Report up to now, and write down what the requests that decode here have generated: the run is over."""
-        self._mark()
+        begun, jump = self._mark(), self._jump
         for rank in self.ranks:
             for request in rank.batch.members.values():
                 request.generated = self.generated(request)
-        if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
-            self._jump.cut(steps)
-            self._record_gaps(self._jump)
+        if jump is not None and (steps := begun - (not self._ended(jump, begun))):
+            jump.cut(steps)
+            self._record_gaps(jump)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""
