@@ -15,11 +15,8 @@ from simulator.serving.speculation import Speculation
 class RankLines(Protocol):
     """Decode iterations of ranks that step together, for one batch size of each."""
 
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
-
     def at(self, contexts: Any) -> Any:
-        """Return the ns of iterations at these contexts, a row of all ranks for each."""
+        """Return the ns of iterations at these contexts, a row of all ranks for each, tokens being fed included."""
 
 
 class EngineCost(Protocol):

@@ -207,7 +207,7 @@ class Instance:
     def _decide(self, now: int) -> tuple[int, int | None]:
         """Let every rank say what it does next; return what that is, and when to look again if it is nothing."""
         for rank in self.ranks:
-            rank.now_ns, rank.preempted = now, False
+            rank.now_ns = now
             if rank.kv.prefixes is not None:
                 rank.kv.prefixes.expire(now)
             if rank.arrived:
@@ -321,8 +321,7 @@ class Instance:
         while rank.batch.members:
             steps = rank.kv.steps_that_fit(rank.batch.steps_to_finish())
             if steps:
-                # the victim needs no room for drafted tokens to be prefilled, so it may fit again after one step
-                return 1 if rank.preempted and rank.batch.lookahead else steps
+                return steps
             self._preempt_last(rank)
         return 0
 

@@ -36,10 +36,11 @@ def next_jump(
         return _closed(start, ranks[0].batch, steps, step_ticks)
     batches = [cast(DecodeBatch, rank.batch) for rank in ranks]
     sizes = [len(b.members) + b.ghosts if rank.decodes else 0 for rank, b in zip(ranks, batches, strict=True)]
-    contexts = [batch.context + size if size else 0 for batch, size in zip(batches, sizes, strict=True)]
-    lines = cast(RanksCost, cost).decode_together(sizes)
+    contexts = np.array([batch.context + size if size else 0 for batch, size in zip(batches, sizes, strict=True)])
+    grown = contexts + np.array(sizes) * np.arange(min(steps, MOST_STEPS))[:, None]
+    lengths = ticks_of(cast(RanksCost, cost).decode_together(sizes).at(grown))
     members = sum(len(rank.batch.members) for rank in ranks if rank.decodes)
-    return SummedJump(start, ticks_of(lines.lengths(contexts, min(steps, MOST_STEPS))), members)
+    return SummedJump(start, lengths, members)
 
 
 def _closed(start: int, batch: DecodeBatch, steps: int, step_ticks: StepTicks) -> Jump:

@@ -54,7 +54,6 @@ class Rank:
         "limits",
         "now_ns",
         "partial",
-        "preempted",
         "reservations",
         "reserved",
         "step",
@@ -67,7 +66,6 @@ class Rank:
         self.waiting: Queue = engine.queue() if engine.queue is not None else deque()
         self.by_priority = engine.by_priority  # whether who waits may take the place of a running one of lower priority
         self.now_ns = 0  # when the iteration to come begins
-        self.preempted = False  # whether anyone gave up KV blocks since the last iteration
         self.decoded = 0  # decode steps since the last iteration with prompts
         self.partial: list[Request] = []  # whose prefill has begun and not ended
         self.batch: DecodeBatch | SpeculativeBatch
@@ -343,7 +341,6 @@ class Rank:
 
     def preempt_last(self) -> Request:
         """Send the first of `victims` back to the queue, to be computed anew."""
-        self.preempted = True
         request = next(self.victims())
         if request.request_id not in self.batch.members:
             self.partial.remove(request)
@@ -358,7 +355,8 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        if self.kv.prefixes is not None:  # of what it left it may find so much again that it fits at once
+        # of what it left it may find so much again that it fits at once, and its prefill needs no room for drafts
+        if self.kv.prefixes is not None or self.batch.lookahead:
             self.step = self.step._replace(steps=1)
         return request
 
