@@ -111,6 +111,12 @@ class Blueprint:
     cost_lines: list[str]
     """Where the times of measured tables are from; among the notes too."""
 
+    @property
+    def reckons_power(self) -> bool:
+        """Whether the kernels of all engines are known one by one, so that what all of them draw is."""
+        costs = [pool.engine.cost for pool in self.pools]
+        return all(isinstance(c, RooflineCost) and not isinstance(c, ExpertServersCost) for c in costs)
+
 
 def plan(scenario: Scenario) -> Blueprint:
     """Return the blueprint of a scenario; raises InputError when something in it does not exist or does not fit."""
@@ -147,7 +153,7 @@ def plan(scenario: Scenario) -> Blueprint:
             if _set(scenario, key)
         ]
     notes += [
-        f"serving.{role}.speculation: the power of these engines is not reckoned"
+        f"serving.{role}.speculation: power is not reckoned where tokens are drafted"
         for role, section in serving.pools.items()
         if section.speculation is not None and serving.cost.name != "linear"
     ]
@@ -356,7 +362,8 @@ class System:
                 transfer.ended(request)
             self.frontend.finish(request)
 
-        if isinstance(engine.cost, RooflineCost) and not isinstance(engine.cost, ExpertServersCost):
+        if self.blueprint.reckons_power:
+            assert isinstance(engine.cost, RooflineCost)
             power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)

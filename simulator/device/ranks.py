@@ -58,15 +58,8 @@ class RankLines:
         self._step = step
         self._batches = [sizes[first : first + data] for first in range(0, len(sizes), data)]
 
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next `steps` iterations as an array.
-
-        `contexts[r]`, the tokens being fed included, is that of rank r in the first; each grows by its batch.
-        """
-        return self.at(np.array(contexts, dtype=float) + self._sizes * np.arange(steps)[:, None])
-
     def at(self, contexts: Any) -> Any:
-        """Return the ns of iterations as an array; `contexts` has a row for each, of all ranks."""
+        """Return the ns of iterations as an array; `contexts` has a row for each, of all ranks, tokens fed included."""
         own = np.zeros(contexts.shape)
         for size, members in self._members.items():
             own[:, members] = self._lines[size].values(contexts[:, members])

@@ -214,6 +214,8 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     before = len(problems)
     device = device.in_nodes_of(getattr(parameters, "devices_per_node", 1))
     for role, pool in serving.pools.items():
+        if any(problem.path and problem.path.startswith(f"serving.{role}.speculation") for problem in problems):
+            continue  # there is no such draft model
         at = partial(_engine_key, role)
         attempt(partial(check_layout, model, pool.layout), document, problems, at)
         if pool.speculation is not None:
