@@ -129,6 +129,8 @@ class SpeculativeBatch:
     def _add(self, kept: Any, rooms: Any, done: int, sign: int) -> None:
         """Add what a member, so many of whose iterations are done, gains and takes in those to come; or take it off."""
         left = len(kept) - 1 - done
+        if not left:  # it has finished
+            return
         while left > self._growth.shape[1]:
             self._widen()
         at = (self.iteration + np.arange(left)) % self._growth.shape[1]
