@@ -29,6 +29,7 @@ from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import Cost, RooflineCost, Subject
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
+from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
@@ -332,7 +333,7 @@ class System:
                 pool.add(
                     self._instance(plan.engine, lease.owner, lease.devices), plan.traits._replace(name=lease.owner)
                 )
-            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost):
+            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost | SpeculativeCost):
                 self._balance(pool, plan.experts, plan.engine.cost)
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
@@ -397,9 +398,13 @@ class System:
         times = Times(rules.interval, rules.delay, rules.cooldown)
         RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
-    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost) -> None:
+    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
+        of = cost.target if isinstance(cost, SpeculativeCost) else cost
+        if not isinstance(of, RooflineCost):
+            return
+
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
-            return self.fabric.transfer(shards(moves, instance.devices, cost.model, cost.layout, cost.precision))
+            return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
         given = self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event
         self._experts[pool.role] = ExpertBalancing(*given)
@@ -424,8 +429,9 @@ class System:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: a synthetic workload, or paths over the fabric."""
-        experts = any(plan.experts is not None for plan in self.blueprint.pools)
+        """Whether anything is random: a synthetic workload, paths over the fabric, experts, or what is accepted."""
+        pools = self.blueprint.pools
+        experts = any(plan.experts is not None or plan.engine.speculation is not None for plan in pools)
         return experts or not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
 
     @property

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from simulator.device.cost import Cost
+from simulator.device.cost import Cost, RooflineCost
 from simulator.device.lines import Line
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.forward import Work
 
 
@@ -37,9 +38,14 @@ class SpeculativeCost:
     """
 
     def __init__(self, target: Cost, draft: Cost | None, tokens: int) -> None:
-        self.target, self.draft = target, draft
+        self.target, self.draft, self.tokens = target, draft, tokens
         # pass j of k attends to so many positions of each sequence fewer than the target
         self._behind = [tokens + 1 - j for j in range(1, tokens + 1)] if draft is not None else []
+
+    def rebalanced(self, balance: ExpertBalance) -> "SpeculativeCost":
+        """Return the cost under another balance of the target's experts; the draft model's are all alike."""
+        assert isinstance(self.target, RooflineCost)
+        return SpeculativeCost(self.target.rebalanced(balance), self.draft, self.tokens)
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step of both models; see `Cost.prefill_ns`."""

@@ -58,12 +58,14 @@ def test_every_layout_and_batcher_gives_every_token(tmp_path, layout, batcher):
     assert any("power is not reckoned" in note for note in found.summary["warnings"])
 
 
-def test_a_prediction_module_drafts_for_its_model(tmp_path):
+@pytest.mark.parametrize("experts", ["{}", "{popularity: {zipf: {exponent: 0.8}}, placement: eplb}"])
+def test_a_prediction_module_drafts_for_its_model(tmp_path, experts):
     found = run(
         tmp_path,
         "topology.nodes=4",
         "serving.model=deepseek-v3",
         "serving.colocated.layout={tensor: 1, data: 32, expert: 32}",
+        f"serving.colocated.experts={experts}",
         SPECULATION + "{tokens: 1, acceptance: 0.7, draft: mtp}",
     )
     assert (found.requests.generated_tokens == 100).all()
