@@ -15,6 +15,7 @@ from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
 from simulator.device.memory import ledger
 from simulator.device.provenance import provenance
+from simulator.device.speculation import SpeculativeCost
 from simulator.documents import parse_document
 from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
@@ -92,6 +93,9 @@ def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
 
 
 def _with_operators(cost: Any, name: str) -> RooflineCost:
+    if isinstance(cost, SpeculativeCost):
+        what = "iterations that verify drafted tokens are not taken apart"
+        raise InputError(Problem(what, path="serving", allowed="pools without `speculation`"))
     if not isinstance(cost, RooflineCost):
         what = f"{name} costs are the user's own constants, without operators"
         raise InputError(Problem(what, path="serving.cost", allowed="roofline, measured"))

@@ -26,9 +26,10 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, Cost, RooflineCost, Subject
+from simulator.device.cost import Cost, RooflineCost, Subject
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
+from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
@@ -42,6 +43,7 @@ from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
+from simulator.scenario.speculation import cost_of
 from simulator.scenario.workload import TraceWorkload
 from simulator.serving.admission import Admission
 from simulator.serving.batching import BATCHERS
@@ -60,6 +62,7 @@ from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
 from simulator.serving.routing import ROUTERS
+from simulator.serving.speculation import Speculation
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -109,6 +112,12 @@ class Blueprint:
     cost_lines: list[str]
     """Where the times of measured tables are from; among the notes too."""
 
+    @property
+    def reckons_power(self) -> bool:
+        """Whether the kernels of all engines are known one by one, so that what all of them draw is."""
+        costs = [pool.engine.cost for pool in self.pools]
+        return all(isinstance(c, RooflineCost) and not isinstance(c, ExpertServersCost) for c in costs)
+
 
 def plan(scenario: Scenario) -> Blueprint:
     """Return the blueprint of a scenario; raises InputError when something in it does not exist or does not fit."""
@@ -144,6 +153,11 @@ def plan(scenario: Scenario) -> Blueprint:
             for key in ("network", "faults")
             if _set(scenario, key)
         ]
+    notes += [
+        f"serving.{role}.speculation: power is not reckoned where tokens are drafted"
+        for role, section in serving.pools.items()
+        if section.speculation is not None and serving.cost.name != "linear"
+    ]
     faults = plan_faults(scenario, topology)
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
@@ -153,8 +167,13 @@ def _least_kv_tokens(pools: Sequence[PoolPlan]) -> tuple[int, int]:
     first, last = [pools[0].engine], [pools[-1].engine]
     first += [pools[-1].switched] if pools[-1].switched is not None else []
     last += [pools[0].switched] if pools[0].switched is not None else []
-    prefill, decode = (min(engine.kv_blocks * engine.block_tokens for engine in engines) for engines in (first, last))
+    prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
     return prefill, decode
+
+
+def _most_tokens(engine: Engine) -> int:
+    """Return the tokens of a request that a rank holds beside those that are drafted for it."""
+    return engine.kv_blocks * engine.block_tokens - (engine.speculation.tokens if engine.speculation else 0)
 
 
 def _set(scenario: Scenario, key: str) -> bool:
@@ -189,10 +208,9 @@ def _plan_pool(
         links = None
         if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
             links = GroupTimes(collectives(), section.layout, leases[0].devices)
-        _, make_cost = COSTS[serving.cost.name]
         balance = experts.balance if experts else None
         subject = Subject(model, section.layout, accelerator, serving.precision, links, balance)
-        cost = make_cost(serving.cost.parameters, subject)
+        cost = cost_of(serving.cost, subject, section.speculation)
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
     engine = _engine(role, section, scenario, cost, blocks, unit_tokens)
     switched = None
@@ -233,6 +251,7 @@ def _engine(
         batcher.to_completion,
         counts_service=section.queue.name == "fair",
         by_priority=section.queue.name == "priority" and parameters.preempt,
+        speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
     )
 
 
@@ -241,9 +260,14 @@ def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
     tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
     prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
 
+    drafted, gain = 0, 1.0
+    if engine.speculation is not None:
+        drafted, gain = engine.speculation.tokens, engine.speculation.mean_gain
+
     def step_ns(batch: int, context: int) -> float:
-        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), context / ranks)
-        return fixed_ns + slope_ns * context / ranks
+        each = context / ranks + drafted * -(-batch // ranks)
+        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), each)
+        return (fixed_ns + slope_ns * each) / gain
 
     return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
 
@@ -309,7 +333,7 @@ class System:
                 pool.add(
                     self._instance(plan.engine, lease.owner, lease.devices), plan.traits._replace(name=lease.owner)
                 )
-            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost):
+            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost | SpeculativeCost):
                 self._balance(pool, plan.experts, plan.engine.cost)
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
@@ -339,7 +363,8 @@ class System:
                 transfer.ended(request)
             self.frontend.finish(request)
 
-        if isinstance(engine.cost, RooflineCost) and not isinstance(engine.cost, ExpertServersCost):
+        if self.blueprint.reckons_power:
+            assert isinstance(engine.cost, RooflineCost)
             power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
@@ -373,9 +398,13 @@ class System:
         times = Times(rules.interval, rules.delay, rules.cooldown)
         RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
-    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost) -> None:
+    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
+        of = cost.target if isinstance(cost, SpeculativeCost) else cost
+        if not isinstance(of, RooflineCost):
+            return
+
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
-            return self.fabric.transfer(shards(moves, instance.devices, cost.model, cost.layout, cost.precision))
+            return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
         given = self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event
         self._experts[pool.role] = ExpertBalancing(*given)
@@ -400,8 +429,9 @@ class System:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: a synthetic workload, or paths over the fabric."""
-        experts = any(plan.experts is not None for plan in self.blueprint.pools)
+        """Whether anything is random: a synthetic workload, paths over the fabric, experts, or what is accepted."""
+        pools = self.blueprint.pools
+        experts = any(plan.experts is not None or plan.engine.speculation is not None for plan in pools)
         return experts or not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
 
     @property

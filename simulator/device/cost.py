@@ -26,6 +26,7 @@ from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
+from simulator.model.prediction import PredictionPass
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
 from simulator.strict import Strict
@@ -34,6 +35,14 @@ Key = TypeVar("Key")
 Found = TypeVar("Found")
 Links = Callable[[Collective], tuple[float, float]]
 """(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
+
+
+class Iterations(Protocol):
+    """Decode iterations of several ranks, for one batch size of each."""
+
+    def at(self, contexts: Any) -> Any:
+        """Return the ns of iterations as an array; `contexts` has a row for each, of all ranks, tokens fed included."""
+        ...
 
 
 class Cost(Protocol):
@@ -64,7 +73,7 @@ class Cost(Protocol):
         """
         ...
 
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
+    def decode_together(self, batches: Sequence[int]) -> Iterations:
         """Return the decode iterations of several ranks with batches of these sizes, in that order."""
         ...
 
@@ -123,7 +132,10 @@ class RooflineCost:
         links: Links | None = None,
         times: Times | None = None,
         balance: ExpertBalance | None = None,
+        queries: int = 1,
+        predicts: bool = False,
     ) -> None:
+        """`queries` positions are fed for each decoding sequence; a model that `predicts` is a prediction module."""
         if model.encoder is not None:
             what = f"{model.name} has an encoder: such models are counted, their training steps timed, but not served"
             raise InputError(Problem(what, path="model", allowed="a decoder-only model"))
@@ -134,7 +146,8 @@ class RooflineCost:
         self.precision = precision or Precision()
         self.engine = engine or RooflineParameters()
         self.balance = balance
-        self._pass = Pass(model, layout, self.precision, balance=balance)
+        self._pass = (PredictionPass if predicts else Pass)(model, layout, self.precision, balance=balance)
+        self._queries = queries
         self._latent = isinstance(model.attention, LatentAttention)
         self._rest: dict[tuple[float, ...], _Rest] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
@@ -164,7 +177,7 @@ class RooflineCost:
         key = tokens, attended, sequences, batch, context
         known = self._steps.get(key)
         if known is None:
-            known = _remember(self._steps, key, self.step_ns(Work(*key)))
+            known = _remember(self._steps, key, self.step_ns(Work(*key, self._queries)))
         return known
 
     def step_ns(self, work: Work) -> float:
@@ -175,6 +188,8 @@ class RooflineCost:
     def together_ns(self, works: Sequence[Work]) -> float:
         """Return the duration of a step of several ranks; see `Cost.together_ns`."""
         data, stages = self.layout.data, self.layout.pipeline
+        if self._queries > 1:
+            works = [work._replace(queries=self._queries) for work in works]
         traversals = [self._traversal_ns(works[first : first + data]) for first in range(0, len(works), data)]
         return float(round_of(traversals, stages))
 
@@ -193,14 +208,16 @@ class RooflineCost:
     def _decode_joined(self, own_ns: Any, sizes: Sequence[int]) -> Any:
         if not any(sizes):
             return own_ns
-        return self._joined(own_ns, Work(batch=max(sizes) * self.layout.data), Work(batch=sum(sizes)))
+        busiest, whole = max(sizes) * self.layout.data, sum(sizes)
+        return self._joined(own_ns, *(Work(batch=size, queries=self._queries) for size in (busiest, whole)))
 
     def _own_lines(self, size: int) -> Lines:
         """Return the own kernels of a data-parallel rank that decodes for `size` sequences, over its context."""
         lines = self._own.get(size)
         if lines is None:
-            n = self.layout.data
-            lines = self._own[size] = Lines(lambda c: self._own_ns(Work(batch=n * size, context=n * c)), 32.0 * size)
+            n, fed = self.layout.data, self._queries
+            work = Work(batch=n * size, queries=fed)
+            lines = self._own[size] = Lines(lambda c: self._own_ns(work._replace(context=n * c)), 32.0 * size)
         return lines
 
     def _own_ns(self, work: Work) -> float:
@@ -242,7 +259,8 @@ class RooflineCost:
         """Return the line of a decode iteration about `context`; see `Cost.decode`."""
         lines = self._decode.get(batch)
         if lines is None:
-            lines = self._decode[batch] = Lines(lambda c: self.step_ns(Work(batch=batch, context=c)), 32.0 * batch)
+            work = Work(batch=batch, queries=self._queries)
+            lines = self._decode[batch] = Lines(lambda c: self.step_ns(work._replace(context=c)), 32.0 * batch)
         return lines.at(context)
 
     def operators(self, work: Work) -> list[OperatorTime]:
@@ -310,7 +328,8 @@ class RooflineCost:
 
         On a share of the processors, below one, experts have those that it leaves.
         """
-        key = work.prompt_tokens, work.prompts, work.batch, round(work.kv_tokens) if self._latent else 0, share
+        prompts = work.prompt_tokens, work.prompts, round(work.kv_tokens) if self._latent else 0
+        key = *prompts, work.batch, work.queries, share
         known = self._rest.get(key)
         if known is None:
             kernels = experts = exchange = 0.0
@@ -431,18 +450,24 @@ class Subject(NamedTuple):
     precision: Precision
     links: Links | None = None
     balance: ExpertBalance | None = None
+    queries: int = 1
+    """Positions fed for each decoding sequence: 1, or more when drafted tokens are verified."""
+    predicts: bool = False
+    """Whether the model is a module of multi-token prediction."""
 
 
 Factory = Callable[[Any, Subject], Cost]
 
 
 def _roofline(parameters: RooflineParameters, of: Subject) -> Cost:
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, balance=of.balance)
+    given = of.model, of.layout, of.accelerator, of.precision, parameters, of.links
+    return RooflineCost(*given, None, of.balance, of.queries, of.predicts)
 
 
 def _measured(parameters: MeasuredParameters, of: Subject) -> Cost:
     times = measured_times(parameters, Pass(of.model, of.layout, of.precision), of.accelerator)
-    return RooflineCost(of.model, of.layout, of.accelerator, of.precision, parameters, of.links, times, of.balance)
+    given = of.model, of.layout, of.accelerator, of.precision, parameters, of.links
+    return RooflineCost(*given, times, of.balance, of.queries, of.predicts)
 
 
 def _linear(parameters: LinearParameters, of: Subject) -> Cost:

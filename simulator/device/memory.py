@@ -43,6 +43,13 @@ class Ledger(NamedTuple):
     kv_bytes: int
 
 
+class Beside(NamedTuple):
+    """What a draft model takes of a device beside the model: weights, and for each token of context keys and values."""
+
+    weight_bytes: int = 0
+    token_bytes: float = 0.0
+
+
 def activation_bytes(model: Transformer, layout: Layout, max_batch_tokens: int, max_sequences: int) -> int:
     """Return the peak of activations in a step of at most `max_batch_tokens` tokens that samples `max_sequences` rows.
 
@@ -90,6 +97,7 @@ def ledger(
     precision: Precision | None = None,
     experts_elsewhere: bool = False,
     held: Held | None = None,
+    beside: Beside | None = None,
 ) -> Ledger:
     """Return where the memory of the fullest device of one instance goes, routed experts included if they are there.
 
@@ -99,13 +107,14 @@ def ledger(
     check_layout(model, layout)
     usable = int(accelerator.memory.capacity * utilisation)
     terms = {
-        "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere, held),
+        "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere, held)
+        + (beside.weight_bytes if beside else 0),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),
         "driver context": CONTEXT_BYTES,
     }
     rest = usable - sum(terms.values())
-    token = ceil(kv_bytes_per_token_per_rank(model, layout, precision))
+    token = ceil(kv_bytes_per_token_per_rank(model, layout, precision) + (beside.token_bytes if beside else 0))
     if rest < token:
         binding = max(terms, key=terms.__getitem__)
         parts = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in terms.items())
@@ -120,10 +129,17 @@ def ledger(
 
 
 def kv_blocks(
-    book: Ledger, model: Transformer, layout: Layout, block_tokens: int, precision: Precision | None = None
+    book: Ledger,
+    model: Transformer,
+    layout: Layout,
+    block_tokens: int,
+    precision: Precision | None = None,
+    beside: Beside | None = None,
 ) -> int:
     """Return how many KV blocks of `block_tokens` tokens the device holds; raises InputError when not even one fits."""
-    block = ceil(block_tokens * kv_bytes_per_token_per_rank(model, layout, precision))
+    block = ceil(
+        block_tokens * (kv_bytes_per_token_per_rank(model, layout, precision) + (beside.token_bytes if beside else 0))
+    )
     if book.kv_bytes < block:
         what = (
             f"one KV block of {block_tokens} tokens needs {block / GIB:.3f} GiB, {book.kv_bytes / GIB:.3f} GiB are left"

@@ -3,6 +3,7 @@
 from simulator.device.cost import RooflineCost
 from simulator.device.measured.coverage import origin_line, other_formats, share_line, share_of
 from simulator.device.measured.times import MeasuredTimes
+from simulator.device.speculation import SpeculativeCost
 from simulator.model.forward import Work
 
 TYPICAL = (1024, 32)
@@ -11,6 +12,8 @@ TYPICAL = (1024, 32)
 
 def provenance(cost: object) -> list[str]:
     """Return what the times of a cost rest on, as sentences; none of a user's own constants."""
+    if isinstance(cost, SpeculativeCost):
+        cost = cost.target
     return measured_lines(cost) + borrowed(cost) if isinstance(cost, RooflineCost) else []
 
 

@@ -58,15 +58,11 @@ class RankLines:
         self._step = step
         self._batches = [sizes[first : first + data] for first in range(0, len(sizes), data)]
 
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next `steps` iterations as an array.
-
-        `contexts[r]`, the tokens being fed included, is that of rank r in the first; each grows by its batch.
-        """
-        begin, steps_on = np.array(contexts, dtype=float), np.arange(steps)[:, None]
-        own = np.zeros((steps, len(self._sizes)))
+    def at(self, contexts: Any) -> Any:
+        """Return the ns of iterations as an array; `contexts` has a row for each, of all ranks, tokens fed included."""
+        own = np.zeros(contexts.shape)
         for size, members in self._members.items():
-            own[:, members] = self._lines[size].values(begin[members] + size * steps_on)
-        slowest = own.reshape(steps, len(self._batches), self._data).max(axis=2)
+            own[:, members] = self._lines[size].values(contexts[:, members])
+        slowest = own.reshape(len(contexts), len(self._batches), self._data).max(axis=2)
         rounds = [self._step(slowest[:, i], sizes) for i, sizes in enumerate(self._batches)]
         return round_of(np.stack(rounds, axis=1), len(self._batches)) if len(rounds) > 1 else rounds[0]

@@ -26,6 +26,7 @@ CHOICES = frozenset(
         "eviction",
         "batcher",
         "cost",
+        "draft",
         "output_tokens",
         "pattern",
         "policy",

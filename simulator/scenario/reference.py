@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 from simulator import catalog
 from simulator.cluster.inventory import Inventory
 from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.cost import COSTS, Subject
+from simulator.device.cost import Subject
 from simulator.device.expert_servers import check_servers
 from simulator.device.memory import kv_blocks, ledger
 from simulator.documents import Document, PathKey
@@ -23,15 +23,20 @@ from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.scenario.experts import held
 from simulator.scenario.schema import Pool, Scenario, Serving
+from simulator.scenario.speculation import cost_of
 from simulator.topology.presets import resolve_preset
 from simulator.topology.wiring import FamilyParameters
 
 TABLES = "tables"
 """Kind of a list of files, each a path or `{path: ...}`."""
+DRAFT = ("speculation", "draft", "model", "name")
+"""Where a pool names its draft model."""
 REFERENCES: dict[PathKey, str] = {
     ("topology", "preset"): "topologies",
     ("topology", "device"): "topologies/devices",
     ("serving", "model"): "workloads/models",
+    ("serving", "colocated", *DRAFT): "workloads/models",
+    ("serving", "decode", *DRAFT): "workloads/models",
     ("topology", "graph"): "graphs",
     ("network", "collectives"): "topologies/collectives",
     ("traffic", "flows"): "flows",
@@ -137,6 +142,8 @@ class References:
             elif path == ("serving", "model"):
                 self.model = attempt(partial(load_model, name), self.document, self.problems, path)
                 self._take_precision()
+            elif path[-len(DRAFT) :] == DRAFT:
+                attempt(partial(load_model, name), self.document, self.problems, path)
             elif kind == "traces":
                 self._check_trace(path, catalog.locate(kind, name))
 
@@ -206,15 +213,19 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
         return
     before = len(problems)
     device = device.in_nodes_of(getattr(parameters, "devices_per_node", 1))
-    make_cost = COSTS[serving.cost.name][1]
-    constants = serving.cost.parameters
     for role, pool in serving.pools.items():
+        if any(problem.path and problem.path.startswith(f"serving.{role}.speculation") for problem in problems):
+            continue  # there is no such draft model
         at = partial(_engine_key, role)
         attempt(partial(check_layout, model, pool.layout), document, problems, at)
+        if pool.speculation is not None:
+            draft = attempt(partial(pool.speculation.model, model), document, problems, at)
+            if draft is not None:
+                attempt(partial(check_layout, draft, pool.layout), document, problems, at)
         if len(problems) == before:
             subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
             if pool.expert_servers is None:
-                attempt(partial(make_cost, constants, subject), document, problems, at)
+                attempt(partial(cost_of, serving.cost, subject, pool.speculation), document, problems, at)
             else:
                 share = pool.kv.memory_utilisation
                 check = partial(check_servers, model, pool.expert_servers, device, serving.precision, share)
@@ -238,11 +249,14 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     limits, layout = pool.batcher.parameters, pool.layout
     blocks = pool.kv.blocks
     if blocks is None:
-        most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data
+        fed, beside = 1, None
+        if pool.speculation is not None:
+            fed, beside = pool.speculation.tokens + 1, pool.speculation.beside(model, layout, precision)
+        most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data * fed
         share, elsewhere = pool.kv.memory_utilisation, pool.expert_servers is not None
         experts = held(pool.experts, model, layout)
-        book = ledger(model, layout, device, *most, share, precision, elsewhere, experts)
-        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision)
+        book = ledger(model, layout, device, *most, share, precision, elsewhere, experts, beside)
+        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside)
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
         raise InputError(Problem(what, path="kv.blocks", allowed="a block for each rank at least"))

@@ -34,6 +34,7 @@ from simulator.scenario.experts import Experts
 from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.role_switch import RoleSwitch
+from simulator.scenario.speculation import SpeculationSection
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import Workload
 from simulator.serving.batching import BATCHERS
@@ -138,6 +139,24 @@ class Pool(Strict):
             raise LocatedError(Fault(("experts",), "excludes `expert_servers`, whose experts are all alike"))
         return self
 
+    speculation: SpeculationSection | None = None
+    """Tokens are drafted and verified together; default: one token an iteration."""
+
+    @model_validator(mode="after")
+    def _can_speculate(self) -> Self:
+        if self.speculation is None:
+            return self
+        limits, fed = self.batcher.parameters, self.speculation.tokens + 1
+        if BATCHERS[self.batcher.name].to_completion:
+            what = f"{self.batcher.name} batches go on in step until the last has all its tokens"
+            raise LocatedError(Fault(("speculation",), what, "another batcher"))
+        if self.expert_servers is not None:
+            raise LocatedError(Fault(("speculation",), "engines with expert servers draft nothing", "one of the two"))
+        if self.batcher.name == "chunked_prefill" and limits.max_running * fed > limits.max_batch_tokens:
+            what = f"{limits.max_running} requests of {fed} tokens each cannot decode in {limits.max_batch_tokens}"
+            raise LocatedError(Fault(("batcher",), what, f"max_batch_tokens of {limits.max_running * fed} at least"))
+        return self
+
 
 class Serving(Strict):
     """Engines that serve one model: one pool for both phases, or one for prefill and one for decode."""
@@ -175,6 +194,21 @@ class Serving(Strict):
     """How KV caches move from prefill to decode engines."""
     role_switch: RoleSwitch | None = None
     """When an engine goes from one of the two pools to the other; default: never."""
+
+    @model_validator(mode="after")
+    def _can_speculate(self) -> Self:
+        for role, pool in self.pools.items():
+            if pool.speculation is None:
+                continue
+            at = (role, "speculation")
+            if role == "prefill":
+                raise LocatedError(Fault(at, "engines that only prefill draft nothing", "the decode pool"))
+            if self.role_switch is not None:
+                raise LocatedError(Fault(at, "engines that change roles draft nothing", "one of the two"))
+            if self.cost.name == "linear" and pool.speculation.draft.name != "ngram":
+                what = "linear constants are those of whole iterations, and say nothing of a draft model's"
+                raise LocatedError(Fault((*at, "draft"), what, "ngram"))
+        return self
 
     @model_validator(mode="after")
     def _one_arrangement(self) -> Self:

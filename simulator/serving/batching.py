@@ -89,7 +89,8 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
     """
     size, most = engine.block_tokens, limits.long_prefill_threshold or limits.max_batch_tokens
     partial, latest = list(engine.partial), engine.latest()
-    free, budget = engine.free_blocks - engine.step_blocks, limits.max_batch_tokens - engine.decoding
+    free, budget = engine.free_blocks - engine.step_blocks, limits.max_batch_tokens
+    budget -= engine.decoding * engine.positions
     preempts = 0
     chosen: dict[Request, tuple[int, int]] = {}  # tokens and blocks of those begun who go on
 
@@ -103,7 +104,7 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
             tokens, blocks = chosen.pop(victim.request, (0, 0))
             free, budget = free + blocks, budget + tokens
         else:
-            budget += 1
+            budget += engine.positions
 
     while free < 0:
         preempt()

@@ -284,7 +284,7 @@ class KVTransfer:
         if not (late or crowded):
             return False
         rank = source.ranks[request.rank]
-        if rank.kv.blocks_for(request.prompt_tokens + request.output_tokens - 1) > rank.kv.total:
+        if rank.kv.blocks_for(request.prompt_tokens + request.output_tokens - 1 + rank.batch.lookahead) > rank.kv.total:
             return False
         return source.keep(request)
 

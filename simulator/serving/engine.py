@@ -9,13 +9,14 @@ from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
+from simulator.serving.speculation import Speculation
 
 
 class RankLines(Protocol):
     """Decode iterations of ranks that step together, for one batch size of each."""
 
-    def lengths(self, contexts: Sequence[int], steps: int) -> Any:
-        """Return the ns of the next iterations; the contexts, tokens being fed included, are those of the first."""
+    def at(self, contexts: Any) -> Any:
+        """Return the ns of iterations at these contexts, a row of all ranks for each, tokens being fed included."""
 
 
 class EngineCost(Protocol):
@@ -65,6 +66,8 @@ class Engine(NamedTuple):
     """Whether the queue is to hear of the tokens that are generated."""
     by_priority: bool = False
     """Whether who waits may take the place of a running request of lower priority."""
+    speculation: Speculation | None = None
+    """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""
 
 
 class Observer(NamedTuple):

@@ -58,6 +58,10 @@ class EngineView(Protocol):
         """Decode steps since the last iteration with prompts."""
 
     @property
+    def positions(self) -> int:
+        """Tokens that each of those who decode feeds in a step: one, and those that were drafted for it."""
+
+    @property
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""
 

@@ -13,10 +13,12 @@ from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
+from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
 from simulator.serving.engine_view import DECODE_ON, Step
-from simulator.serving.iteration import begin_alone, jump_together, report_gaps
+from simulator.serving.iteration import begin_alone, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
+from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
 
@@ -247,7 +249,7 @@ class Instance:
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             self._start_decoding()
-            self._jump = Jump(self._ticks, 1, size, 0, ticks, 0)
+            self._jump = one_step(self._ticks, self.ranks, ticks)
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
         self._begins(PREFILL)
@@ -265,7 +267,7 @@ class Instance:
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
             size = len(batch.members) + batch.ghosts if rank.decodes else 0
-            works.append(Work(*prompts, size, batch.context + size if size else 0))
+            works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
             decoding += len(batch.members) if rank.decodes else 0
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
@@ -285,7 +287,7 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens or request in self._leaving:
-                    if rank.batch.keeps:
+                    if isinstance(rank.batch, DecodeBatch) and rank.batch.keeps:
                         rank.batch.pad(request.computed, request.blocks)
                     rank.drop(request, request.computed)
                     request.finish_ns = now if request.generated == request.output_tokens else -1
@@ -295,7 +297,7 @@ class Instance:
                 else:
                     rank.decode(request)
                     request.decode_instance = self.name
-            if rank.batch.ghosts and not rank.batch.members:
+            if isinstance(rank.batch, DecodeBatch) and rank.batch.ghosts and not rank.batch.members:
                 rank.batch.drop_padding()
         self._grant_all()
 
@@ -314,7 +316,7 @@ class Instance:
             self._alarm.set(self.env.now)
             return
         self._start_decoding()
-        self._jump = jump = self._jump_of(steps)
+        self._jump = jump = next_jump(self._ticks, self.ranks, steps, self.cost, self._step_ticks)
         if wake_ns is not None:  # a rank that waits has something to do then
             jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
@@ -328,19 +330,6 @@ class Instance:
                 return steps
             self._preempt_last(rank)
         return 0
-
-    def _jump_of(self, steps: int) -> Jump | SummedJump:
-        if self._only is not None:
-            batch = self._only.batch
-            members, context = len(batch.members), batch.context
-            size = members + batch.ghosts
-            until, fixed, slope = self._step_ticks(size, context + size)
-            if until < context + steps * size:  # the line ends within the jump
-                steps = int(until - context) // size
-            jump = Jump(self._ticks, steps, size, context, fixed, slope)
-            jump.batch = members  # ghosts make no tokens
-            return jump
-        return jump_together(self.ranks, self.cost, self._ticks, steps)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -360,7 +349,7 @@ class Instance:
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
-        self._account.passed(self.state, self._account.blocks(), steps * jump.batch - self._account.tokens)
+        self._account.passed(self.state, self._account.blocks(), jump.tokens(steps) - self._account.tokens)
         for rank in self.ranks:
             if not rank.decodes:
                 continue
@@ -376,7 +365,7 @@ class Instance:
         """Tell fair queues what the first `steps` of the jump under way have generated."""
         for rank in self.ranks:
             if rank.decodes:
-                rank.count_service(rank.batch.members.values(), steps - self._served)
+                rank.count_decoded(self._served, steps)
         self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
@@ -461,7 +450,7 @@ class Instance:
             self._account.passed(self.state, self._account.blocks(), 0)
             return 0
         begun = jump.steps_by(self.env.now)
-        tokens = (begun - (not self._ended(jump, begun))) * jump.batch
+        tokens = jump.tokens(begun - (not self._ended(jump, begun)))
         self._account.passed(self.state, self._account.blocks_after(begun), tokens - self._account.tokens)
         self._account.tokens = tokens
         return begun
@@ -475,20 +464,20 @@ class Instance:
         if jump is None or not rank.decodes:
             return rank.batch.generated(request)
         begun = jump.steps_by(self.env.now)
-        return rank.batch.generated(request) + begun - (not self._ended(jump, begun))
+        return rank.batch.generated(request, begun - (not self._ended(jump, begun)))
 
     def _ended(self, jump: Jump | SummedJump, step: int) -> bool:
         return (jump.start + jump.elapsed(step)) >> TICK_BITS <= self.env.now
 
     def settle(self) -> None:
         """Report up to now, and write down what the requests that decode here have generated: the run is over."""
-        self._mark()
+        begun, jump = self._mark(), self._jump
         for rank in self.ranks:
             for request in rank.batch.members.values():
                 request.generated = self.generated(request)
-        if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
-            self._jump.cut(steps)
-            report_gaps(self.ranks, self._jump, self._observer)
+        if jump is not None and (steps := begun - (not self._ended(jump, begun))):
+            jump.cut(steps)
+            report_gaps(self.ranks, jump, self._observer)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""

@@ -4,14 +4,10 @@ Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel atte
 """
 
 from collections.abc import Sequence
-from typing import cast
 
-from simulator.serving.engine import EngineCost, Observer, RanksCost
+from simulator.serving.engine import EngineCost, Observer
 from simulator.serving.jump import TICK_BITS, Jump, SummedJump
 from simulator.serving.rank import Rank
-
-MOST_STEPS = 1024
-"""Decode iterations of several ranks that are summed at once."""
 
 
 def begin_alone(rank: Rank, cost: EngineCost, now_ns: int) -> tuple[float, int]:
@@ -22,16 +18,7 @@ def begin_alone(rank: Rank, cost: EngineCost, now_ns: int) -> tuple[float, int]:
     if not size:
         return cost.prefill_ns(tokens, pairs, prompts), 0
     rank.decodes = True
-    return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
-
-
-def jump_together(ranks: Sequence[Rank], cost: EngineCost, start: int, steps: int) -> SummedJump:
-    """Return the next decode iterations of those ranks that decode; `start` is in ticks."""
-    sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in ranks]
-    contexts = [rank.batch.context + size if size else 0 for rank, size in zip(ranks, sizes, strict=True)]
-    lines = cast(RanksCost, cost).decode_together(sizes)
-    members = sum(len(rank.batch.members) for rank in ranks if rank.decodes)  # padding makes no tokens
-    return SummedJump(start, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
+    return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
 
 
 def report_gaps(ranks: Sequence[Rank], jump: Jump | SummedJump, observer: Observer) -> None:

@@ -45,6 +45,11 @@ class StepTicks:
         return line
 
 
+def ticks_of(lengths_ns: Any) -> Any:
+    """Return lengths as whole ticks."""
+    return np.rint(np.asarray(lengths_ns) * TICKS_PER_NS).astype(np.int64)
+
+
 class Jump:
     """`steps` decode iterations of one batch, beginning at `start` ticks; the batch and its slope stay as they are.
 
@@ -92,6 +97,10 @@ class Jump:
             over -= last
         return steps
 
+    def tokens(self, steps: int) -> int:
+        """Return the tokens that the first `steps` iterations make."""
+        return steps * self.batch
+
     def cut(self, steps: int) -> None:
         """End after `steps` iterations."""
         self.steps = steps
@@ -107,10 +116,11 @@ class SummedJump:
 
     __slots__ = ("_ends", "batch", "end", "first", "start", "steps")
 
-    def __init__(self, start: int, lengths_ns: Any, batch: int) -> None:
+    def __init__(self, start: int, lengths: Any, batch: int) -> None:
+        """`lengths` are ticks, an array of integers."""
         self.start = start
         self.batch = batch
-        self._ends = np.cumsum(np.rint(np.asarray(lengths_ns) * TICKS_PER_NS).astype(np.int64)).tolist()
+        self._ends = np.cumsum(lengths).tolist()
         self.steps = len(self._ends)
         self.first: int = self._ends[0]
         self.end: int = start + self._ends[-1]
@@ -127,6 +137,10 @@ class SummedJump:
         """Return the first iteration that ends at `now_ns` or later, at least 1."""
         return min(self.steps, bisect_left(self._ends, (now_ns << TICK_BITS) - self.start) + 1)
 
+    def tokens(self, steps: int) -> int:
+        """Return the tokens that the first `steps` iterations make."""
+        return steps * self.batch
+
     def cut(self, steps: int) -> None:
         """End after `steps` iterations."""
         self.steps = steps
@@ -136,3 +150,17 @@ class SummedJump:
         """Report the lengths of all iterations but the first, one by one; see `Jump.report_rest`."""
         for step in range(2, self.steps + 1):
             gap(self.length(step) >> TICK_BITS, self.batch)
+
+
+class SpeculativeJump(SummedJump):
+    """A jump whose iterations make any number of tokens: `tokens` of them in each, for `batch` requests."""
+
+    __slots__ = ("_made",)
+
+    def __init__(self, start: int, lengths: Any, batch: int, tokens: Any) -> None:
+        super().__init__(start, lengths, batch)
+        self._made = np.cumsum(tokens).tolist()
+
+    def tokens(self, steps: int) -> int:
+        """Return the tokens that the first `steps` iterations make."""
+        return int(self._made[steps - 1]) if steps else 0

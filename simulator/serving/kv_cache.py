@@ -6,6 +6,7 @@ Source: paged attention and the allocator's watermark (vLLM, SOSP 2023).
 from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.prefix_cache import PrefixCache
+from simulator.serving.speculation import SpeculativeBatch
 
 
 class KVCache:
@@ -21,7 +22,7 @@ class KVCache:
         total_blocks: int,
         block_tokens: int,
         watermark_blocks: int,
-        batch: DecodeBatch,
+        batch: DecodeBatch | SpeculativeBatch,
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.total = total_blocks

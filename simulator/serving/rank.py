@@ -17,6 +17,7 @@ from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.queueing import Fair, Queue
 from simulator.serving.request import Request
+from simulator.serving.speculation import SpeculativeBatch
 
 
 class Holding(NamedTuple):
@@ -67,7 +68,11 @@ class Rank:
         self.now_ns = 0  # when the iteration to come begins
         self.decoded = 0  # decode steps since the last iteration with prompts
         self.partial: list[Request] = []  # whose prefill has begun and not ended
-        self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
+        self.batch: DecodeBatch | SpeculativeBatch
+        if engine.speculation is None:
+            self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
+        else:
+            self.batch = SpeculativeBatch(engine.block_tokens, engine.speculation)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
@@ -106,6 +111,11 @@ class Rank:
         return self.kv.total - self.kv.used
 
     @property
+    def positions(self) -> int:
+        """Tokens that each of those who decode feeds in a step."""
+        return self.batch.positions
+
+    @property
     def step_blocks(self) -> int:
         """KV blocks that those who decode take for one step more."""
         return self.batch.blocks_after(1) - self.batch.blocks
@@ -133,12 +143,13 @@ class Rank:
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""
         size, batch = self.block_tokens, self.batch
+        beyond = batch.lookahead - 1
         growth = 0
         for request in self.partial:
-            growth += -(-(request.prompt_tokens + request.output_tokens - 1) // size)
+            growth += -(-(request.prompt_tokens + request.output_tokens + beyond) // size)
             growth -= request.blocks + request.shared_blocks
         for request in batch.members.values():
-            growth += -(-(request.prompt_tokens + request.output_tokens - 1) // size) - -(-batch.held(request) // size)
+            growth += -(-(request.prompt_tokens + request.output_tokens + beyond) // size) - batch.room(request)
         return growth
 
     def victims(self) -> Iterator[Request]:
@@ -157,10 +168,9 @@ class Rank:
             if request.request_id not in self.batch.members:
                 yield Victim(request, request.blocks + self._freed(request, dropped), 0)
                 continue
-            tokens = self.batch.held(request)
-            blocks = self.kv.blocks_for(tokens)
+            blocks = self.batch.room(request)
             held = blocks - request.shared_blocks + self._freed(request, dropped)
-            yield Victim(request, held, self.kv.blocks_for(tokens + 1) - blocks)
+            yield Victim(request, held, self.batch.room(request, 1) - blocks)
 
     def outranked(self, step: Step) -> bool:
         """Return whether the next in line has no place in `step` and a running request has a lower priority.
@@ -315,7 +325,18 @@ class Rank:
     def steps_of_turn(self) -> int | None:
         """Return after how many decode steps a fair queue has another tenant next; None: never."""
         assert isinstance(self.waiting, Fair)
+        if self.batch.lookahead:  # who gains how much is known from step to step
+            return 1
         return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
+
+    def count_decoded(self, first: int, last: int) -> None:
+        """Tell a fair queue what those who decode gain from step `first` of the jump under way to step `last`."""
+        assert isinstance(self.waiting, Fair)
+        batch, counts = self.batch, Counter[str | None]()
+        for request in batch.members.values():
+            counts[request.traits.tenant] += batch.generated(request, last) - batch.generated(request, first)
+        for tenant, count in counts.items():
+            self.waiting.served(tenant, count)
 
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
@@ -348,8 +369,10 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        if self.kv.prefixes is not None or next(iter(self.waiting)) is not request:
-            # of what it left it may find so much again that it fits at once, or another may who is before it
+        again = next(iter(self.waiting)) is not request
+        # of what it left it may find so much again that it fits at once, or another may who is before it; and its
+        # prefill needs no room for drafts
+        if self.kv.prefixes is not None or self.batch.lookahead or again:
             self.step = self.step._replace(steps=1)
         return request
 

@@ -72,7 +72,7 @@ def test_order_does_not_matter_and_the_slowest_sets_the_pace(ranks, order):
 )
 def test_lines_of_ranks_are_their_steps(sizes, each, steps):
     contexts = [size * context for size, context in zip(sizes, each, strict=True)]
-    lengths = EP8.decode_together(sizes).lengths(contexts, steps)
+    lengths = EP8.decode_together(sizes).at(np.array(contexts) + np.array(sizes) * np.arange(steps)[:, None])
     assert lengths.shape == (steps,)
     for i in (0, steps - 1):
         now = [Work(batch=b, context=c + b * i) if b else Work() for b, c in zip(sizes, contexts, strict=True)]
@@ -81,7 +81,7 @@ def test_lines_of_ranks_are_their_steps(sizes, each, steps):
 
 
 def test_lines_of_micro_batches_are_rounds():
-    lengths = PIPELINE.decode_together([4, 8, 0, 2]).lengths([4000, 8000, 0, 100], 1)
+    lengths = PIPELINE.decode_together([4, 8, 0, 2]).at(np.array([[4000.0, 8000.0, 0.0, 100.0]]))
     each = [
         PIPELINE.step_ns(Work(batch=4 * b, context=4 * c)) if b else 0.0
         for b, c in ((4, 4000), (8, 8000), (0, 0), (2, 100))
@@ -104,4 +104,5 @@ def test_linear_constants_are_those_of_one_rank():
     )
     linear = LinearCost(constants, Layout(data=2))
     assert linear.together_ns([Work(batch=4, context=100), Work(100, 5050, 1)]) == max(2000 + 12 + 100, 1000 + 1000)
-    assert linear.decode_together([4, 2]).lengths([100, 500], 3) == pytest.approx([2506, 2508, 2510])
+    contexts = np.array([[100, 500], [104, 502], [108, 504]])
+    assert linear.decode_together([4, 2]).at(contexts) == pytest.approx([2506, 2508, 2510])
