@@ -1,4 +1,4 @@
-"""Laws of batchers and of the order of a queue: bounds from the papers, closed forms by hand, and what must be equal."""
+"""Laws of batchers and of the order of a queue: bounds from papers, closed forms by hand, and what must be equal."""
 
 from itertools import accumulate, permutations
 
