@@ -95,20 +95,30 @@ def test_the_names_of_tenants_do_not_matter(workload, costs, batcher, seats):
 
 
 def test_tokens_of_a_run_of_steps_count_as_they_come():
-    # Tenant 0 decodes 20 tokens and has another waiting; 1 and 2 come within that run of steps. The level of each is
-    # tenant 0's counter as it is then, the tokens made so far included: 1 stands before 2, and 0 behind both.
-    workload = [(0, 4, 20, 0, 1), (0, 4, 20, 0, 1), (8_000, 4, 2, 1, 1), (8_000, 4, 2, 2, 1)]
-    engine = case("continuous", "fair", max_running=1)
-    check(workload, engine)
-    assert list(run(workload, engine)[0]) == [0, 2, 3, 1]
+    # those who come within a run of steps are lifted to what others have been served by then, the run's tokens included
+    workload = [
+        (0, 1, 20, 0, 1),
+        (5_000, 1, 30, 2, 1),
+        (0, 1, 1, 0, 1),
+        (0, 1, 1, 2, 1),
+        (0, 1, 10, 0, 1),
+        (0, 1, 1, 0, 1),
+    ]
+    check(workload, case("continuous", "fair", max_running=1))
 
 
 def test_a_blocked_tenant_gives_way_when_its_turn_is_over():
-    # Tenant 0 runs for long and heads the queue with a prompt too large for what is free; after some tokens tenant 1,
-    # whose prompt fits, is served less: it begins in the midst of what would have been one run of steps.
-    workload = [(0, 4, 30, 0, 1), (0, 40, 2, 0, 1), (0, 6, 1, 1, 1)]
-    engine = case("continuous", "fair", blocks=12, asked={"input_weight": 3}, max_running=4, max_batch_tokens=8)
-    check(workload, engine)
+    # the next in line is too large for what is free; once its tenant has been served more, another's prompt that fits
+    # is taken in the midst of what would have been one run of steps
+    workload = [
+        (0, 1, 1, 0, 1),
+        (0, 1, 1, 0, 1),
+        (0, 1, 30, 1, 1),
+        (0, 16, 30, 2, 1),
+        (0, 1, 10, 1, 1),
+        (0, 1, 20, 2, 1),
+    ]
+    check(workload, case("continuous", "fair", blocks=12, max_running=4))
 
 
 # -- orders
@@ -125,6 +135,12 @@ def test_shortest_first_has_the_least_mean_completion(sizes):
     lasts = [100 * (prompt + output - 1) for prompt, output in sizes]
     assert means["shortest_predicted"] == min(sum(accumulate(order)) for order in permutations(lasts))
     assert means["fcfs"] == sum(accumulate(lasts))
+
+
+def test_who_stands_before_a_preempted_one_may_have_its_place_a_step_later():
+    # two seats, 12 blocks: the larger one loses its own, and the third, short, fits at once
+    workload = [(0, 1, 20, 0, 1), (0, 16, 20, 0, 1), (1_000, 1, 1, 0, 1)]
+    check(workload, case("continuous", "shortest_predicted", blocks=12, max_running=2))
 
 
 @settings(max_examples=200, deadline=None)
