@@ -1,4 +1,4 @@
-"""The scenarios on public traces run: a part of each here, all of it by night; they need the data beside the project."""
+"""The scenarios on public traces run: a part of each here, all of it by night; the data must be beside the project."""
 
 from pathlib import Path
 

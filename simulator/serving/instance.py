@@ -13,8 +13,10 @@ from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
+from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
-from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.engine_view import DECODE_ON, Step
+from simulator.serving.iteration import begin_alone, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.rank import Holding, Rank, Reservation
@@ -54,6 +56,7 @@ class Instance:
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
+        self._served = 0  # steps of the jump under way that fair queues have heard of
         self._loads = [0] * engine.ranks  # requests of each rank
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
@@ -67,6 +70,8 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
+        if begun and self.engine.counts_service:
+            self._serve(begun - 1)
         request.rank = self._choose()
         self.ranks[request.rank].waiting.append(request)
         self._account.waiting += 1
@@ -193,7 +198,7 @@ class Instance:
                 self._end_jump()
                 self._end_prefill()
             elif kind == DECODE:
-                self._begin_jump()
+                self._begin_jump(wake_ns)
                 yield alarm
                 self._end_jump()
             else:
@@ -215,12 +220,12 @@ class Instance:
                     request.decode_instance = self.name
         if self._leaving:
             self._let_go()
-        policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            while rank.by_priority and rank.outranked():
+            step = self._ask(rank)
+            while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-            step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+                step = self._ask(rank)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -232,10 +237,13 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
+    def _ask(self, rank: Rank) -> Step:
+        return self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
+
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
-            lasts_ns, size = self._begin_alone(self._only, now)
+            lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
         ticks = round(lasts_ns * TICKS_PER_NS)
@@ -251,16 +259,6 @@ class Instance:
                     self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
 
-    def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
-        """Begin the iteration with prompts of the only rank; return how long it lasts and how many decode in it."""
-        step, batch, cost = rank.step, rank.batch, self.cost
-        tokens, pairs, prompts = rank.begin(step, now)
-        size = len(batch.members) if step.decodes else 0
-        if not size:
-            return cost.prefill_ns(tokens, pairs, prompts), 0
-        rank.decodes = True
-        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
-
     def _begin_together(self, now: int) -> tuple[float, int]:
         """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
         works, decoding = [], 0
@@ -268,9 +266,9 @@ class Instance:
             step, batch = rank.step, rank.batch
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
-            size = len(batch.members) if rank.decodes else 0
+            size = len(batch.members) + batch.ghosts if rank.decodes else 0
             works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
-            decoding += size
+            decoding += len(batch.members) if rank.decodes else 0
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
     def _end_prefill(self) -> None:
@@ -289,6 +287,8 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens or request in self._leaving:
+                    if isinstance(rank.batch, DecodeBatch) and rank.batch.keeps:
+                        rank.batch.pad(request.computed, request.blocks)
                     rank.drop(request, request.computed)
                     request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
@@ -297,14 +297,18 @@ class Instance:
                 else:
                     rank.decode(request)
                     request.decode_instance = self.name
+            if isinstance(rank.batch, DecodeBatch) and rank.batch.ghosts and not rank.batch.members:
+                rank.batch.drop_padding()
         self._grant_all()
 
-    def _begin_jump(self) -> None:
+    def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
         for rank in self.ranks:
             fit = self._fit(rank)
             if rank.step.steps is not None:
                 fit = min(fit, rank.step.steps)
+            if fit and self.engine.counts_service:
+                fit = min(fit, rank.steps_of_turn() or fit)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
@@ -313,6 +317,8 @@ class Instance:
             return
         self._start_decoding()
         self._jump = jump = next_jump(self._ticks, self.ranks, steps, self.cost, self._step_ticks)
+        if wake_ns is not None:  # a rank that waits has something to do then
+            jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -331,12 +337,13 @@ class Instance:
             return
         self._jump = None
         self._ticks = jump.end
-        self._record_gaps(jump)
+        report_gaps(self.ranks, jump, self._observer)
         steps = jump.steps
+        if self.engine.counts_service:
+            self._serve(steps)
+            self._served = 0
         for rank in self.ranks:
             if rank.decodes:
-                if self.engine.counts_service:
-                    rank.count_decoded(steps)
                 rank.batch.advance(steps)
                 rank.decoded += steps
                 rank.kv.make_room()
@@ -354,14 +361,12 @@ class Instance:
             if done and rank.reservations:
                 self._grant(rank)
 
-    def _record_gaps(self, jump: Jump | SummedJump) -> None:
-        observer = self._observer
-        first_ns = (jump.start + jump.first) >> TICK_BITS
+    def _serve(self, steps: int) -> None:
+        """Tell fair queues what the first `steps` of the jump under way have generated."""
         for rank in self.ranks:
             if rank.decodes:
-                rank.report_gaps(first_ns, observer.gap)
-        if jump.steps > 1:
-            jump.report_rest(observer.gap, observer.gaps)
+                rank.count_decoded(self._served, steps)
+        self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
@@ -472,7 +477,7 @@ class Instance:
                 request.generated = self.generated(request)
         if jump is not None and (steps := begun - (not self._ended(jump, begun))):
             jump.cut(steps)
-            self._record_gaps(jump)
+            report_gaps(self.ranks, jump, self._observer)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""

@@ -172,12 +172,18 @@ class Rank:
             held = blocks - request.shared_blocks + self._freed(request, dropped)
             yield Victim(request, held, self.batch.room(request, 1) - blocks)
 
-    def outranked(self) -> bool:
-        """Return whether the next in line has no place and a running request has a lower priority."""
-        head = next(iter(self.waiting), None)
-        lowest = next(self.victims(), None) if self.by_priority else None
+    def outranked(self, step: Step) -> bool:
+        """Return whether the next in line has no place in `step` and a running request has a lower priority.
+
+        Nobody has to go while the batcher takes nobody, whoever waits: a batch that runs to completion, decodes first.
+        """
+        if not self.by_priority or self.batch.keeps or step.steps is not None:
+            return False
+        head, lowest = next(iter(self.waiting), None), next(self.victims(), None)
         if head is None or lowest is None or lowest.traits.priority >= head.traits.priority:
             return False
+        if not step.prompts and not step.preempts:
+            return True
         return self.running >= self.limits.max_running or self.claim(head)[1] > self.admissible_blocks
 
     def _freed(self, request: Request, dropped: dict[int, int]) -> int:
@@ -213,7 +219,8 @@ class Rank:
             request.blocks = blocks
         self.kv.held += taken
         self.kv.make_room()
-        self.decoded = 0
+        if step.prompts:
+            self.decoded = 0
         if step.padded and step.prompts:
             longest = max(count for _, count in step.prompts)
             tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
@@ -315,14 +322,21 @@ class Rank:
         for tenant, count in counts.items():
             self.waiting.served(tenant, count * tokens)
 
-    def count_decoded(self, steps: int) -> None:
-        """Tell a fair queue what those who decode gain in so many steps that are over and not yet counted."""
+    def count_decoded(self, counted: int, steps: int) -> None:
+        """Tell a fair queue what those who decode gain in the next `steps`, of which so many are counted already."""
         assert isinstance(self.waiting, Fair)
         batch, counts = self.batch, Counter[str | None]()
         for request in batch.members.values():
-            counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request)
+            counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request, counted)
         for tenant, count in counts.items():
             self.waiting.served(tenant, count)
+
+    def steps_of_turn(self) -> int | None:
+        """Return after how many decode steps a fair queue has another tenant next; None: never."""
+        assert isinstance(self.waiting, Fair)
+        if self.batch.lookahead:  # steps do not generate the same: look after each
+            return 1 if self.waiting else None
+        return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
 
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
@@ -355,8 +369,9 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        # of what it left it may find so much again that it fits at once, and its prefill needs no room for drafts
-        if self.kv.prefixes is not None or self.batch.lookahead:
+        # of what it left it may find so much again that it fits at once, or another may who is before it; and a prefill
+        # needs no room for drafted tokens
+        if self.kv.prefixes is not None or self.batch.lookahead or next(iter(self.waiting)) is not request:
             self.step = self.step._replace(steps=1)
         return request
 

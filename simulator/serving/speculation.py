@@ -62,6 +62,7 @@ class SpeculativeBatch:
 
     ghosts = 0
     """Nobody who has finished stays in the batch."""
+    keeps = False
 
     __slots__ = (
         "_finishes",

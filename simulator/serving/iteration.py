@@ -1,0 +1,31 @@
+"""Iterations of an engine's ranks: how long they last by the engine's cost, and the gaps between tokens they make.
+
+Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel attention or of a pipeline go together.
+"""
+
+from collections.abc import Sequence
+
+from simulator.serving.engine import EngineCost, Observer
+from simulator.serving.jump import TICK_BITS, Jump, SummedJump
+from simulator.serving.rank import Rank
+
+
+def begin_alone(rank: Rank, cost: EngineCost, now_ns: int) -> tuple[float, int]:
+    """Begin the iteration with prompts of an only rank; return how many ns it lasts and how many decode in it."""
+    step, batch = rank.step, rank.batch
+    tokens, pairs, prompts = rank.begin(step, now_ns)
+    size = len(batch.members) if step.decodes else 0
+    if not size:
+        return cost.prefill_ns(tokens, pairs, prompts), 0
+    rank.decodes = True
+    return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
+
+
+def report_gaps(ranks: Sequence[Rank], jump: Jump | SummedJump, observer: Observer) -> None:
+    """Report how long after the token before each token of a jump came."""
+    first_ns = (jump.start + jump.first) >> TICK_BITS
+    for rank in ranks:
+        if rank.decodes:
+            rank.report_gaps(first_ns, observer.gap)
+    if jump.steps > 1:
+        jump.report_rest(observer.gap, observer.gaps)
