@@ -322,21 +322,21 @@ class Rank:
         for tenant, count in counts.items():
             self.waiting.served(tenant, count * tokens)
 
-    def steps_of_turn(self) -> int | None:
-        """Return after how many decode steps a fair queue has another tenant next; None: never."""
-        assert isinstance(self.waiting, Fair)
-        if self.batch.lookahead:  # who gains how much is known from step to step
-            return 1
-        return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
-
-    def count_decoded(self, first: int, last: int) -> None:
-        """Tell a fair queue what those who decode gain from step `first` of the jump under way to step `last`."""
+    def count_decoded(self, counted: int, steps: int) -> None:
+        """Tell a fair queue what those who decode gain in the next `steps`, of which so many are counted already."""
         assert isinstance(self.waiting, Fair)
         batch, counts = self.batch, Counter[str | None]()
         for request in batch.members.values():
-            counts[request.traits.tenant] += batch.generated(request, last) - batch.generated(request, first)
+            counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request, counted)
         for tenant, count in counts.items():
             self.waiting.served(tenant, count)
+
+    def steps_of_turn(self) -> int | None:
+        """Return after how many decode steps a fair queue has another tenant next; None: never."""
+        assert isinstance(self.waiting, Fair)
+        if self.batch.lookahead:  # steps do not generate the same: look after each
+            return 1 if self.waiting else None
+        return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
 
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
@@ -369,10 +369,9 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        again = next(iter(self.waiting)) is not request
-        # of what it left it may find so much again that it fits at once, or another may who is before it; and its
-        # prefill needs no room for drafts
-        if self.kv.prefixes is not None or self.batch.lookahead or again:
+        # of what it left it may find so much again that it fits at once, or another may who is before it; and a prefill
+        # needs no room for drafted tokens
+        if self.kv.prefixes is not None or self.batch.lookahead or next(iter(self.waiting)) is not request:
             self.step = self.step._replace(steps=1)
         return request
 

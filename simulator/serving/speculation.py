@@ -63,6 +63,7 @@ class SpeculativeBatch:
     ghosts = 0
     keeps = False
     """Nobody who has finished stays in the batch."""
+    keeps = False
 
     __slots__ = (
         "_finishes",

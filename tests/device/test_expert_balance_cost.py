@@ -81,11 +81,8 @@ def test_a_cost_made_from_another_is_as_one_made_anew():
         ranks = [work] * 32
         assert again.together_ns(ranks) == anew.together_ns(ranks)
         assert again.step_ns(work) == pytest.approx(sum(row.ns for row in again.operators(work)), rel=1e-12)
-    sizes, contexts = [4] * 31 + [9], [4000] * 31 + [9000]
-    left, right = (
-        c.decode_together(sizes).at(np.array(contexts) + np.array(sizes) * np.arange(5)[:, None]).tolist()
-        for c in (again, anew)
-    )
+    sizes, contexts = [4] * 31 + [9], np.array([[4000 + 4 * i] * 31 + [9000 + 9 * i] for i in range(5)])
+    left, right = (c.decode_together(sizes).at(contexts).tolist() for c in (again, anew))
     assert left == right
 
 
