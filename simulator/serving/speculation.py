@@ -63,7 +63,6 @@ class SpeculativeBatch:
     ghosts = 0
     keeps = False
     """Nobody who has finished stays in the batch."""
-    keeps = False
 
     __slots__ = (
         "_finishes",
