@@ -54,7 +54,11 @@ def _ranks(ranks: int, topology: str, experts: str, precision: str) -> tuple[str
 UB, PLANES = "{preset: cloudmatrix384}", "{preset: multi-plane-h800, nodes: 40, device: h200-sxm-141gb}"
 RAILS = "{preset: rail-only-h100, nodes: 40, device: h200-sxm-141gb}"
 INT8, FP8 = "{weights: int8, kv: bf16}", "{weights: fp8_block, kv: bf16}"
-COPIES = {32: "{popularity: uniform}", 144: "{redundant: 32}", 320: "{redundant: 32, shared_copies: 32}"}
+COPIES = {
+    32: "{redundant: 0, shared_copies: 0}",
+    144: "{redundant: 32, shared_copies: 0}",
+    320: "{redundant: 32, shared_copies: 32}",
+}
 
 STUDIES: dict[str, Study] = {
     "prefill-decode-ratio": Study("serving/prefill-decode-ratio", tuple(map(_ratio, (2, 3, 4, 5, 6, 8)))),
