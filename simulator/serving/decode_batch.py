@@ -66,6 +66,8 @@ class DecodeBatch:
         self.context -= held
         self.blocks -= -(-held // self.block_tokens) - request.shared_blocks
         self._phases[request.offset % self.block_tokens] -= 1
+        if self.ghosts and not self.members:  # preempted or cancelled, the last one leaves no batch behind
+            self.drop_padding()
 
     def generated(self, request: Request, steps: int = 0) -> int:
         """Return the output tokens that a member has generated when so many more iterations are over."""

@@ -9,7 +9,9 @@ from test_batcher_twins import BLOCK, Case, Together, check, mixed_costs, run, w
 from test_chunked_twin import Costs
 
 from simulator.serving.batching import BATCHERS
+from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.queueing import ORDERS
+from simulator.serving.request import Request
 
 ROUND = Costs(1000, 8, 2, 3000, 16, 0.5)  # binary fractions: sums of floats are exact
 PER_TOKEN = Costs(100, 0, 0, 0, 100, 0)  # a lone request lasts 100 ns for each token but the last
@@ -228,3 +230,19 @@ def test_a_rank_counts_its_own_decode_steps():
 def test_padding_counts_beside_the_prompts_of_another_rank():
     engine = case("static", "fcfs", TOGETHER, ranks=2, max_running=2)
     check([(0, 8, 1 + 20 * (i == 3), 0, 1) for i in range(8)], engine)
+
+
+def test_padding_goes_with_the_last_member_however_it_goes():
+    # Two begin with 5 tokens of KV in blocks of 4; the first ends after 2 steps and stays as padding until the second
+    # is preempted: then nobody is left to pad for, and its blocks must not keep the next batch out.
+    batch = DecodeBatch(4, keeps=True)
+    short, long = Request(0, 0, 5, 3), Request(1, 0, 5, 90)
+    for request in (short, long):
+        request.generated = 1
+        batch.join(request)
+    batch.advance(2)
+    assert batch.pop_finished() == [short]
+    assert (batch.ghosts, batch.blocks) == (1, 4)
+    batch.leave(long)
+    assert (batch.ghosts, batch.blocks, batch.context) == (0, 0, 0)
+    batch.check()
