@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.model.expert_balance import ExpertBalance
-from simulator.model.expert_placement import Group, Whole, balanced, contiguous
+from simulator.model.expert_group import Group
+from simulator.model.expert_placement import Whole, balanced, contiguous
 from simulator.model.expert_popularity import counted
 
 ROOT = Path(__file__).resolve().parent.parent

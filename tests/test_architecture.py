@@ -136,3 +136,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stderr
     assert not set(HEAVY) & set(loaded.split())
+
+
+def test_a_scenario_is_read_without_what_only_runs_need() -> None:
+    # numpy and the actors of a run take a quarter of a second, half of what `simulate validate` lasts
+    code = "import sys, simulator.scenario.load; print(*(m for m in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "simulator.scenario.load" in loaded
+    assert not {"numpy", "pyarrow", "pandas", "numba", "simulator.serving.instance"} & set(loaded)

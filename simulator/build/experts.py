@@ -7,7 +7,8 @@ from pathlib import Path
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import MixtureOfExperts
 from simulator.model.expert_balance import ExpertBalance
-from simulator.model.expert_placement import Floats, Group, Move, Whole, balanced, contiguous
+from simulator.model.expert_group import Group
+from simulator.model.expert_placement import Floats, Move, Whole, balanced, contiguous
 from simulator.model.expert_popularity import counted, power_law, redrawn, uniform, zipf
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision

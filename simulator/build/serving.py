@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simpy import Event
 
@@ -60,14 +60,12 @@ from simulator.serving.power import InstancePower
 from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
-from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
+from simulator.serving.role_policies import SWITCHES
+from simulator.serving.role_switch import RoleSwitching, Times
 from simulator.serving.routing import ROUTERS
 from simulator.serving.speculation import Speculation
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ any; `linear` takes the user's own constants.
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from simulator import units
@@ -17,12 +16,10 @@ from simulator.device.engine import RooflineParameters, overlapped_ns
 from simulator.device.kernels import Kernel
 from simulator.device.lines import Line, Lines
 from simulator.device.measured.source import MeasuredParameters, measured_times
-from simulator.device.ranks import RankLines, of_all, round_of, total
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
-from simulator.model.expert_balance import ExpertBalance
-from simulator.model.forward import Pass, Work
+from simulator.model.forward import Pass, Work, together
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
@@ -30,6 +27,10 @@ from simulator.model.prediction import PredictionPass
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer
 from simulator.strict import Strict
+
+if TYPE_CHECKING:  # these take numpy, and a scenario is read without
+    from simulator.device.ranks import RankLines
+    from simulator.model.expert_balance import ExpertBalance
 
 Key = TypeVar("Key")
 Found = TypeVar("Found")
@@ -131,7 +132,7 @@ class RooflineCost:
         engine: RooflineParameters | None = None,
         links: Links | None = None,
         times: Times | None = None,
-        balance: ExpertBalance | None = None,
+        balance: "ExpertBalance | None" = None,
         queries: int = 1,
         predicts: bool = False,
     ) -> None:
@@ -157,7 +158,7 @@ class RooflineCost:
         for operator in self._pass.operators(Work(1, 1, 1, 1, 1)):
             self._time(operator)  # every format and group is known, or the error comes now
 
-    def rebalanced(self, balance: ExpertBalance) -> "RooflineCost":
+    def rebalanced(self, balance: "ExpertBalance") -> "RooflineCost":
         """Return the cost under another balance of the same ranks and slots: only routed experts are timed anew."""
         found = copy(self)
         found.balance = balance
@@ -187,14 +188,18 @@ class RooflineCost:
 
     def together_ns(self, works: Sequence[Work]) -> float:
         """Return the duration of a step of several ranks; see `Cost.together_ns`."""
+        from simulator.device.ranks import round_of
+
         data, stages = self.layout.data, self.layout.pipeline
         if self._queries > 1:
             works = [work._replace(queries=self._queries) for work in works]
         traversals = [self._traversal_ns(works[first : first + data]) for first in range(0, len(works), data)]
         return float(round_of(traversals, stages))
 
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
+    def decode_together(self, batches: Sequence[int]) -> "RankLines":
         """Return the decode iterations of several ranks; see `Cost.decode_together`."""
+        from simulator.device.ranks import RankLines
+
         return RankLines(batches, self.layout.data, self._own_lines, self._decode_joined)
 
     def _traversal_ns(self, works: Sequence[Work]) -> float:
@@ -202,8 +207,9 @@ class RooflineCost:
         data = self.layout.data
         if not any(work.tokens for work in works):
             return 0.0
-        busiest = max((of_all(work, data) for work in works), key=lambda work: work.tokens)
-        return float(self._joined(max(self._own_ns(of_all(work, data)) for work in works), busiest, total(works)))
+        alike = [work.times(data) for work in works]  # as if every rank had as much as this one
+        busiest = max(alike, key=lambda work: work.tokens)
+        return float(self._joined(max(map(self._own_ns, alike)), busiest, together(works)))
 
     def _decode_joined(self, own_ns: Any, sizes: Sequence[int]) -> Any:
         if not any(sizes):
@@ -244,6 +250,8 @@ class RooflineCost:
         else:
             busy_ns = own_ns + self._rest_of(whole).experts_ns + self._rest_of(busiest).exchange_ns
         if engine.launch and not engine.is_captured(whole.prompt_tokens > 0):
+            import numpy as np
+
             busy_ns = np.maximum(busy_ns, self._rest_of(busiest).calls * engine.launch)
         return engine.step_overhead + busy_ns
 
@@ -422,13 +430,17 @@ class LinearCost:
 
     def together_ns(self, works: Sequence[Work]) -> float:
         """Return the duration of a step of several ranks; see `Cost.together_ns`."""
+        from simulator.device.ranks import round_of
+
         own = [self._own_ns(work) for work in works]
         data = self._layout.data
         slowest = [max(own[first : first + data]) for first in range(0, len(own), data)]
         return float(round_of(slowest, self._layout.pipeline))
 
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
+    def decode_together(self, batches: Sequence[int]) -> "RankLines":
         """Return the decode iterations of several ranks; see `Cost.decode_together`."""
+        from simulator.device.ranks import RankLines
+
         return RankLines(batches, self._layout.data, self._own_lines, lambda own_ns, sizes: own_ns)
 
     def _own_lines(self, size: int) -> Lines:
@@ -449,7 +461,7 @@ class Subject(NamedTuple):
     accelerator: Accelerator
     precision: Precision
     links: Links | None = None
-    balance: ExpertBalance | None = None
+    balance: "ExpertBalance | None" = None
     queries: int = 1
     """Positions fed for each decoding sequence: 1, or more when drafted tokens are verified."""
     predicts: bool = False

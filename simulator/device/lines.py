@@ -9,8 +9,6 @@ from collections.abc import Callable
 from math import inf
 from typing import Any, NamedTuple
 
-import numpy as np
-
 KNOTS_PER_OCTAVE = 4
 """Contexts at which a duration is evaluated where it is no straight line, per factor of two."""
 
@@ -50,6 +48,8 @@ class Lines:
 
     def values(self, contexts: Any) -> Any:
         """Return the durations at an array of contexts, each of zero or more."""
+        import numpy as np  # only here: a scenario is read without
+
         self.at(float(np.max(contexts)))
         if self._table is None:
             self._table = np.array(self._lines).T

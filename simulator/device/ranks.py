@@ -11,25 +11,6 @@ from typing import Any
 import numpy as np
 
 from simulator.device.lines import Lines
-from simulator.model.forward import Work
-
-
-def total(works: Sequence[Work]) -> Work:
-    """Return the work of all ranks as that of one."""
-    return Work(
-        sum(work.prompt_tokens for work in works),
-        sum(work.pairs for work in works),
-        sum(work.prompts for work in works),
-        sum(work.batch for work in works),
-        sum(work.context for work in works),
-        max(work.queries for work in works),
-    )
-
-
-def of_all(work: Work, ranks: int) -> Work:
-    """Return the work of so many ranks with as much each."""
-    tokens, pairs, prompts, batch, context, queries = work
-    return Work(ranks * tokens, ranks * pairs, ranks * prompts, ranks * batch, ranks * context, queries)
 
 
 def round_of(traversals: Any, stages: int) -> Any:

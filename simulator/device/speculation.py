@@ -5,20 +5,22 @@ before, a token of each sequence a time (Leviathan et al., arXiv:2211.17192, 3.3
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from simulator.device.cost import Cost, RooflineCost
 from simulator.device.lines import Line
-from simulator.model.expert_balance import ExpertBalance
 from simulator.model.forward import Work
+
+if TYPE_CHECKING:  # its arrays take numpy, and a scenario is read without
+    from simulator.model.expert_balance import ExpertBalance
 
 
 class SpeculativeLines:
     """Iterations of several ranks: those of the target and the draft model's passes before them."""
 
     def __init__(self, batches: Sequence[int], target: Any, draft: Any, behind: Sequence[int]) -> None:
+        import numpy as np  # only here: a scenario is read without
+
         self._sizes = np.array(batches)
         self._target, self._draft, self._behind = target, draft, behind
 
@@ -42,7 +44,7 @@ class SpeculativeCost:
         # pass j of k attends to so many positions of each sequence fewer than the target
         self._behind = [tokens + 1 - j for j in range(1, tokens + 1)] if draft is not None else []
 
-    def rebalanced(self, balance: ExpertBalance) -> "SpeculativeCost":
+    def rebalanced(self, balance: "ExpertBalance") -> "SpeculativeCost":
         """Return the cost under another balance of the target's experts; the draft model's are all alike."""
         assert isinstance(self.target, RooflineCost)
         return SpeculativeCost(self.target.rebalanced(balance), self.draft, self.tokens)

@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.model.expert_group import Group
 from simulator.model.expert_load import GROUPS, Load, largest, used_share
-from simulator.model.expert_placement import Floats, Group, Whole, contiguous, copies_of
+from simulator.model.expert_placement import Floats, Whole, contiguous, copies_of
 
 POINTS = 32
 """Of the integral over the largest load."""

@@ -11,22 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.model.expert_group import Group
+
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
-
-
-class Group(NamedTuple):
-    """Ranks of an expert-parallel group on their nodes, equally many on each, and the slots that each rank has."""
-
-    ranks: int
-    slots: int
-    """Experts that a rank holds, copies included."""
-    nodes: int = 1
-
-    @property
-    def ranks_per_node(self) -> int:
-        """Ranks on one node."""
-        return self.ranks // self.nodes
 
 
 class Move(NamedTuple):

@@ -4,10 +4,10 @@ Source: the layers of the Llama, Qwen, DeepSeek-V3 and gpt-oss reports; tensor p
 parallelism as arXiv:2205.05198, expert parallelism as 2412.19437, MLA with absorbed projections as 2405.04434.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.model.architecture import GroupedAttention, LatentAttention
-from simulator.model.expert_balance import ExpertBalance
 from simulator.model.layout import Layout
 from simulator.model.operators import (
     Collective,
@@ -22,6 +22,9 @@ from simulator.model.operators import (
 from simulator.model.precision import FORMATS, Precision
 from simulator.model.split import experts_per_rank, kv_heads_per_rank, vocabulary_per_rank
 from simulator.model.transformer import Transformer
+
+if TYPE_CHECKING:  # its arrays take numpy, and a scenario is read without
+    from simulator.model.expert_balance import ExpertBalance
 
 FP32_BYTES = 4
 
@@ -69,6 +72,11 @@ class Work(NamedTuple):
             self.queries,
         )
 
+    def times(self, ranks: int) -> "Work":
+        """Return the work of so many ranks with as much each."""
+        tokens, pairs, prompts, batch, context, queries = self
+        return Work(ranks * tokens, ranks * pairs, ranks * prompts, ranks * batch, ranks * context, queries)
+
     def of_rank(self, layout: Layout) -> "Work":
         """Return the share of the busiest data-parallel rank: sequences stay whole and are dealt out evenly."""
         n = layout.data
@@ -78,6 +86,12 @@ class Work(NamedTuple):
         part = prompts / self.prompts if self.prompts else 0.0
         context = self.context * batch / self.batch if self.batch else 0.0
         return Work(round(self.prompt_tokens * part), self.pairs * part, prompts, batch, context, self.queries)
+
+
+def together(works: Sequence[Work]) -> Work:
+    """Return the work of several ranks as that of one."""
+    tokens, pairs, prompts, batch, context, queries = zip(*works, strict=True)
+    return Work(sum(tokens), sum(pairs), sum(prompts), sum(batch), sum(context), max(queries))
 
 
 class Pass:
@@ -95,7 +109,7 @@ class Pass:
         skew: float = 0.0,
         first: bool = True,
         last: bool = True,
-        balance: ExpertBalance | None = None,
+        balance: "ExpertBalance | None" = None,
     ) -> None:
         self.model, self.layout, self.precision, self.skew = model, layout, precision, skew
         self.first, self.last, self.balance = first, last, balance
@@ -382,4 +396,4 @@ def clipped(work: Work, window: int) -> tuple[float, float]:
     return work.prompts * pairs, work.prompts * min(past + each, window + each)
 
 
-__all__ = ["Pass", "Shape", "Work", "clipped"]
+__all__ = ["Pass", "Shape", "Work", "clipped", "together"]

@@ -3,10 +3,12 @@
 Source: the layers of the models' reports; bytes count every operand once, as a fused kernel reads and writes it.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from simulator.model.expert_balance import ExpertBalance
 from simulator.model.precision import FORMATS, VALUES
+
+if TYPE_CHECKING:  # its arrays take numpy, and a scenario is read without
+    from simulator.model.expert_balance import ExpertBalance
 
 
 class Gemm(NamedTuple):
@@ -52,7 +54,7 @@ class Experts(NamedTuple):
     format: str = "bf16"
     gated: bool = True
     skew: float = 0.0
-    balance: ExpertBalance | None = None
+    balance: "ExpertBalance | None" = None
 
 
 class PromptAttention(NamedTuple):

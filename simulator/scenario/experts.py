@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import MixtureOfExperts
-from simulator.model.expert_placement import Group
+from simulator.model.expert_group import Group
 from simulator.model.layout import Layout
 from simulator.model.split import Held
 from simulator.model.transformer import Transformer

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from simulator.serving.role_switch import SWITCHES
+from simulator.serving.role_policies import SWITCHES
 from simulator.strict import Duration, OneOf, PositiveDuration, Strict, one_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters, TwoBatches
 from simulator.device.memory import ledger
 from simulator.model.expert_balance import ExpertBalance
-from simulator.model.expert_placement import Group, balanced, contiguous
+from simulator.model.expert_group import Group
+from simulator.model.expert_placement import balanced, contiguous
 from simulator.model.expert_popularity import uniform, zipf
 from simulator.model.forward import Work
 from simulator.model.layout import Layout

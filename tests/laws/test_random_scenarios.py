@@ -21,7 +21,7 @@ from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
 from simulator.serving.prefix_cache import EVICTIONS
 from simulator.serving.queueing import ORDERS
-from simulator.serving.role_switch import SWITCHES
+from simulator.serving.role_policies import SWITCHES
 from simulator.serving.routing import ROUTERS
 
 BLOCK = 16

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from simulator.model.expert_balance import ExpertBalance, expected_maximum
+from simulator.model.expert_group import Group
 from simulator.model.expert_load import rank_load
-from simulator.model.expert_placement import Group, balanced, contiguous, copies_of
+from simulator.model.expert_placement import balanced, contiguous, copies_of
 from simulator.model.expert_popularity import counted, uniform, zipf
 from simulator.network.expert_routing import ExpertRouting
 from simulator.randomness import stream

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.model.expert_placement import Group, balanced, contiguous, copies_of, moves, pack, replicate, settled
+from simulator.model.expert_group import Group
+from simulator.model.expert_placement import balanced, contiguous, copies_of, moves, pack, replicate, settled
 from simulator.model.expert_popularity import redrawn, uniform, zipf
 from simulator.randomness import stream
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from simulator.clock import Clock
 from simulator.model.expert_balance import ExpertBalance
-from simulator.model.expert_placement import Group, balanced, moves, settled
+from simulator.model.expert_group import Group
+from simulator.model.expert_placement import balanced, moves, settled
 from simulator.model.expert_popularity import zipf
 from simulator.randomness import stream
 from simulator.serving.expert_balance import ExpertBalancing, Plan

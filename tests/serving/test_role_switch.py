@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import load, simulate
-from simulator.serving.role_switch import Balance, PoolLoad, Thresholds, View, balance, thresholds
+from simulator.serving.role_policies import Balance, PoolLoad, Thresholds, View, balance, thresholds
 
 SCENARIO = """
 schema: 1
