@@ -4,13 +4,49 @@ Model: iteration-level scheduling (Orca, OSDI 2022); a member that joined at ite
 c + (n - i) at iteration n, so sums over the batch are linear in n and block counts need only c - i modulo a block.
 """
 
+from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from simulator.errors import InvariantError
 from simulator.serving.request import Request
 
 
-class DecodeBatch:
+class Members:
+    """Requests of a batch in the order in which they joined, and the iteration at which each finishes."""
+
+    __slots__ = ("_finishes", "iteration", "members")
+
+    def __init__(self) -> None:
+        self.iteration = 0
+        self.members: dict[int, Request] = {}
+        self._finishes: list[tuple[int, int, Request]] = []
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def enter(self, request: Request, iterations: int) -> None:
+        """Add a request that finishes after so many iterations."""
+        request.finish_iteration = self.iteration + iterations
+        self.members[request.request_id] = request
+        heappush(self._finishes, (request.finish_iteration, request.request_id, request))
+
+    def steps_to_finish(self) -> int:
+        """Return the iterations until the first member finishes; the batch must not be empty."""
+        finishes = self._finishes
+        while finishes[0][2].finish_iteration != finishes[0][0]:  # preempted since: a stale entry
+            heappop(finishes)
+        return finishes[0][0] - self.iteration
+
+    def due(self) -> Iterator[Request]:
+        """Yield the members that finish at this iteration, in order of request id; each must leave before the next."""
+        finishes = self._finishes
+        while finishes and finishes[0][0] <= self.iteration:
+            at, _, request = heappop(finishes)
+            if request.finish_iteration == at:
+                yield request
+
+
+class DecodeBatch(Members):
     """Members in the order in which they joined, their total context, and the iteration at which each finishes."""
 
     lookahead = 0
@@ -18,44 +54,25 @@ class DecodeBatch:
     positions = 1
     """Tokens fed for each member in an iteration."""
 
-    __slots__ = (
-        "_finishes",
-        "_phases",
-        "block_tokens",
-        "blocks",
-        "context",
-        "ghost_blocks",
-        "ghost_context",
-        "ghosts",
-        "iteration",
-        "keeps",
-        "members",
-    )
+    __slots__ = ("_phases", "block_tokens", "blocks", "context", "ghost_blocks", "ghost_context", "ghosts", "keeps")
 
     def __init__(self, block_tokens: int, keeps: bool = False) -> None:
+        super().__init__()
         self.keeps = keeps  # whether who has finished goes on in the batch, as padding, until all have
         self.ghosts = self.ghost_context = self.ghost_blocks = 0  # of those
         self.block_tokens = block_tokens
-        self.iteration = 0
         self.context = 0  # tokens whose keys and values the members hold now
         self.blocks = 0  # KV blocks of their own that they hold now
-        self.members: dict[int, Request] = {}
-        self._finishes: list[tuple[int, int, Request]] = []
         self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     def join(self, request: Request) -> None:
         """Add a request whose prefill is done: it holds `prefill_tokens - 1` tokens; the last one is yet to be fed."""
         held = request.prompt_tokens + request.generated - 1
         request.offset = self.iteration - held
-        request.finish_iteration = self.iteration + request.output_tokens - request.generated
-        self.members[request.request_id] = request
+        self.enter(request, request.output_tokens - request.generated)
         self.context += held
         self.blocks += -(-held // self.block_tokens) - request.shared_blocks
         self._phases[request.offset % self.block_tokens] += 1
-        heappush(self._finishes, (request.finish_iteration, request.request_id, request))
 
     def leave(self, request: Request) -> None:
         """Take a member out and write down how many tokens it has generated."""
@@ -66,16 +83,12 @@ class DecodeBatch:
         self.context -= held
         self.blocks -= -(-held // self.block_tokens) - request.shared_blocks
         self._phases[request.offset % self.block_tokens] -= 1
-        if self.ghosts and not self.members:  # preempted or cancelled, the last one leaves no batch behind
+        if self.ghosts and not self.members:  # finished, preempted or cancelled, the last one leaves no batch behind
             self.drop_padding()
 
     def generated(self, request: Request, steps: int = 0) -> int:
         """Return the output tokens that a member has generated when so many more iterations are over."""
         return request.output_tokens - (request.finish_iteration - self.iteration) + steps
-
-    def held(self, request: Request) -> int:
-        """Return the tokens whose keys and values are kept for a member."""
-        return self.iteration - request.offset
 
     def room(self, request: Request, steps: int = 0) -> int:
         """Return a member's KV blocks, shared ones included, when so many more iterations have begun."""
@@ -88,27 +101,15 @@ class DecodeBatch:
         self.context += steps * (len(self.members) + self.ghosts)
         self.ghost_context += steps * self.ghosts
 
-    def steps_to_finish(self) -> int:
-        """Return the steps until the first member finishes; the batch must not be empty."""
-        finishes = self._finishes
-        while finishes[0][2].finish_iteration != finishes[0][0]:  # preempted since: a stale entry
-            heappop(finishes)
-        return finishes[0][0] - self.iteration
-
     def pop_finished(self) -> list[Request]:
         """Take out the members that finish at this iteration, in order of request id."""
-        done: list[Request] = []
-        finishes = self._finishes
-        while finishes and finishes[0][0] <= self.iteration:
-            at, _, request = heappop(finishes)
-            if request.finish_iteration == at:
-                before = self.context, self.blocks
-                self.leave(request)
-                done.append(request)
-                if self.keeps:
-                    self.pad(before[0] - self.context, before[1] - self.blocks)
-        if self.ghosts and not self.members:
-            self.drop_padding()
+        done = []
+        for request in self.due():
+            context, blocks = self.context, self.blocks
+            self.leave(request)
+            done.append(request)
+            if self.keeps and self.members:
+                self.pad(context - self.context, blocks - self.blocks)
         return done
 
     def pad(self, context: int, blocks: int) -> None:

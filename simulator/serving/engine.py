@@ -1,9 +1,9 @@
 """What an engine is given: the durations of its phases, its policy and memory, and where it reports what it did."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from simulator.model.forward import Work
+from simulator.device.cost import Cost
 from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
@@ -12,41 +12,11 @@ from simulator.serving.request import Request
 from simulator.serving.speculation import Speculation
 
 
-class RankLines(Protocol):
-    """Decode iterations of ranks that step together, for one batch size of each."""
-
-    def at(self, contexts: Any) -> Any:
-        """Return the ns of iterations at these contexts, a row of all ranks for each, tokens being fed included."""
-
-
-class EngineCost(Protocol):
-    """Durations of the engine's phases, in nanoseconds; see simulator.device.cost."""
-
-    def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
-        """Return the time to prefill `tokens` new tokens with `attended` query-key pairs over `sequences` prompts."""
-
-    def decode(self, batch: int, context: float) -> tuple[float, float, float]:
-        """Return a decode step's (fixed_ns, per_context_token_ns, last context at which they hold)."""
-
-    def mixed_ns(self, tokens: int, attended: int, sequences: int, batch: int, context: float) -> float:
-        """Return the time of a step that prefills as `prefill_ns` and decodes for a batch of so much context in all."""
-
-
-class RanksCost(EngineCost, Protocol):
-    """Durations of steps that several ranks take together."""
-
-    def together_ns(self, works: Sequence[Work]) -> float:
-        """Return the time of an iteration of several ranks, each with work of its own."""
-
-    def decode_together(self, batches: Sequence[int]) -> RankLines:
-        """Return the decode iterations of several ranks with batches of these sizes."""
-
-
 class Engine(NamedTuple):
     """What the instances of one pool share: costs, batching policy and memory size."""
 
     role: str
-    cost: EngineCost
+    cost: Cost
     step_ticks: StepTicks
     policy: Callable[[Any, EngineView], Step]
     limits: Any

@@ -11,9 +11,9 @@ import numpy as np
 from simpy import Event
 
 from simulator.clock import Clock
+from simulator.device.cost import Cost
 from simulator.model.expert_balance import ExpertBalance
 from simulator.model.expert_placement import Floats, Move, Whole, moves, settled
-from simulator.serving.engine import EngineCost
 from simulator.serving.instance import Instance
 
 
@@ -40,7 +40,7 @@ class ExpertBalancing:
         pool: str,
         plan: Plan,
         instances: Callable[[], Sequence[Instance]],
-        cost_of: Callable[[ExpertBalance], EngineCost],
+        cost_of: Callable[[ExpertBalance], Cost],
         transfer: Callable[[Instance, Sequence[Move]], Event],
         event: Callable[[str, str, str], None],
     ) -> None:
@@ -50,7 +50,7 @@ class ExpertBalancing:
         self._latest = plan.balance.placement
         self._placed: dict[str, Whole] = {}
         self._moving: dict[str, bool] = {}
-        self._costs: dict[tuple[bytes, bytes], EngineCost] = {}
+        self._costs: dict[tuple[bytes, bytes], Cost] = {}
         self.moved_experts = 0
         env.process(self._run())
 

@@ -5,20 +5,22 @@ jumps in closed form, cut at the next step's end when something arrives that may
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from simpy import Event
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
+from simulator.device.cost import Cost
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.decode_batch import DecodeBatch
-from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
+from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON, Step
 from simulator.serving.iteration import begin_alone, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
+from simulator.serving.pool_view import in_turn
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
 
@@ -153,7 +155,7 @@ class Instance:
             self._nudge(self._steps_by_now())
         return here
 
-    def retime(self, cost: EngineCost) -> None:
+    def retime(self, cost: Cost) -> None:
         """Go by another cost from the next iteration on."""
         self.cost, self._step_ticks = cost, StepTicks(cost)
         if self._jump is not None:
@@ -269,7 +271,7 @@ class Instance:
             size = len(batch.members) + batch.ghosts if rank.decodes else 0
             works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
             decoding += len(batch.members) if rank.decodes else 0
-        return cast(RanksCost, self.cost).together_ns(works), decoding
+        return self.cost.together_ns(works), decoding
 
     def _end_prefill(self) -> None:
         now, hand_over = self.env.now, self._prefilled
@@ -373,11 +375,7 @@ class Instance:
     def _choose(self) -> int:
         """Return the rank that takes a request: the one with the fewest, among equals the next in turn."""
         if self._only is None:
-            loads, least = self._loads, min(self._loads)
-            try:
-                self._turn = loads.index(least, self._turn + 1)
-            except ValueError:
-                self._turn = loads.index(least)
+            self._turn = in_turn(self._loads, self._turn)
         self._loads[self._turn] += 1
         return self._turn
 

@@ -5,12 +5,13 @@ Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel atte
 
 from collections.abc import Sequence
 
-from simulator.serving.engine import EngineCost, Observer
+from simulator.device.cost import Cost
+from simulator.serving.engine import Observer
 from simulator.serving.jump import TICK_BITS, Jump, SummedJump
 from simulator.serving.rank import Rank
 
 
-def begin_alone(rank: Rank, cost: EngineCost, now_ns: int) -> tuple[float, int]:
+def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
     """Begin the iteration with prompts of an only rank; return how many ns it lasts and how many decode in it."""
     step, batch = rank.step, rank.batch
     tokens, pairs, prompts = rank.begin(step, now_ns)

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from simulator.device.cost import Cost
 from simulator.serving.decode_batch import DecodeBatch
-from simulator.serving.engine import EngineCost, RanksCost
 from simulator.serving.jump import Jump, SpeculativeJump, StepTicks, SummedJump, ticks_of
 from simulator.serving.rank import Rank
 from simulator.serving.speculation import SpeculativeBatch
@@ -26,9 +26,7 @@ def one_step(start: int, ranks: Sequence[Rank], ticks: int) -> Jump | SummedJump
     return SpeculativeJump(start, [ticks], size, _gained(ranks, 1))
 
 
-def next_jump(
-    start: int, ranks: Sequence[Rank], steps: int, cost: EngineCost, step_ticks: StepTicks
-) -> Jump | SummedJump:
+def next_jump(start: int, ranks: Sequence[Rank], steps: int, cost: Cost, step_ticks: StepTicks) -> Jump | SummedJump:
     """Return the next decode steps, `steps` at most, of the ranks that take part, from tick `start` on."""
     if isinstance(ranks[0].batch, SpeculativeBatch):
         return _speculative(start, ranks, min(steps, MOST_STEPS), cost, step_ticks)
@@ -38,7 +36,7 @@ def next_jump(
     sizes = [len(b.members) + b.ghosts if rank.decodes else 0 for rank, b in zip(ranks, batches, strict=True)]
     contexts = np.array([batch.context + size if size else 0 for batch, size in zip(batches, sizes, strict=True)])
     grown = contexts + np.array(sizes) * np.arange(min(steps, MOST_STEPS))[:, None]
-    lengths = ticks_of(cast(RanksCost, cost).decode_together(sizes).at(grown))
+    lengths = ticks_of(cost.decode_together(sizes).at(grown))
     members = sum(len(rank.batch.members) for rank in ranks if rank.decodes)
     return SummedJump(start, lengths, members)
 
@@ -54,9 +52,7 @@ def _closed(start: int, batch: DecodeBatch, steps: int, step_ticks: StepTicks) -
     return jump
 
 
-def _speculative(
-    start: int, ranks: Sequence[Rank], steps: int, cost: EngineCost, step_ticks: StepTicks
-) -> SpeculativeJump:
+def _speculative(start: int, ranks: Sequence[Rank], steps: int, cost: Cost, step_ticks: StepTicks) -> SpeculativeJump:
     sizes = [len(rank.batch.members) if rank.decodes else 0 for rank in ranks]
     batches = [cast(SpeculativeBatch, rank.batch) for rank in ranks]
     if len(ranks) == 1:
@@ -67,7 +63,7 @@ def _speculative(
     else:
         nothing = np.zeros(steps, dtype=np.int64)
         each = [batch.contexts(steps) if size else nothing for batch, size in zip(batches, sizes, strict=True)]
-        lengths = ticks_of(cast(RanksCost, cost).decode_together(sizes).at(np.stack(each, axis=1)))
+        lengths = ticks_of(cost.decode_together(sizes).at(np.stack(each, axis=1)))
     return SpeculativeJump(start, lengths, sum(sizes), _gained(ranks, len(lengths)))
 
 

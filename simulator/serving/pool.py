@@ -117,10 +117,6 @@ class Pool:
             del self._leaving[instance.name]
             drained(instance)
 
-    def named(self, name: str) -> Instance:
-        """Return the instance of that name."""
-        return self.instances[self._index[name]]
-
     def backlog(self, index: int) -> int:
         """Return the prompt tokens of an instance's requests that have no first token yet."""
         assert self._env is not None, "a backlog needs a clock"

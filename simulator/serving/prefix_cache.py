@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from pydantic import Field
 
 from simulator.errors import InvariantError
+from simulator.serving.request import Request
 from simulator.strict import PositiveDuration, Strict
 
 
@@ -172,6 +173,10 @@ class PrefixCache:
                 break
             found += 1
         return found
+
+    def found(self, request: Request) -> int:
+        """Return how many units of a request that is to be prefilled are here; its last token is always computed."""
+        return self.match(request.keys, (request.prompt_tokens + request.generated - 1) // self.unit_tokens)
 
     def idle_among(self, keys: Sequence[int], units: int) -> int:
         """Return how many of the first `units` nobody references: to hold them takes them from what may be evicted."""

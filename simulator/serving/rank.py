@@ -127,17 +127,14 @@ class Rank:
         prefixes = self.kv.prefixes
         if prefixes is None:
             return tokens, blocks
-        units = prefixes.match(request.keys, (tokens - 1) // prefixes.unit_tokens)
+        units = prefixes.found(request)
         in_use = units - prefixes.idle_among(request.keys, units)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
     def cached_tokens(self, request: Request) -> int:
         """Return how many tokens of a request that has not begun the prefix cache holds now."""
         prefixes = self.kv.prefixes
-        if prefixes is None:
-            return 0
-        tokens = request.prompt_tokens + request.generated
-        return prefixes.match(request.keys, (tokens - 1) // prefixes.unit_tokens) * prefixes.unit_tokens
+        return prefixes.found(request) * prefixes.unit_tokens if prefixes is not None else 0
 
     @property
     def growth_blocks(self) -> int:
@@ -231,7 +228,7 @@ class Rank:
         prefixes = self.kv.prefixes
         if prefixes is None:
             return
-        units = prefixes.match(request.keys, (request.prefill_tokens - 1) // prefixes.unit_tokens)
+        units = prefixes.found(request)
         prefixes.acquire(request.keys, units)
         request.computed = units * prefixes.unit_tokens
         request.shared_blocks = units * prefixes.unit_blocks

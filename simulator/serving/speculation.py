@@ -4,13 +4,13 @@ Model: speculative sampling (Leviathan et al., arXiv:2211.17192): drafted token 
 own as long as all before it were, and the target model adds one token, so that at least one comes of every iteration.
 """
 
-from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simulator.errors import InvariantError
 from simulator.randomness import stream
+from simulator.serving.decode_batch import Members
 from simulator.serving.request import Request
 
 FIRST_ITERATIONS = 256
@@ -53,7 +53,7 @@ class Speculation(NamedTuple):
         return gains
 
 
-class SpeculativeBatch:
+class SpeculativeBatch(Members):
     """Members in the order in which they joined, as `DecodeBatch`, but each gains tokens at a pace of its own.
 
     What a member gains is known as it joins, so what the batch gains in each iteration to come is a sum kept in a ring.
@@ -65,36 +65,28 @@ class SpeculativeBatch:
     """Nobody who has finished stays in the batch."""
 
     __slots__ = (
-        "_finishes",
         "_growth",
         "_rooms",
         "_totals",
         "block_tokens",
         "blocks",
         "context",
-        "iteration",
         "lookahead",
-        "members",
         "positions",
         "speculation",
     )
 
     def __init__(self, block_tokens: int, speculation: Speculation) -> None:
+        super().__init__()
         self.block_tokens = block_tokens
         self.speculation = speculation
         self.lookahead = speculation.tokens  # tokens beyond the next that an iteration needs KV blocks for
         self.positions = speculation.tokens + 1  # fed for each member in an iteration
-        self.iteration = 0
         self.context = 0  # tokens whose keys and values the members keep now
         self.blocks = 0  # KV blocks of their own that they hold now
-        self.members: dict[int, Request] = {}
-        self._finishes: list[tuple[int, int, Request]] = []
         self._totals: dict[int, Any] = {}  # by member: tokens kept after 0, 1, ... iterations
         self._rooms: dict[int, Any] = {}  # by member: KV blocks, shared ones included, once so many have begun
         self._growth = np.zeros((2, FIRST_ITERATIONS), dtype=np.int64)  # of context and blocks, by iteration
-
-    def __len__(self) -> int:
-        return len(self.members)
 
     def join(self, request: Request) -> None:
         """Add a request whose prefill is done: it holds `prefill_tokens - 1` tokens; the last one is yet to be fed."""
@@ -108,13 +100,12 @@ class SpeculativeBatch:
         rooms[0] = -(-held // self.block_tokens)
         rooms[1:] = -(-(kept[:-1] + self.positions) // self.block_tokens)
         request.offset = self.iteration
-        request.finish_iteration = self.iteration + len(gains)
+        self.enter(request, len(gains))
         key = request.request_id
-        self.members[key], self._totals[key], self._rooms[key] = request, kept, rooms
+        self._totals[key], self._rooms[key] = kept, rooms
         self.context += held
         self.blocks += int(rooms[0]) - request.shared_blocks
         self._add(kept, rooms, 0, 1)
-        heappush(self._finishes, (request.finish_iteration, key, request))
 
     def leave(self, request: Request) -> None:
         """Take a member out and write down how many tokens it has generated."""
@@ -178,22 +169,12 @@ class SpeculativeBatch:
         self._growth[:, (self.iteration + np.arange(min(steps, width))) % width] = 0
         self.iteration += steps
 
-    def steps_to_finish(self) -> int:
-        """Return the iterations until the first member finishes; the batch must not be empty."""
-        finishes = self._finishes
-        while finishes[0][2].finish_iteration != finishes[0][0]:  # preempted since: a stale entry
-            heappop(finishes)
-        return finishes[0][0] - self.iteration
-
     def pop_finished(self) -> list[Request]:
         """Take out the members that finish at this iteration, in order of request id."""
-        done: list[Request] = []
-        finishes = self._finishes
-        while finishes and finishes[0][0] <= self.iteration:
-            at, _, request = heappop(finishes)
-            if request.finish_iteration == at:
-                self.leave(request)
-                done.append(request)
+        done = []
+        for request in self.due():
+            self.leave(request)
+            done.append(request)
         return done
 
     def tokens(self, steps: int) -> Any:
