@@ -9,6 +9,7 @@ from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
+from simulator.serving.swap import SwapSpace
 
 
 class RankLines(Protocol):
@@ -65,6 +66,8 @@ class Engine(NamedTuple):
     """Whether the queue is to hear of the tokens that are generated."""
     by_priority: bool = False
     """Whether who waits may take the place of a running request of lower priority."""
+    swap: Callable[[], SwapSpace] | None = None
+    """Makes the host memory of a rank for preempted requests; default: they are recomputed."""
 
 
 class Observer(NamedTuple):

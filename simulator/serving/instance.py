@@ -136,15 +136,19 @@ class Instance:
         A token of that iteration counts. Returns False if it is not here, or only a place is reserved for it.
         """
         rank = self.ranks[request.rank]
-        if request in rank.waiting:
+        if request in rank.waiting or (rank.swap is not None and request in rank.swap.out):
             begun = self._mark()
-            rank.waiting.remove(request)
+            if request in rank.waiting:
+                rank.waiting.remove(request)
+            else:
+                rank.withdraw(request)
             self._account.waiting -= 1
             self._ends(request)
             self._grant(rank)
             self._nudge(begun)  # who stood behind it may come in now
             return True
         here = request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived
+        here = here or (rank.swap is not None and request in rank.swap)
         if here:
             self._leaving.append(request)
             self._nudge(self._steps_by_now())
@@ -220,9 +224,13 @@ class Instance:
         policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
+            if rank.swap is not None:
+                self._bring_back(rank)
             while rank.by_priority and rank.outranked():
                 self._preempt_last(rank)
             step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
+            if rank.swapped:
+                step = step.of_begun()  # who was swapped out comes before new prompts
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -240,6 +248,7 @@ class Instance:
             lasts_ns, size = self._begin_alone(self._only, now)
         else:
             lasts_ns, size = self._begin_together(now)
+        self._await_copies()
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             self._start_decoding()
@@ -313,6 +322,7 @@ class Instance:
         if not steps:  # all that is left holds reserved blocks: look again
             self._alarm.set(self.env.now)
             return
+        self._await_copies()
         self._start_decoding()
         self._jump = jump = self._jump_of(steps)
         self._alarm.set(jump.end >> TICK_BITS)
@@ -411,6 +421,20 @@ class Instance:
         for rank in self.ranks:
             if rank.decodes and rank.fresh:
                 rank.start_decoding(self.env.now)
+
+    def _bring_back(self, rank: Rank) -> None:
+        """Let a rank take back those who were swapped out, and look again when copies beside the engine end."""
+        assert rank.swap is not None
+        rank.swap.now = self._ticks
+        for end in rank.come_back():
+            wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
+            wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
+
+    def _await_copies(self) -> None:
+        """Let the iteration begin when the copies are done that it waits for."""
+        for rank in self.ranks:
+            if rank.swap is not None:
+                self._ticks = max(self._ticks, rank.swap.ready)
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())

@@ -17,6 +17,7 @@ from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.queueing import Fair, Queue
 from simulator.serving.request import Request
+from simulator.serving.swap import SwapSpace
 
 
 class Holding(NamedTuple):
@@ -56,6 +57,7 @@ class Rank:
         "reservations",
         "reserved",
         "step",
+        "swap",
         "waiting",
     )
 
@@ -70,6 +72,7 @@ class Rank:
         self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
+        self.swap: SwapSpace | None = engine.swap() if engine.swap is not None else None
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
@@ -82,13 +85,19 @@ class Rank:
 
     @property
     def running(self) -> int:
-        """Requests that decode, that are being prefilled, or that hold a reserved place."""
-        return len(self.batch.members) + len(self.partial) + self.reserved
+        """Requests that decode, are being prefilled, come back from host memory, or hold a reserved place."""
+        coming = len(self.swap.coming) if self.swap is not None else 0
+        return len(self.batch.members) + len(self.partial) + self.reserved + coming
+
+    @property
+    def swapped(self) -> int:
+        """Requests that wait in host memory for room to decode on."""
+        return len(self.swap.out) if self.swap is not None else 0
 
     @property
     def queued(self) -> int:
         """Requests that wait for a prefill, or for a place to decode."""
-        return len(self.waiting) + len(self.reservations)
+        return len(self.waiting) + len(self.reservations) + self.swapped
 
     @property
     def decoding(self) -> int:
@@ -321,7 +330,10 @@ class Rank:
         self.fresh.clear()
 
     def preempt_last(self) -> Request:
-        """Send the first of `victims` back to the queue, to be computed anew."""
+        """Send the first of `victims` to host memory if it decodes and there is room, else back to the queue.
+
+        From the queue it is computed anew, with all that it has generated.
+        """
         request = next(self.victims())
         if request.request_id not in self.batch.members:
             self.partial.remove(request)
@@ -333,6 +345,9 @@ class Rank:
                 self.fresh.remove(request)
             else:
                 request.last_token_ns = self.last_step_ns
+            if self.swap is not None and self.swap.take(request, self.kv.blocks_for(request.prefill_tokens - 1)):
+                request.preemptions += 1
+                return request
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
@@ -340,8 +355,38 @@ class Rank:
             self.step = self.step._replace(steps=1)
         return request
 
+    def come_back(self) -> list[int]:
+        """Let those decode who are back from host memory, and begin to copy as many more as have room for a step.
+
+        Returns the ends, in ticks, of the copies begun that the engine does not wait for.
+        """
+        swap = self.swap
+        assert swap is not None
+        self._land(swap)
+        before = len(swap.coming)
+        while swap.out and self.running < self.limits.max_running:
+            head = swap.out[0]
+            if self.claim(head)[1] + self.step_blocks > self.admissible_blocks:
+                break
+            self._adopt(head)
+            tokens = head.prefill_tokens  # those held, and the one to be fed: its block is taken at once
+            head.blocks = self.kv.blocks_for(tokens) - head.shared_blocks
+            self.kv.held += head.blocks
+            self.kv.make_room()
+            swap.bring(self.kv.blocks_for(tokens - 1) - head.shared_blocks)
+            self._land(swap)
+        return [end for end, _ in swap.coming[before:]]
+
+    def _land(self, swap: SwapSpace) -> None:
+        for request in swap.arrived():
+            self.decode(request)
+
     def withdraw(self, request: Request) -> bool:
-        """Let a request go that is begun or decodes, its blocks with it; return whether it was here."""
+        """Let a request go that has begun, wherever it is, its blocks with it; return whether it was here."""
+        if self.swap is not None and request in self.swap:
+            if self.swap.withdraw(request):
+                self.drop(request, request.prefill_tokens - 1)
+            return True
         if request.request_id in self.batch.members:
             self.batch.leave(request)
             if request in self.fresh:
@@ -361,7 +406,7 @@ class Rank:
 
         A request preempted here comes first, so there is none while any waits.
         """
-        if not self.reservations or self.waiting or self.running >= self.limits.max_running:
+        if not self.reservations or self.waiting or self.swapped or self.running >= self.limits.max_running:
             return False
         return self.reservations[0].blocks <= self.kv.admissible(self.kv.used_after(steps))
 
@@ -392,5 +437,7 @@ class Rank:
     def check(self) -> None:
         """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
         self.kv.check()
+        if self.swap is not None:
+            self.swap.check()
         if self.running > self.limits.max_running:
             raise InvariantError(f"{self.running} requests run on {self.limits.max_running} seats")
