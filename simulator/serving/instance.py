@@ -438,6 +438,8 @@ class Instance:
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())
+        if rank.swapped:  # of several who went, one may have room again after a step
+            rank.step = rank.step._replace(steps=1)
 
     def _grant_all(self) -> None:
         for rank in self.ranks:
