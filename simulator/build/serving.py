@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from simulator.device.provenance import provenance
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
+from simulator.model.precision import Precision
+from simulator.model.split import kv_bytes_per_token_per_rank
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
@@ -60,6 +63,7 @@ from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
 from simulator.serving.routing import ROUTERS
+from simulator.serving.swap import Swap, SwapSpace, spaces
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -194,13 +198,13 @@ def _plan_pool(
         subject = Subject(model, section.layout, accelerator, serving.precision, links, balance)
         cost = make_cost(serving.cost.parameters, subject)
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
-    engine = _engine(role, section, scenario, cost, blocks, unit_tokens)
+    engine = _engine(role, section, scenario, model, cost, blocks, unit_tokens)
     switched = None
     if serving.role_switch is not None:
         [(other, its)] = [item for item in serving.pools.items() if item[0] != role]
         its = its.model_copy(update={"layout": section.layout})
         blocks = kv_blocks_of(its, model, accelerator, serving.precision)
-        switched = _engine(other, its, scenario, cost, blocks, unit_tokens)
+        switched = _engine(other, its, scenario, model, cost, blocks, unit_tokens)
     hourly = accelerator.price.hourly
     traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
     router, reads = _plan_router(role, section, scenario)
@@ -208,7 +212,13 @@ def _plan_pool(
 
 
 def _engine(
-    role: str, section: PoolSection, scenario: Scenario, cost: Cost, blocks: int, unit_tokens: int | None
+    role: str,
+    section: PoolSection,
+    scenario: Scenario,
+    model: Transformer,
+    cost: Cost,
+    blocks: int,
+    unit_tokens: int | None,
 ) -> Engine:
     """Return the engine of a pool whose ranks divide so many KV blocks."""
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
@@ -218,6 +228,8 @@ def _engine(
     each, size = blocks // ranks, section.kv.block_tokens
     watermark = int(section.kv.watermark * each)
     prefixes = prefixes_of(section.kv, each, unit_tokens)
+    assert scenario.serving is not None
+    swap = _swap_of(section, model, scenario.serving.precision)
     return Engine(
         role,
         cost,
@@ -233,7 +245,18 @@ def _engine(
         batcher.to_completion,
         counts_service=section.queue.name == "fair",
         by_priority=section.queue.name == "priority" and parameters.preempt,
+        swap=swap,
     )
+
+
+def _swap_of(section: PoolSection, model: Transformer, precision: Precision) -> Callable[[], list[SwapSpace]] | None:
+    """Return what makes the host memory of an engine's ranks, or None when those who are preempted are recomputed."""
+    terms = section.preemption.parameters
+    if not isinstance(terms, Swap):
+        return None
+    layout = section.layout
+    token = kv_bytes_per_token_per_rank(model, layout, precision) * layout.data  # a block is all of one data rank's
+    return partial(spaces, terms, ceil(section.kv.block_tokens * token), layout.data, layout.pipeline)
 
 
 def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:

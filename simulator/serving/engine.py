@@ -66,8 +66,8 @@ class Engine(NamedTuple):
     """Whether the queue is to hear of the tokens that are generated."""
     by_priority: bool = False
     """Whether who waits may take the place of a running request of lower priority."""
-    swap: Callable[[], SwapSpace] | None = None
-    """Makes the host memory of a rank for preempted requests; default: they are recomputed."""
+    swap: Callable[[], Sequence[SwapSpace]] | None = None
+    """Makes the host memory of each rank for preempted requests; default: they are recomputed."""
 
 
 class Observer(NamedTuple):

@@ -45,6 +45,8 @@ class Instance:
         self.engine = engine
         self.devices = tuple(devices)
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
+        for rank, space in zip(self.ranks, engine.swap(), strict=True) if engine.swap is not None else ():
+            rank.swap = space
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks

@@ -72,7 +72,7 @@ class Rank:
         self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
-        self.swap: SwapSpace | None = engine.swap() if engine.swap is not None else None
+        self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come

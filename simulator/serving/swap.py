@@ -49,48 +49,74 @@ class Coming(NamedTuple):
     request: Request
 
 
+class Host:
+    """Memory beside the devices of one data-parallel rank, and the link to it, which copies one thing after the other.
+
+    The micro-batches of a pipeline share it, as they share the devices.
+    """
+
+    __slots__ = ("_block_bytes", "_until", "terms", "total", "used")
+
+    def __init__(self, terms: Swap, block_bytes: int) -> None:
+        """A device's share of a KV block has `block_bytes` bytes."""
+        self.terms = terms
+        self.total = terms.host // block_bytes
+        self.used = 0  # blocks taken
+        self._until = 0  # tick at which the link is free
+        self._block_bytes = block_bytes
+
+    def copy(self, blocks: int, now: int) -> int:
+        """Copy so many blocks as soon as the link is free; return the tick at which it is done."""
+        lasts = round(copy_ns(blocks, self._block_bytes, self.terms) * TICKS_PER_NS)
+        self._until = max(self._until, now) + lasts
+        return self._until
+
+
 class SwapSpace:
-    """Host memory of one rank: who waits in it, who is coming back, and the link, which copies one after the other.
+    """What one rank has in host memory: who waits there, and who is coming back.
 
     Times are in ticks of the engine's clock (2^-20 ns); `now` is when the iteration to come may begin.
     """
 
-    __slots__ = ("_block_bytes", "_held", "_until", "coming", "now", "out", "ready", "terms", "total", "used")
+    __slots__ = ("_held", "_host", "coming", "now", "out", "overlap", "ready")
 
-    def __init__(self, terms: Swap, block_bytes: int) -> None:
-        self.terms = terms
-        self.total = terms.host // block_bytes
-        self.used = 0  # host blocks taken
+    def __init__(self, host: Host) -> None:
         self.out: deque[Request] = deque()  # in the order in which they come back
         self.coming: list[Coming] = []
         self.now = 0
         self.ready = 0  # when the copies are done that the engine waits for
-        self._until = 0  # when the link is free
-        self._block_bytes = block_bytes
+        self.overlap = host.terms.overlap
+        self._host = host
         self._held: dict[int, int] = {}  # host blocks by request
+
+    @property
+    def blocks(self) -> int:
+        """Host blocks that those of this rank take."""
+        return sum(self._held.values())
 
     def take(self, request: Request, blocks: int) -> bool:
         """Copy out a request of so many blocks if there is room, before all others; return whether there was."""
-        if self.used + blocks > self.total:
+        host = self._host
+        if host.used + blocks > host.total:
             return False
         self._held[request.request_id] = blocks
-        self.used += blocks
+        host.used += blocks
         self.out.appendleft(request)  # the last to join is the first to go: they come back in the order they joined
-        self.ready = self._copy(blocks)
+        self.ready = host.copy(blocks, self.now)
         return True
 
     def bring(self, blocks: int) -> Request:
         """Copy so many blocks of the next in line back (the others are on the device) and return it."""
         request = self.out.popleft()
-        end = self._copy(blocks)
-        if not self.terms.overlap:
+        end = self._host.copy(blocks, self.now)
+        if not self.overlap:
             self.ready = end
         self.coming.append(Coming(end, request))
         return request
 
     def arrived(self) -> list[Request]:
         """Take out those who are back by now, or for whom the engine waits; their host blocks are free."""
-        by = max(self.now, self.ready) if not self.terms.overlap else self.now
+        by = self.now if self.overlap else max(self.now, self.ready)
         done = [request for end, request in self.coming if end <= by]
         del self.coming[: len(done)]  # the link copies in order, so they are the first
         for request in done:
@@ -110,16 +136,17 @@ class SwapSpace:
         return isinstance(request, Request) and request.request_id in self._held
 
     def _free(self, request: Request) -> None:
-        self.used -= self._held.pop(request.request_id)
-
-    def _copy(self, blocks: int) -> int:
-        self._until = max(self._until, self.now) + round(
-            copy_ns(blocks, self._block_bytes, self.terms) * TICKS_PER_NS
-        )
-        return self._until
+        self._host.used -= self._held.pop(request.request_id)
 
     def check(self) -> None:
         """Raise InvariantError unless the host blocks are those of the requests that wait here or come back."""
         there = [request.request_id for request in (*self.out, *(row.request for row in self.coming))]
-        if sorted(there) != sorted(self._held) or not 0 <= self.used == sum(self._held.values()) <= self.total:
-            raise InvariantError(f"swap space: {self.used} of {self.total} host blocks for {len(there)} requests")
+        host = self._host
+        if sorted(there) != sorted(self._held) or not self.blocks <= host.used <= host.total:
+            raise InvariantError(f"swap space: {self.blocks} of {host.used} host blocks for {len(there)} requests")
+
+
+def spaces(terms: Swap, block_bytes: int, data: int = 1, pipeline: int = 1) -> list[SwapSpace]:
+    """Return the host memory of an engine's ranks, in their order: micro-batch by micro-batch."""
+    hosts = [Host(terms, block_bytes) for _ in range(data)]
+    return [SwapSpace(host) for _ in range(pipeline) for host in hosts]

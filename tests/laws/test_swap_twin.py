@@ -17,7 +17,7 @@ from simulator.serving.instance import Engine, Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
-from simulator.serving.swap import Swap, SwapSpace, copy_ns
+from simulator.serving.swap import Swap, copy_ns, spaces
 
 BLOCK_BYTES = 1000
 
@@ -35,7 +35,7 @@ def run(workload, costs, limits, blocks, block_tokens, watermark, terms, batcher
         block_tokens,
         watermark,
         prefixes=(lambda: PrefixCache(unit, block_tokens)) if unit else None,
-        swap=(lambda: SwapSpace(terms, BLOCK_BYTES)) if terms else None,
+        swap=(lambda: spaces(terms, BLOCK_BYTES)) if terms else None,
     )
     instance = Instance(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
@@ -58,7 +58,7 @@ def run(workload, costs, limits, blocks, block_tokens, watermark, terms, batcher
         instance.check()
     assert instance.used_blocks() == instance.running == instance.queued == 0
     for rank in instance.ranks:
-        assert rank.swap is None or rank.swap.used == 0
+        assert rank.swap is None or rank.swap.blocks == 0
     return done, seen
 
 
@@ -138,9 +138,10 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
             ticks += parts[-1]
             running += batch
         elif running:
-            while running and sum(host.blocks(r, 1) for r in running) + sum(
-                host.blocks(r, 1) for _, r in host.coming
-            ) > blocks:
+            while (
+                running
+                and sum(host.blocks(r, 1) for r in running) + sum(host.blocks(r, 1) for _, r in host.coming) > blocks
+            ):
                 victim = running.pop()
                 victim["preemptions"] += 1
                 if host.has_room(victim):
@@ -232,9 +233,7 @@ def test_equal_to_token_by_token_at_length(
     st.lists(st.one_of(st.none(), st.integers(1, 3_000_000)), max_size=25),
     st.sampled_from([None, 4, 8]),
 )
-def test_nothing_is_lost(
-    workload, costs, max_running, tokens, spare, size, watermark, terms, batcher, cancels, unit
-):
+def test_nothing_is_lost(workload, costs, max_running, tokens, spare, size, watermark, terms, batcher, cancels, unit):
     """Every request ends once, blocks and host memory add up after every event, with any batcher and a prefix cache."""
     longest = max(ceil((prompt + output) / size) for _, prompt, output in workload)
     limits = {"continuous": Continuous, "chunked_prefill": ChunkedPrefill}[batcher](
@@ -271,8 +270,8 @@ def test_without_host_memory_it_recomputes(workload, costs, running, tokens, spa
 
 @settings(max_examples=100, deadline=None)
 @given(*cases, swaps)
-def test_with_room_for_all_nobody_is_preempted(workload, costs, running, tokens, _, size, watermark, terms):
-    blocks = watermark + sum(ceil((prompt + output) / size) for _, prompt, output in workload)
+def test_with_room_for_all_nobody_is_preempted(workload, costs, running, tokens, spare, size, watermark, terms):
+    blocks = watermark + spare + sum(ceil((prompt + output) / size) for _, prompt, output in workload)
     sizes = Continuous(max_running=running, max_batch_tokens=tokens), blocks, size, watermark
     swapping, seen = run(workload, costs, *sizes, terms)
     assert seen.preemptions == 0
@@ -287,9 +286,18 @@ def test_time_of_a_copy(blocks, block_bytes, terms):
     assert copy_ns(blocks, block_bytes, one) == bool(blocks) * terms.launch + wire_ns
     each = terms.model_copy(update={"group_blocks": 1})
     assert copy_ns(blocks, block_bytes, each) == blocks * terms.launch + wire_ns
-    assert copy_ns(blocks, block_bytes, one) <= copy_ns(blocks, block_bytes, terms) <= copy_ns(blocks, block_bytes, each)
+    assert (
+        copy_ns(blocks, block_bytes, one) <= copy_ns(blocks, block_bytes, terms) <= copy_ns(blocks, block_bytes, each)
+    )
 
 
-@pytest.mark.parametrize(("overlap", "ends_ns"), [(False, (5000, 7220)), (True, (4000, 7220))])
+@pytest.mark.parametrize(("overlap", "ends_ns"), [(False, [3600, 5200, 7200]), (True, [3600, 5600, 6600])])
 def test_by_hand(overlap, ends_ns):
-    """Placeholder."""
+    # Blocks of one token, steps of 1000 ns, 200 ns to copy a block. The first two hold 3 blocks each at 2000; a step
+    # more takes 8 of 7, so the second is copied out until 2600 and the first ends at 3600. Then the second comes back
+    # until 4200, and the third, which had no seat, begins: at 3600 when the copy overlaps, else at 4200.
+    terms = Swap.model_construct(bandwidth=10**10, launch=100, group_blocks=1, host=10**6, overlap=overlap)
+    costs = Costs(1000.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    done, seen = run([(0, 1, 4)] * 3, costs, Continuous(max_running=2), 7, 1, 0, terms)
+    assert [done[index].finish_ns for index in range(3)] == ends_ns
+    assert seen.preemptions == 1
