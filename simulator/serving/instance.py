@@ -18,10 +18,7 @@ from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
-
-MOST_STEPS = 1024
-"""Decode iterations of several ranks that are summed at once."""
-
+from simulator.serving.stepping import next_jump, report_gaps
 
 class Instance:
     """An engine as an actor: `submit` requests to it, or `reserve` and `join` ones that were prefilled elsewhere."""
@@ -326,7 +323,7 @@ class Instance:
             return
         self._await_copies()
         self._start_decoding()
-        self._jump = jump = self._jump_of(steps)
+        self._jump = jump = next_jump(self.ranks, self._ticks, steps, self.cost, self._step_ticks)
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -339,30 +336,13 @@ class Instance:
             self._preempt_last(rank)
         return 0
 
-    def _jump_of(self, steps: int) -> Jump | SummedJump:
-        if self._only is not None:
-            batch = self._only.batch
-            members, context = len(batch.members), batch.context
-            size = members + batch.ghosts
-            until, fixed, slope = self._step_ticks(size, context + size)
-            if until < context + steps * size:  # the line ends within the jump
-                steps = int(until - context) // size
-            jump = Jump(self._ticks, steps, size, context, fixed, slope)
-            jump.batch = members  # ghosts make no tokens
-            return jump
-        sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
-        contexts = [rank.batch.context + size if size else 0 for rank, size in zip(self.ranks, sizes, strict=True)]
-        lines = cast(RanksCost, self.cost).decode_together(sizes)
-        members = sum(len(rank.batch.members) for rank in self.ranks if rank.decodes)
-        return SummedJump(self._ticks, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
-
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
         if jump is None:
             return
         self._jump = None
         self._ticks = jump.end
-        self._record_gaps(jump)
+        report_gaps(self.ranks, jump, self._observer)
         steps = jump.steps
         for rank in self.ranks:
             if rank.decodes:
@@ -384,15 +364,6 @@ class Instance:
                 self._ends(request)
             if done and rank.reservations:
                 self._grant(rank)
-
-    def _record_gaps(self, jump: Jump | SummedJump) -> None:
-        observer = self._observer
-        first_ns = (jump.start + jump.first) >> TICK_BITS
-        for rank in self.ranks:
-            if rank.decodes:
-                rank.report_gaps(first_ns, observer.gap)
-        if jump.steps > 1:
-            jump.report_rest(observer.gap, observer.gaps)
 
     # -- its own moves --------------------------------------------------------------------------------------------
 
@@ -440,8 +411,6 @@ class Instance:
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())
-        if rank.swapped:  # of several who went, one may have room again after a step
-            rank.step = rank.step._replace(steps=1)
 
     def _grant_all(self) -> None:
         for rank in self.ranks:
@@ -519,7 +488,7 @@ class Instance:
                 request.generated = self.generated(request)
         if self._jump is not None and (steps := self._account.tokens // self._jump.batch):
             self._jump.cut(steps)
-            self._record_gaps(self._jump)
+            report_gaps(self.ranks, self._jump, self._observer)
 
     def check(self) -> None:
         """Raise InvariantError unless every rank's KV ledger adds up and no more run than there are seats."""

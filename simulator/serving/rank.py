@@ -347,11 +347,13 @@ class Rank:
                 request.last_token_ns = self.last_step_ns
             if self.swap is not None and self.swap.take(request, self.kv.blocks_for(request.prefill_tokens - 1)):
                 request.preemptions += 1
+                self.step = self.step._replace(steps=1)  # as below
                 return request
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        if self.kv.prefixes is not None:  # of what it left it may find so much again that it fits at once
+        if self.kv.prefixes is not None or self.swapped:
+            # it may find so much of what it left in the cache that it fits after a step, or one swapped out may fit
             self.step = self.step._replace(steps=1)
         return request
 
