@@ -78,7 +78,7 @@ class SwapSpace:
     Times are in ticks of the engine's clock (2^-20 ns); `now` is when the iteration to come may begin.
     """
 
-    __slots__ = ("_held", "_host", "coming", "now", "out", "overlap", "ready")
+    __slots__ = ("_held", "coming", "host", "now", "out", "overlap", "ready")
 
     def __init__(self, host: Host) -> None:
         self.out: deque[Request] = deque()  # in the order in which they come back
@@ -86,7 +86,7 @@ class SwapSpace:
         self.now = 0
         self.ready = 0  # when the copies are done that the engine waits for
         self.overlap = host.terms.overlap
-        self._host = host
+        self.host = host
         self._held: dict[int, int] = {}  # host blocks by request
 
     @property
@@ -96,7 +96,7 @@ class SwapSpace:
 
     def take(self, request: Request, blocks: int) -> bool:
         """Copy out a request of so many blocks if there is room, before all others; return whether there was."""
-        host = self._host
+        host = self.host
         if host.used + blocks > host.total:
             return False
         self._held[request.request_id] = blocks
@@ -108,7 +108,7 @@ class SwapSpace:
     def bring(self, blocks: int) -> Request:
         """Copy so many blocks of the next in line back (the others are on the device) and return it."""
         request = self.out.popleft()
-        end = self._host.copy(blocks, self.now)
+        end = self.host.copy(blocks, self.now)
         if not self.overlap:
             self.ready = end
         self.coming.append(Coming(end, request))
@@ -136,12 +136,12 @@ class SwapSpace:
         return isinstance(request, Request) and request.request_id in self._held
 
     def _free(self, request: Request) -> None:
-        self._host.used -= self._held.pop(request.request_id)
+        self.host.used -= self._held.pop(request.request_id)
 
     def check(self) -> None:
         """Raise InvariantError unless the host blocks are those of the requests that wait here or come back."""
         there = [request.request_id for request in (*self.out, *(row.request for row in self.coming))]
-        host = self._host
+        host = self.host
         if sorted(there) != sorted(self._held) or not self.blocks <= host.used <= host.total:
             raise InvariantError(f"swap space: {self.blocks} of {host.used} host blocks for {len(there)} requests")
 
