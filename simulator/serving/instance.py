@@ -20,6 +20,7 @@ from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
 from simulator.serving.stepping import next_jump, report_gaps
 
+
 class Instance:
     """An engine as an actor: `submit` requests to it, or `reserve` and `join` ones that were prefilled elsewhere."""
 

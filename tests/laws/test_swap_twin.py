@@ -13,7 +13,8 @@ from test_decode_jumps import TICK, Costs, Seen, all_costs, cases, whole_or_slic
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.engine import Engine
+from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
