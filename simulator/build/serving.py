@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import cache_network, caches_of, check_plane, cost_with_servers, without_effect
 from simulator.build.experts import experts_of, shards
 from simulator.build.front import front_notes, front_parts
+from simulator.build.kv_memory import lower_of, swap_of
 from simulator.build.network import (
     Planned,
     check_network,
@@ -33,8 +33,6 @@ from simulator.device.provenance import provenance
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
-from simulator.model.precision import Precision
-from simulator.model.split import kv_bytes_per_token_per_rank
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
@@ -63,7 +61,6 @@ from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_switch import SWITCHES, RoleSwitching, Times
 from simulator.serving.routing import ROUTERS
-from simulator.serving.swap import Swap, SwapSpace, spaces
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -229,7 +226,7 @@ def _engine(
     watermark = int(section.kv.watermark * each)
     prefixes = prefixes_of(section.kv, each, unit_tokens)
     assert scenario.serving is not None
-    swap = _swap_of(section, model, scenario.serving.precision)
+    swap = swap_of(section, model, scenario.serving.precision)
     return Engine(
         role,
         cost,
@@ -246,17 +243,8 @@ def _engine(
         counts_service=section.queue.name == "fair",
         by_priority=section.queue.name == "priority" and parameters.preempt,
         swap=swap,
+        lower=lower_of(section, model, scenario.serving.precision, unit_tokens),
     )
-
-
-def _swap_of(section: PoolSection, model: Transformer, precision: Precision) -> Callable[[], list[SwapSpace]] | None:
-    """Return what makes the host memory of an engine's ranks, or None when those who are preempted are recomputed."""
-    terms = section.preemption.parameters
-    if not isinstance(terms, Swap):
-        return None
-    layout = section.layout
-    token = kv_bytes_per_token_per_rank(model, layout, precision) * layout.data  # a block is all of one data rank's
-    return partial(spaces, terms, ceil(section.kv.block_tokens * token), layout.data, layout.pipeline)
 
 
 def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:

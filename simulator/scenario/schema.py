@@ -41,6 +41,7 @@ from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.queueing import ORDERS
 from simulator.serving.routing import ROUTERS
 from simulator.serving.swap import PREEMPTIONS
+from simulator.serving.tiers import TierSection
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
@@ -97,6 +98,8 @@ class PrefixCaching(Strict):
     """Tokens that are cached or not as one; default: those of a trace's hash, or for sessions one block."""
     pin: Pin | None = None
     """Beginnings of prompts that are never given up."""
+    tiers: tuple[TierSection, ...] = ()
+    """Where units go that device memory gives up, one after the other, and whence they are loaded; default: nowhere."""
 
 
 class KV(Strict):

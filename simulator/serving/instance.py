@@ -45,6 +45,8 @@ class Instance:
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
         for rank, space in zip(self.ranks, engine.swap(), strict=True) if engine.swap is not None else ():
             rank.swap = space
+        for rank, lower in zip(self.ranks, engine.lower(), strict=True) if engine.lower is not None else ():
+            rank.lower, rank.kv.evicted = lower, lower.keep
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
@@ -148,7 +150,7 @@ class Instance:
             self._nudge(begun)  # who stood behind it may come in now
             return True
         here = request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived
-        here = here or (rank.swap is not None and request in rank.swap)
+        here = here or any(request in beside for beside in (rank.swap, rank.lower) if beside is not None)
         if here:
             self._leaving.append(request)
             self._nudge(self._steps_by_now())
@@ -224,13 +226,14 @@ class Instance:
         policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            if rank.swap is not None:
-                self._bring_back(rank)
+            self._bring_back(rank)
             while rank.by_priority and rank.outranked():
                 self._preempt_last(rank)
             step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
             if rank.swapped:
                 step = step.of_begun()  # who was swapped out comes before new prompts
+            if rank.lower is not None and rank.kv.prefixes is not None:
+                step = rank.lower.until_load(step, next(iter(rank.waiting), None), rank.kv.prefixes)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -397,10 +400,10 @@ class Instance:
                 rank.start_decoding(self.env.now)
 
     def _bring_back(self, rank: Rank) -> None:
-        """Let a rank take back those who were swapped out, and look again when copies beside the engine end."""
-        assert rank.swap is not None
-        rank.swap.now = self._ticks
-        for end in rank.come_back():
+        """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
+        ends = rank.come_back(self._ticks) if rank.swap is not None else []
+        ends += rank.load_prefixes(self._ticks) if rank.lower is not None else []
+        for end in ends:
             wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
             wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 

@@ -18,6 +18,7 @@ from simulator.serving.kv_cache import KVCache
 from simulator.serving.queueing import Fair, Queue
 from simulator.serving.request import Request
 from simulator.serving.swap import SwapSpace
+from simulator.serving.tiers import LowerTiers
 
 
 class Holding(NamedTuple):
@@ -52,6 +53,7 @@ class Rank:
         "kv",
         "last_step_ns",
         "limits",
+        "lower",
         "now_ns",
         "partial",
         "reservations",
@@ -72,6 +74,7 @@ class Rank:
         self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
+        self.lower: LowerTiers | None = None  # what is kept of the prefix cache beyond device memory
         self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
@@ -87,6 +90,7 @@ class Rank:
     def running(self) -> int:
         """Requests that decode, are being prefilled, come back from host memory, or hold a reserved place."""
         coming = len(self.swap.coming) if self.swap is not None else 0
+        coming += len(self.lower.loading) if self.lower is not None else 0
         return len(self.batch.members) + len(self.partial) + self.reserved + coming
 
     @property
@@ -357,13 +361,14 @@ class Rank:
             self.step = self.step._replace(steps=1)
         return request
 
-    def come_back(self) -> list[int]:
+    def come_back(self, ticks: int) -> list[int]:
         """Let those decode who are back from host memory, and begin to copy as many more as have room for a step.
 
         Returns the ends, in ticks, of the copies begun that the engine does not wait for.
         """
         swap = self.swap
         assert swap is not None
+        swap.now = ticks
         self._land(swap)
         before = len(swap.coming)
         while swap.out and self.running < self.limits.max_running:
@@ -379,12 +384,50 @@ class Rank:
             self._land(swap)
         return [end for end, _ in swap.coming[before:]]
 
+    def load_prefixes(self, ticks: int) -> list[int]:
+        """Go on with those whose prefixes are there now, and load those of the next in line, as far as there is room.
+
+        Returns the ends of the loads begun, in ticks.
+        """
+        lower, prefixes = self.lower, self.kv.prefixes
+        assert lower is not None
+        assert prefixes is not None
+        self._go_on(ticks)
+        before = len(lower.loading)
+        while self.waiting and not self.swapped and self.running < self.limits.max_running:
+            head = next(iter(self.waiting))
+            first, units = lower.match(head, prefixes)
+            if not units or self.claim(head)[1] > self.admissible_blocks:
+                break
+            self.waiting.popleft()
+            if head.prefill_start_ns < 0:
+                head.prefill_start_ns = self.now_ns
+            self._adopt(head)
+            lower.load(head, first, units, ticks)
+            head.blocks = self.kv.blocks_for(head.prefill_tokens) - head.shared_blocks
+            self.kv.held += head.blocks
+            self.kv.make_room()
+            self._go_on(ticks)
+        return [row.end for row in lower.loading[before:]]
+
+    def _go_on(self, ticks: int) -> None:
+        assert self.lower is not None
+        assert self.kv.prefixes is not None
+        for _, request, units in self.lower.loaded(ticks):
+            self.partial.append(request)
+            self.computed([(request, units * self.kv.prefixes.unit_tokens - request.computed)])
+            if not request.preemptions:
+                request.cached_tokens = request.computed
+
     def _land(self, swap: SwapSpace) -> None:
         for request in swap.arrived():
             self.decode(request)
 
     def withdraw(self, request: Request) -> bool:
         """Let a request go that has begun, wherever it is, its blocks with it; return whether it was here."""
+        if self.lower is not None and self.lower.withdraw(request):
+            self.drop(request, request.computed)
+            return True
         if self.swap is not None and request in self.swap:
             if self.swap.withdraw(request):
                 self.drop(request, request.prefill_tokens - 1)
@@ -439,7 +482,8 @@ class Rank:
     def check(self) -> None:
         """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
         self.kv.check()
-        if self.swap is not None:
-            self.swap.check()
+        for beside in (self.swap, self.lower):
+            if beside is not None:
+                beside.check()
         if self.running > self.limits.max_running:
             raise InvariantError(f"{self.running} requests run on {self.limits.max_running} seats")
