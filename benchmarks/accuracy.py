@@ -1,7 +1,7 @@
 """Says how far the cost model is from measurements: kernels on shapes left out of the fits, tables, whole engines.
 
 Run `python benchmarks/accuracy.py`; it prints the tables of docs/cost-model.md and writes them as JSON under `--out`.
-`--only kernels|transfer|engines|silicon` makes one part. Nothing is fitted here.
+`--only kernels|transfer|engines|silicon|disaggregated` makes one part. Nothing is fitted here.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines import published, silicon
+from engines import disaggregated, published, silicon
 from engines.harness import DATA, OUT, ROOT
 from operators import all_reduce, attention, borrowed, experts, gemm, host_links
 
@@ -61,6 +61,10 @@ PARTS: dict[str, tuple[str, Callable[[Path], Iterable[Row]]]] = {
     "engines": ("Engines of 2023 and 2024", engines),
 }
 
+LOOPS: dict[str, tuple[str, Callable[[Path, Path, int], Iterable[str]]]] = {
+    "silicon": ("Engines of 2025 and 2026: closed loops of the silicon table", silicon.report),
+    "disaggregated": ("Prefill and decode pools: closed loops of the silicon table", disaggregated.report),
+}
 
 PAGE = Path(__file__).parent / "accuracy_page.md"
 """The page's text, with a place for the tables."""
@@ -71,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of measured tables")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the JSON")
-    parser.add_argument("--only", choices=[*PARTS, "silicon"], help="one part")
+    parser.add_argument("--only", choices=[*PARTS, *LOOPS], help="one part")
     parser.add_argument("--every", type=int, default=1, help="of the silicon table only each so-manieth row")
     parser.add_argument("--docs", action="store_true", help="write docs/accuracy.md")
     options = parser.parse_args()
@@ -83,10 +87,11 @@ def main() -> None:
             texts.append(show(title, result[name]))
             print(texts[-1], flush=True)
     (options.out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
-    if options.only in (None, "silicon"):
-        texts.append("\n### Engines of 2025 and 2026: closed loops of the silicon table\n")
-        texts[-1] += "\n" + "\n".join(silicon.report(options.data, options.out, options.every))
-        print(texts[-1])
+    for name, (title, report) in LOOPS.items():
+        if options.only in (None, name):
+            lines = report(options.data, options.out, options.every)
+            texts.append("\n".join([f"\n### {title}\n", *lines]))
+            print(texts[-1], flush=True)
     if options.docs:
         page = PAGE.read_text(encoding="utf-8").replace("{tables}", "\n".join(texts))
         (ROOT / "docs" / "accuracy.md").write_text(page, encoding="utf-8")

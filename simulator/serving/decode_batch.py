@@ -95,17 +95,19 @@ class DecodeBatch:
                 self.leave(request)
                 done.append(request)
                 if self.keeps:
-                    self._keep(before[0] - self.context, before[1] - self.blocks)
+                    self.pad(before[0] - self.context, before[1] - self.blocks)
         if self.ghosts and not self.members:
-            self._drop_ghosts()
+            self.drop_padding()
         return done
 
-    def _keep(self, context: int, blocks: int) -> None:
+    def pad(self, context: int, blocks: int) -> None:
+        """Keep the place of one who has finished with so much context, until nobody is left."""
         self.ghosts += 1
         self.ghost_context, self.context = self.ghost_context + context, self.context + context
         self.ghost_blocks, self.blocks = self.ghost_blocks + blocks, self.blocks + blocks
 
-    def _drop_ghosts(self) -> None:
+    def drop_padding(self) -> None:
+        """Give up the places of those who have finished."""
         self.context -= self.ghost_context
         self.blocks -= self.ghost_blocks
         self.ghosts = self.ghost_context = self.ghost_blocks = 0

@@ -14,11 +14,11 @@ from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
-from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.engine_view import DECODE_ON, Step
+from simulator.serving.iteration import begin_alone, jump_together, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
-from simulator.serving.stepping import next_jump, report_gaps
 
 
 class Instance:
@@ -58,6 +58,7 @@ class Instance:
         self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
+        self._served = 0  # steps of the jump under way that fair queues have heard of
         self._loads = [0] * engine.ranks  # requests of each rank
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
@@ -71,6 +72,8 @@ class Instance:
         request.queued_ns = self.env.now
         request.prefill_instance = self.name
         begun = self._mark()
+        if begun and self.engine.counts_service:
+            self._serve(begun - 1)
         request.rank = self._choose()
         self.ranks[request.rank].waiting.append(request)
         self._account.waiting += 1
@@ -201,7 +204,7 @@ class Instance:
                 self._end_jump()
                 self._end_prefill()
             elif kind == DECODE:
-                self._begin_jump()
+                self._begin_jump(wake_ns)
                 yield alarm
                 self._end_jump()
             else:
@@ -223,17 +226,13 @@ class Instance:
                     request.decode_instance = self.name
         if self._leaving:
             self._let_go()
-        policy, limits = self.engine.policy, self.engine.limits
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
             self._bring_back(rank)
-            while rank.by_priority and rank.outranked():
+            step = self._ask(rank)
+            while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-            step = policy(limits, rank) if rank.waiting or rank.partial else DECODE_ON
-            if rank.swapped:
-                step = step.of_begun()  # who was swapped out comes before new prompts
-            if rank.lower is not None and rank.kv.prefixes is not None:
-                step = rank.lower.until_load(step, next(iter(rank.waiting), None), rank.kv.prefixes)
+                step = self._ask(rank)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -245,10 +244,18 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
+    def _ask(self, rank: Rank) -> Step:
+        step = self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
+        if rank.swapped:
+            step = step.of_begun()  # who was swapped out comes before new prompts
+        if rank.lower is not None and rank.kv.prefixes is not None:
+            step = rank.lower.until_load(step, next(iter(rank.waiting), None), rank.kv.prefixes)
+        return step
+
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
-            lasts_ns, size = self._begin_alone(self._only, now)
+            lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
         self._await_copies()
@@ -265,16 +272,6 @@ class Instance:
                     self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
 
-    def _begin_alone(self, rank: Rank, now: int) -> tuple[float, int]:
-        """Begin the iteration with prompts of the only rank; return how long it lasts and how many decode in it."""
-        step, batch, cost = rank.step, rank.batch, self.cost
-        tokens, pairs, prompts = rank.begin(step, now)
-        size = len(batch.members) if step.decodes else 0
-        if not size:
-            return cost.prefill_ns(tokens, pairs, prompts), 0
-        rank.decodes = True
-        return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
-
     def _begin_together(self, now: int) -> tuple[float, int]:
         """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
         works, decoding = [], 0
@@ -282,9 +279,9 @@ class Instance:
             step, batch = rank.step, rank.batch
             rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
             prompts = rank.begin(step, now)
-            size = len(batch.members) if rank.decodes else 0
+            size = len(batch.members) + batch.ghosts if rank.decodes else 0
             works.append(Work(*prompts, size, batch.context + size if size else 0))
-            decoding += size
+            decoding += len(batch.members) if rank.decodes else 0
         return cast(RanksCost, self.cost).together_ns(works), decoding
 
     def _end_prefill(self) -> None:
@@ -303,6 +300,8 @@ class Instance:
                     self._observer.gap(now - request.last_token_ns, 1)
                 request.last_token_ns = now
                 if request.generated == request.output_tokens or request in self._leaving:
+                    if rank.batch.keeps:
+                        rank.batch.pad(request.computed, request.blocks)
                     rank.drop(request, request.computed)
                     request.finish_ns = now if request.generated == request.output_tokens else -1
                     self._ends(request)
@@ -311,14 +310,18 @@ class Instance:
                 else:
                     rank.decode(request)
                     request.decode_instance = self.name
+            if rank.batch.ghosts and not rank.batch.members:
+                rank.batch.drop_padding()
         self._grant_all()
 
-    def _begin_jump(self) -> None:
+    def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
         for rank in self.ranks:
             fit = self._fit(rank)
             if rank.step.steps is not None:
                 fit = min(fit, rank.step.steps)
+            if fit and self.engine.counts_service:
+                fit = min(fit, rank.steps_of_turn() or fit)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
@@ -327,7 +330,9 @@ class Instance:
             return
         self._await_copies()
         self._start_decoding()
-        self._jump = jump = next_jump(self.ranks, self._ticks, steps, self.cost, self._step_ticks)
+        self._jump = jump = self._jump_of(steps)
+        if wake_ns is not None:  # a rank that waits has something to do then
+            jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
         self._begins(DECODE)
 
@@ -340,6 +345,19 @@ class Instance:
             self._preempt_last(rank)
         return 0
 
+    def _jump_of(self, steps: int) -> Jump | SummedJump:
+        if self._only is not None:
+            batch = self._only.batch
+            members, context = len(batch.members), batch.context
+            size = members + batch.ghosts
+            until, fixed, slope = self._step_ticks(size, context + size)
+            if until < context + steps * size:  # the line ends within the jump
+                steps = int(until - context) // size
+            jump = Jump(self._ticks, steps, size, context, fixed, slope)
+            jump.batch = members  # ghosts make no tokens
+            return jump
+        return jump_together(self.ranks, self.cost, self._ticks, steps)
+
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
         if jump is None:
@@ -348,12 +366,13 @@ class Instance:
         self._ticks = jump.end
         report_gaps(self.ranks, jump, self._observer)
         steps = jump.steps
+        if self.engine.counts_service:
+            self._serve(steps)
+            self._served = 0
         for rank in self.ranks:
             if rank.decodes:
                 rank.batch.advance(steps)
                 rank.decoded += steps
-                if self.engine.counts_service:
-                    rank.count_service(rank.batch.members.values(), steps)
                 rank.kv.make_room()
                 rank.last_step_ns = now
         self._account.forget_growth()
@@ -368,6 +387,13 @@ class Instance:
                 self._ends(request)
             if done and rank.reservations:
                 self._grant(rank)
+
+    def _serve(self, steps: int) -> None:
+        """Tell fair queues what the first `steps` of the jump under way have generated."""
+        for rank in self.ranks:
+            if rank.decodes:
+                rank.count_service(rank.batch.members.values(), steps - self._served)
+        self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ priorities with preemption (vLLM's priority policy); fair shares by virtual toke
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from simulator.serving.request import Request
@@ -117,6 +117,21 @@ class Fair:
     def served(self, tenant: str | None, tokens: int) -> None:
         """Charge a tenant for tokens that were generated."""
         self.counters[tenant] = self.counters.get(tenant, 0) + self._weights[1] * tokens
+
+    def turn(self, tokens: Mapping[str | None, int]) -> int | None:
+        """Return after how many steps that generate so many tokens of each tenant another is next; None: never."""
+        names = [name for name, queue in self._queues.items() if queue]
+        if len(names) < 2:
+            return None
+        first = min(names, key=self.counters.__getitem__)
+        turns = []
+        for name in names:
+            closer = self._weights[1] * (tokens.get(first, 0) - tokens.get(name, 0))
+            apart = self.counters[name] - self.counters[first]
+            if closer > 0:  # among equals the tenant seen first is next
+                before = names.index(name) < names.index(first)
+                turns.append(-(-apart // closer) if before else apart // closer + 1)
+        return min(turns, default=None)
 
     def _charge(self, request: Request) -> int:
         return self._weights[0] * request.prompt_tokens

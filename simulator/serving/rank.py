@@ -175,12 +175,18 @@ class Rank:
             held = blocks - request.shared_blocks + self._freed(request, dropped)
             yield Victim(request, held, self.kv.blocks_for(tokens + 1) - blocks)
 
-    def outranked(self) -> bool:
-        """Return whether the next in line has no place and a running request has a lower priority."""
-        head = next(iter(self.waiting), None)
-        lowest = next(self.victims(), None) if self.by_priority else None
+    def outranked(self, step: Step) -> bool:
+        """Return whether the next in line has no place in `step` and a running request has a lower priority.
+
+        Nobody has to go while the batcher takes nobody, whoever waits: a batch that runs to completion, decodes first.
+        """
+        if not self.by_priority or self.batch.keeps or step.steps is not None:
+            return False
+        head, lowest = next(iter(self.waiting), None), next(self.victims(), None)
         if head is None or lowest is None or lowest.traits.priority >= head.traits.priority:
             return False
+        if not step.prompts and not step.preempts:
+            return True
         return self.running >= self.limits.max_running or self.claim(head)[1] > self.admissible_blocks
 
     def _freed(self, request: Request, dropped: dict[int, int]) -> int:
@@ -216,7 +222,8 @@ class Rank:
             request.blocks = blocks
         self.kv.held += taken
         self.kv.make_room()
-        self.decoded = 0
+        if step.prompts:
+            self.decoded = 0
         if step.padded and step.prompts:
             longest = max(count for _, count in step.prompts)
             tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
@@ -318,6 +325,11 @@ class Rank:
         for tenant, count in counts.items():
             self.waiting.served(tenant, count * tokens)
 
+    def steps_of_turn(self) -> int | None:
+        """Return after how many decode steps a fair queue has another tenant next; None: never."""
+        assert isinstance(self.waiting, Fair)
+        return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
+
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
         for request in self.fresh:
@@ -356,8 +368,8 @@ class Rank:
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        if self.kv.prefixes is not None or self.swapped:
-            # it may find so much of what it left in the cache that it fits after a step, or one swapped out may fit
+        if self.kv.prefixes is not None or self.swapped or next(iter(self.waiting)) is not request:
+            # of what it left it may find so much again that it fits at once, or another may who is before it
             self.step = self.step._replace(steps=1)
         return request
 

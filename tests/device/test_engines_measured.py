@@ -6,12 +6,14 @@ from types import ModuleType
 
 import pytest
 
+NAMES = ("harness", "silicon", "published", "disaggregated")
+
 
 @pytest.fixture(scope="module")
 def engines(pytestconfig: pytest.Config) -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(pytestconfig.rootpath / "benchmarks"))
-        modules = {name: importlib.import_module(f"engines.{name}") for name in ("harness", "silicon", "published")}
+        modules = {name: importlib.import_module(f"engines.{name}") for name in NAMES}
         if not (modules["harness"].DATA / "aiconfigurator").is_dir():
             pytest.skip("the measured tables (../shared/data) are not here")
         yield modules
@@ -27,6 +29,33 @@ def test_time_per_token_of_engines_of_2025_and_2026(engines: dict[str, ModuleTyp
     assert 0.85 < ratio.median() < 1.1
     assert (known["ttft_model"] / known["ttft"]).median() < 1  # the client's first token is never before the engine's
     assert all(found[found["why"] != ""]["why"].str.len() > 8)
+
+
+def test_prefill_and_decode_pools_of_2025_and_2026(engines: dict[str, ModuleType]) -> None:
+    pools = engines["disaggregated"]
+    rows = pools.read(engines["harness"].DATA)
+    few = rows["silicon_data_source"].str.extract(r"silicon_concurrency=(\d+)")[0].astype(float) <= 60
+    found = pools.evaluate(rows[rows["known"] & few].iloc[::2], workers=1)
+    known = found[found["why"] == ""]
+    assert len(known) > 25
+    ratio = known["tpot_model"] / known["tpot"]
+    assert (ratio - 1).abs().median() < 0.13
+    assert 0.95 < ratio.median() < 1.15
+    streamed = known["ttft_model"] + 20 * known["tpot_model"]  # `stream_interval: 20` in the recipes
+    off = (streamed / known["ttft"] - 1).abs()
+    assert off[known["engine"] == "trtllm"].median() < 0.3
+    assert off.median() < 0.35
+
+
+def test_rows_of_one_measurement_have_one_prediction(engines: dict[str, ModuleType]) -> None:
+    pools = engines["disaggregated"]
+    rows = pools.read(engines["harness"].DATA)
+    twins = rows.groupby("twin").filter(lambda group: len(group) > 1 and group["known"].any())
+    first = twins[twins["silicon_data_source"].str.contains("silicon_concurrency=12;")]
+    found = pools.evaluate(first, workers=1)
+    covered = found[found["why"] == ""]
+    assert len(covered) > covered["measurement"].nunique() > 0
+    assert (covered.groupby("measurement")["ttft_model"].nunique() == 1).all()
 
 
 def test_a_constant_of_an_engine_carries_from_one_half_to_the_other(engines: dict[str, ModuleType]) -> None:

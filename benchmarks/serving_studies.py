@@ -1,0 +1,151 @@
+"""Runs the scenarios of scenarios/serving with what each varies, and prints the tables of docs/serving-studies.md.
+
+Run as `python benchmarks/serving_studies.py [STUDY]...`; rows are Markdown. Those on public traces are left out where
+the data is not beside the project.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from simulator import load, simulate
+from simulator.results.metrics import lookup
+from simulator.results.run import Run
+from simulator.units import format_duration
+
+ROOT = Path(__file__).parent.parent
+SCENARIOS = ROOT / "scenarios"
+
+
+class Variant(NamedTuple):
+    """One row of a table: its name, and what it sets."""
+
+    name: str
+    sets: tuple[str, ...] = ()
+
+
+class Study(NamedTuple):
+    """One question: the scenario, its variants, and the metrics that answer it."""
+
+    scenario: str
+    variants: tuple[Variant, ...]
+    columns: tuple[str, ...] = ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "goodput", "tokens/s/device")
+
+
+def _ratio(prefill: int) -> Variant:
+    decode = 12 - prefill
+    sets = (f"serving.prefill.instances={prefill}", f"serving.decode.instances={decode}")
+    return Variant(f"{prefill}:{decode}", sets)
+
+
+def _ranks(ranks: int, topology: str, experts: str, precision: str) -> tuple[str, ...]:
+    return (
+        f"topology={topology}",
+        f"serving.colocated.layout={{data: {ranks}, expert: {ranks}}}",
+        f"workload.arrivals={{closed_loop: {{clients: {48 * ranks}}}}}",
+        f"workload.requests={int(72 * ranks)}",
+        f"serving.precision={precision}",
+        f"serving.colocated.experts={experts}",
+    )
+
+
+UB, PLANES = "{preset: cloudmatrix384}", "{preset: multi-plane-h800, nodes: 40, device: h200-sxm-141gb}"
+RAILS = "{preset: rail-only-h100, nodes: 40, device: h200-sxm-141gb}"
+INT8, FP8 = "{weights: int8, kv: bf16}", "{weights: fp8_block, kv: bf16}"
+COPIES = {32: "{popularity: uniform}", 144: "{redundant: 32}", 320: "{redundant: 32, shared_copies: 32}"}
+
+STUDIES: dict[str, Study] = {
+    "prefill-decode-ratio": Study("serving/prefill-decode-ratio", tuple(map(_ratio, (2, 3, 4, 5, 6, 8)))),
+    "long-prompts": Study(
+        "serving/long-prompts",
+        (
+            Variant("chunks of 2,048"),
+            Variant("chunks of 512", ("serving.colocated.batcher={chunked_prefill: {max_batch_tokens: 512}}",)),
+            Variant("prefill first", ("serving.colocated.batcher=continuous",)),
+            Variant("20 decode steps first", ("serving.colocated.batcher={continuous: {decode_steps: 20}}",)),
+        ),
+        ("ttft.p50", "ttft.p99", "itl.p50", "itl.p99", "itl.max", "goodput"),
+    ),
+    "shared-prompts": Study(
+        "serving/shared-prompts",
+        tuple(
+            Variant(router, (f"serving.router={router}",))
+            for router in ("round_robin", "least_loaded", "session_affinity", "prefix_aware")
+        ),
+        ("cached", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
+    ),
+    "experts-on-a-supernode": Study(
+        "serving/experts-on-a-supernode",
+        tuple(
+            Variant(f"EP{ranks}, {name}", _ranks(ranks, topology, COPIES[ranks], precision))
+            for name, topology, precision in (
+                ("unified bus, 910C", UB, INT8),
+                ("multi-plane, H200", PLANES, FP8),
+                ("rail-only, H200", RAILS, FP8),
+            )
+            for ranks in (32, 144, 320)
+        ),
+        ("tpot.p50", "tpot.p99", "tokens/s/device"),
+    ),
+    "kv-over-planes": Study(
+        "serving/kv-over-planes",
+        tuple(
+            Variant(f"{plane}, {mode}", (f"serving.kv_transfer.plane={plane}", f"serving.kv_transfer.mode={mode}"))
+            for plane in ("ub", "rdma", "vpc")
+            for mode in ("whole", "layerwise")
+        ),
+        ("kv_transfer.p50", "kv_transfer.p99", "tpot.p99", "e2e.p50"),
+    ),
+    "quantised-kv": Study(
+        "serving/quantised-kv",
+        (Variant("16 bits"), Variant("8 bits", ("serving.precision.kv=fp8",))),
+        ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "preemptions", "KV max", "goodput"),
+    ),
+    "mooncake": Study(
+        "traces/mooncake-conversation",
+        tuple(
+            Variant(router, (f"serving.router={router}",)) for router in ("round_robin", "least_loaded", "prefix_aware")
+        ),
+        ("cached", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
+    ),
+}
+NAMES = {"tokens/s/device": "throughput.output_tokens_per_s_per_device", "KV max": "utilisation.colocated.kv_max"}
+
+
+def cell(run: Run, column: str) -> str:
+    """Return one figure as text."""
+    if column == "cached":
+        rows = run.requests
+        return f"{rows.cached_tokens.sum() / rows.prompt_tokens.sum():.1%}"
+    value = lookup(run.summary, NAMES.get(column, column))
+    if value is None:
+        return "-"
+    if column in ("goodput", "KV max"):
+        return f"{value:.1%}"
+    return f"{value:,.0f}" if column in ("tokens/s/device", "preemptions") else format_duration(value * 1e9)
+
+
+def table(study: Study) -> str:
+    """Return the Markdown table of one study."""
+    lines: list[Sequence[str]] = [("", *study.columns), ["---"] * (1 + len(study.columns))]
+    for variant in study.variants:
+        with tempfile.TemporaryDirectory() as folder:
+            run = simulate(load(SCENARIOS / f"{study.scenario}.yaml", variant.sets), out=Path(folder) / "run")
+            lines.append((variant.name, *(cell(run, column) for column in study.columns)))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Print the tables of the studies named, or of all."""
+    for name in sys.argv[1:] or STUDIES:
+        study = STUDIES[name]
+        if study.scenario.startswith("traces/") and not (ROOT.parent / "shared" / "data").is_dir():
+            print(f"{name}: left out, the public traces are not beside the project", file=sys.stderr)
+            continue
+        print(f"### {name}\n\n{table(study)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Iterations of an engine's ranks: how long they last by the engine's cost, and the gaps between tokens they make.
+
+Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel attention or of a pipeline go together.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+from simulator.serving.engine import EngineCost, Observer, RanksCost
+from simulator.serving.jump import TICK_BITS, Jump, SummedJump
+from simulator.serving.rank import Rank
+
+MOST_STEPS = 1024
+"""Decode iterations of several ranks that are summed at once."""
+
+
+def begin_alone(rank: Rank, cost: EngineCost, now_ns: int) -> tuple[float, int]:
+    """Begin the iteration with prompts of an only rank; return how many ns it lasts and how many decode in it."""
+    step, batch = rank.step, rank.batch
+    tokens, pairs, prompts = rank.begin(step, now_ns)
+    size = len(batch.members) if step.decodes else 0
+    if not size:
+        return cost.prefill_ns(tokens, pairs, prompts), 0
+    rank.decodes = True
+    return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size), size
+
+
+def jump_together(ranks: Sequence[Rank], cost: EngineCost, start: int, steps: int) -> SummedJump:
+    """Return the next decode iterations of those ranks that decode; `start` is in ticks."""
+    sizes = [len(rank.batch.members) + rank.batch.ghosts if rank.decodes else 0 for rank in ranks]
+    contexts = [rank.batch.context + size if size else 0 for rank, size in zip(ranks, sizes, strict=True)]
+    lines = cast(RanksCost, cost).decode_together(sizes)
+    members = sum(len(rank.batch.members) for rank in ranks if rank.decodes)  # padding makes no tokens
+    return SummedJump(start, lines.lengths(contexts, min(steps, MOST_STEPS)), members)
+
+
+def report_gaps(ranks: Sequence[Rank], jump: Jump | SummedJump, observer: Observer) -> None:
+    """Report how long after the token before each token of a jump came."""
+    first_ns = (jump.start + jump.first) >> TICK_BITS
+    for rank in ranks:
+        if rank.decodes:
+            rank.report_gaps(first_ns, observer.gap)
+    if jump.steps > 1:
+        jump.report_rest(observer.gap, observer.gaps)
