@@ -14,8 +14,8 @@ from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.engine import Engine, EngineCost, Observer, RanksCost
-from simulator.serving.engine_view import DECODE_ON, Step
-from simulator.serving.iteration import begin_alone, jump_together, report_gaps
+from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.iteration import begin_alone, copies_done, next_jump, next_step, report_gaps
 from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
@@ -229,10 +229,10 @@ class Instance:
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
             self._bring_back(rank)
-            step = self._ask(rank)
+            step = next_step(rank, self.engine)
             while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-                step = self._ask(rank)
+                step = next_step(rank, self.engine)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -244,21 +244,13 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
-    def _ask(self, rank: Rank) -> Step:
-        step = self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
-        if rank.swapped:
-            step = step.of_begun()  # who was swapped out comes before new prompts
-        if rank.lower is not None and rank.kv.prefixes is not None:
-            step = rank.lower.until_load(step, next(iter(rank.waiting), None), rank.kv.prefixes)
-        return step
-
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
             lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
-        self._await_copies()
+        self._ticks = copies_done(self.ranks, self._ticks)
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             self._start_decoding()
@@ -328,9 +320,9 @@ class Instance:
         if not steps:  # all that is left holds reserved blocks: look again
             self._alarm.set(self.env.now)
             return
-        self._await_copies()
+        self._ticks = copies_done(self.ranks, self._ticks)
         self._start_decoding()
-        self._jump = jump = self._jump_of(steps)
+        self._jump = jump = next_jump(self.ranks, self.cost, self._ticks, steps, self._step_ticks)
         if wake_ns is not None:  # a rank that waits has something to do then
             jump.cut(jump.steps_by(wake_ns))
         self._alarm.set(jump.end >> TICK_BITS)
@@ -344,19 +336,6 @@ class Instance:
                 return steps
             self._preempt_last(rank)
         return 0
-
-    def _jump_of(self, steps: int) -> Jump | SummedJump:
-        if self._only is not None:
-            batch = self._only.batch
-            members, context = len(batch.members), batch.context
-            size = members + batch.ghosts
-            until, fixed, slope = self._step_ticks(size, context + size)
-            if until < context + steps * size:  # the line ends within the jump
-                steps = int(until - context) // size
-            jump = Jump(self._ticks, steps, size, context, fixed, slope)
-            jump.batch = members  # ghosts make no tokens
-            return jump
-        return jump_together(self.ranks, self.cost, self._ticks, steps)
 
     def _end_jump(self) -> None:
         jump, now = self._jump, self.env.now
@@ -432,12 +411,6 @@ class Instance:
         for end in ends:
             wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
             wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
-
-    def _await_copies(self) -> None:
-        """Let the iteration begin when the copies are done that it waits for."""
-        for rank in self.ranks:
-            if rank.swap is not None:
-                self._ticks = max(self._ticks, rank.swap.ready)
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())

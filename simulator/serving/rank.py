@@ -423,8 +423,7 @@ class Rank:
         return [row.end for row in lower.loading[before:]]
 
     def _go_on(self, ticks: int) -> None:
-        assert self.lower is not None
-        assert self.kv.prefixes is not None
+        assert self.lower is not None and self.kv.prefixes is not None  # noqa: PT018
         for _, request, units in self.lower.loaded(ticks):
             self.partial.append(request)
             self.computed([(request, units * self.kv.prefixes.unit_tokens - request.computed)])
