@@ -10,6 +10,8 @@ from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.speculation import Speculation
+from simulator.serving.swap import SwapSpace
+from simulator.serving.tiers import LowerTiers
 
 
 class RankLines(Protocol):
@@ -68,6 +70,10 @@ class Engine(NamedTuple):
     """Whether who waits may take the place of a running request of lower priority."""
     speculation: Speculation | None = None
     """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""
+    swap: Callable[[], Sequence[SwapSpace]] | None = None
+    """Makes the host memory of each rank for preempted requests; default: they are recomputed."""
+    lower: Callable[[], Sequence[LowerTiers]] | None = None
+    """Makes what each rank finds below its prefix cache; default: nothing."""
 
 
 class Observer(NamedTuple):
