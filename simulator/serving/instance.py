@@ -402,6 +402,14 @@ class Instance:
                 self._ends(request)
         self._grant_all()
 
+    def _bring_back(self, rank: Rank) -> None:
+        """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
+        ends = rank.come_back(self._ticks) if rank.swap is not None else []
+        ends += rank.load_prefixes(self._ticks) if rank.lower is not None else []
+        for end in ends:
+            wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
+            wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
+
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())
 
