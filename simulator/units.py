@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 NS_PER_S = 1_000_000_000
+TICK_BITS = 20  # an engine's clock counts in 2^-20 ns
+TICKS_PER_NS = 1 << TICK_BITS
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*", re.ASCII)
 _LONGEST = 100  # characters; longer text is no quantity, and cheap to refuse

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+from simulator.errors import InputError, Problem
 from simulator.randomness import stream
 from simulator.scenario.front import CancelSection
-from simulator.scenario.schema import Serving
+from simulator.scenario.schema import Pool as PoolSection
+from simulator.scenario.schema import Scenario, Serving
 from simulator.serving.admission import Bound, Limits
 from simulator.serving.frontend import Cancellation, Patience
 from simulator.serving.gateway import Gateway
+from simulator.serving.pool_view import Place, Router
 from simulator.serving.request import Request
-from simulator.serving.routing import uniforms
+from simulator.serving.routing import ROUTERS, uniforms
 
 
 def front_parts(serving: Serving, seed: int) -> dict[str, Any]:
@@ -50,3 +53,16 @@ def impatience(section: CancelSection, seed: int) -> Callable[[Request], Cancell
         return Cancellation(after_ns=round(times.exponential(section.after)))
 
     return when
+
+
+def router_of(role: str, section: PoolSection, scenario: Scenario) -> tuple[Router, frozenset[str]]:
+    """Return a pool's router and what it reads; raises InputError when it lacks what it decides by."""
+    serving = scenario.serving
+    assert serving is not None
+    choice, slo = section.router or serving.router, scenario.slo
+    kind, place = ROUTERS[choice.name], Place(scenario.seed, role, slo.ttft, slo.tpot)
+    path = f"serving.{role}.router" if section.router else "serving.router"
+    missing = kind.needs(choice.parameters, place)
+    if missing is not None:
+        raise InputError(scenario.located(Problem(missing, path=path)))
+    return kind.make(choice.parameters, place), kind.reads

@@ -11,7 +11,8 @@ from simpy import Event
 from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import cache_network, caches_of, check_plane, cost_with_servers, without_effect
 from simulator.build.experts import experts_of, shards
-from simulator.build.front import front_notes, front_parts
+from simulator.build.front import front_notes, front_parts, router_of
+from simulator.build.kv_memory import lower_of, swap_of
 from simulator.build.network import (
     Planned,
     check_network,
@@ -30,7 +31,7 @@ from simulator.device.cost import Cost, RooflineCost, Subject
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
-from simulator.errors import InputError, InvariantError, Problem
+from simulator.errors import InvariantError
 from simulator.model.expert_placement import Move
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer, load_model
@@ -55,14 +56,13 @@ from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Age, Pool
-from simulator.serving.pool_view import EngineTraits, Place, Router
+from simulator.serving.pool_view import EngineTraits, Router
 from simulator.serving.power import InstancePower
 from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.role_switch import RoleSwitching, Times
-from simulator.serving.routing import ROUTERS
 from simulator.serving.speculation import Speculation
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
@@ -210,21 +210,27 @@ def _plan_pool(
         subject = Subject(model, section.layout, accelerator, serving.precision, links, balance)
         cost = cost_of(serving.cost, subject, section.speculation)
     blocks = kv_blocks_of(section, model, accelerator, serving.precision)
-    engine = _engine(role, section, scenario, cost, blocks, unit_tokens)
+    engine = _engine(role, section, scenario, model, cost, blocks, unit_tokens)
     switched = None
     if serving.role_switch is not None:
         [(other, its)] = [item for item in serving.pools.items() if item[0] != role]
         its = its.model_copy(update={"layout": section.layout})
         blocks = kv_blocks_of(its, model, accelerator, serving.precision)
-        switched = _engine(other, its, scenario, cost, blocks, unit_tokens)
+        switched = _engine(other, its, scenario, model, cost, blocks, unit_tokens)
     hourly = accelerator.price.hourly
     traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
-    router, reads = _plan_router(role, section, scenario)
+    router, reads = router_of(role, section, scenario)
     return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched, experts)
 
 
 def _engine(
-    role: str, section: PoolSection, scenario: Scenario, cost: Cost, blocks: int, unit_tokens: int | None
+    role: str,
+    section: PoolSection,
+    scenario: Scenario,
+    model: Transformer,
+    cost: Cost,
+    blocks: int,
+    unit_tokens: int | None,
 ) -> Engine:
     """Return the engine of a pool whose ranks divide so many KV blocks."""
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
@@ -234,6 +240,8 @@ def _engine(
     each, size = blocks // ranks, section.kv.block_tokens
     watermark = int(section.kv.watermark * each)
     prefixes = prefixes_of(section.kv, each, unit_tokens)
+    assert scenario.serving is not None
+    swap = swap_of(section, model, scenario.serving.precision)
     return Engine(
         role,
         cost,
@@ -250,6 +258,8 @@ def _engine(
         counts_service=section.queue.name == "fair",
         by_priority=section.queue.name == "priority" and parameters.preempt,
         speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
+        swap=swap,
+        lower=lower_of(section, model, scenario.serving.precision, unit_tokens),
     )
 
 
@@ -268,19 +278,6 @@ def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
         return (fixed_ns + slope_ns * each) / gain
 
     return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
-
-
-def _plan_router(role: str, section: PoolSection, scenario: Scenario) -> tuple[Router, frozenset[str]]:
-    """Return a pool's router and what it reads; raises InputError when it lacks what it decides by."""
-    serving = scenario.serving
-    assert serving is not None
-    choice, slo = section.router or serving.router, scenario.slo
-    kind, place = ROUTERS[choice.name], Place(scenario.seed, role, slo.ttft, slo.tpot)
-    path = f"serving.{role}.router" if section.router else "serving.router"
-    missing = kind.needs(choice.parameters, place)
-    if missing is not None:
-        raise InputError(scenario.located(Problem(missing, path=path)))
-    return kind.make(choice.parameters, place), kind.reads
 
 
 def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:

@@ -31,6 +31,7 @@ CHOICES = frozenset(
         "pattern",
         "policy",
         "popularity",
+        "preemption",
         "prompt_tokens",
         "queue",
         "router",

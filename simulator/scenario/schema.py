@@ -41,6 +41,8 @@ from simulator.serving.batching import BATCHERS
 from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.queueing import ORDERS
 from simulator.serving.routing import ROUTERS
+from simulator.serving.swap import PREEMPTIONS
+from simulator.serving.tiers import TierSection
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
     Router = OneOf
     Eviction = OneOf
     Queue = OneOf
+    Preemption = OneOf
     Cost = OneOf
 else:
     Batcher = one_of("Batcher", {name: batcher.parameters for name, batcher in BATCHERS.items()})
     Router = one_of("Router", {name: router.parameters for name, router in ROUTERS.items()})
     Queue = one_of("Queue", {name: order.parameters for name, order in ORDERS.items()})
+    Preemption = one_of("Preemption", PREEMPTIONS)
     Eviction = one_of("Eviction", {name: kind.parameters for name, kind in EVICTIONS.items()})
     Cost = one_of("Cost", {name: parameters for name, (parameters, _) in COSTS.items()})
 
@@ -95,6 +99,8 @@ class PrefixCaching(Strict):
     """Tokens that are cached or not as one; default: those of a trace's hash, or for sessions one block."""
     pin: Pin | None = None
     """Beginnings of prompts that are never given up."""
+    tiers: tuple[TierSection, ...] = ()
+    """Where units go that device memory gives up, one after the other, and whence they are loaded; default: nowhere."""
 
 
 class KV(Strict):
@@ -124,6 +130,8 @@ class Pool(Strict):
     of a pipeline), what each of them does: its limits are those of a rank."""
     queue: Queue = Queue.model_validate("fcfs")
     """In which order those who wait are taken."""
+    preemption: Preemption = Preemption.model_validate("recompute")
+    """What becomes of a request that decodes when its KV blocks are needed."""
     kv: KV = KV()
     """KV memory of one engine, divided evenly among its ranks."""
     router: Router | None = None
@@ -382,6 +390,11 @@ class Scenario(Strict):
             predicted = self.workload is not None and self.workload.prediction is not None
             if "predicted_tokens" in order.reads and not predicted:
                 faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `workload.prediction`"))
+            if pool.preemption.name == "swap" and pool.queue.name == "priority" and pool.queue.parameters.preempt:
+                what = "who is swapped out comes back before new prompts, so priorities cannot preempt"
+                faults.append(
+                    Fault(("serving", role, "preemption"), what, "recompute, or priority with `preempt: false`")
+                )
         if faults:
             raise LocatedError(*faults)
         return self

@@ -28,8 +28,8 @@ class Account:
         """Take stock: an iteration begins, or the instance has nothing to do."""
         running = waiting = 0
         for rank in self._ranks:
-            running += len(rank.batch.members) + len(rank.partial)
-            waiting += len(rank.waiting) + len(rank.reservations) + rank.reserved
+            running += rank.running - rank.reserved
+            waiting += rank.queued + rank.reserved
         self.running, self.waiting = running, waiting
         self.kv_blocks = self.blocks()
         self.tokens = 0

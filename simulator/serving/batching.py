@@ -113,7 +113,8 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
             break
         done = request.computed
         tokens = min(request.prefill_tokens - done, most, budget)
-        blocks = -(-(done + tokens) // size) - -(-done // size)
+        held = request.blocks + request.shared_blocks  # whose prefix was loaded holds blocks for all of its prompt
+        blocks = max(0, -(-(done + tokens) // size) - held)
         while blocks > free and request in partial:
             preempt()
         if request in partial:

@@ -1,6 +1,6 @@
 """What an engine is given: the durations of its phases, its policy and memory, and where it reports what it did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from simulator.device.cost import Cost
@@ -10,6 +10,8 @@ from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.speculation import Speculation
+from simulator.serving.swap import SwapSpace
+from simulator.serving.tiers import LowerTiers
 
 
 class Engine(NamedTuple):
@@ -38,6 +40,10 @@ class Engine(NamedTuple):
     """Whether who waits may take the place of a running request of lower priority."""
     speculation: Speculation | None = None
     """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""
+    swap: Callable[[], Sequence[SwapSpace]] | None = None
+    """Makes the host memory of each rank for preempted requests; default: they are recomputed."""
+    lower: Callable[[], Sequence[LowerTiers]] | None = None
+    """Makes what each rank finds below its prefix cache; default: nothing."""
 
 
 class Observer(NamedTuple):

@@ -91,6 +91,10 @@ class Step(NamedTuple):
     preempts: int = 0
     """How many give up their KV blocks first and go back to the queue, in the order of `EngineView.latest`."""
 
+    def of_begun(self) -> "Step":
+        """Return this step without the prompts that are new."""
+        return self._replace(prompts=[(request, count) for request, count in self.prompts if request.computed])
+
 
 DECODE_ON = Step()
 """Nobody is taken: those who decode go on until something changes."""

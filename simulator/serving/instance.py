@@ -16,13 +16,15 @@ from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, Observer
-from simulator.serving.engine_view import DECODE_ON, Step
-from simulator.serving.iteration import begin_alone, report_gaps
-from simulator.serving.jump import TICK_BITS, TICKS_PER_NS, Jump, StepTicks, SummedJump
+from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.fair_service import count_decoded, count_service, steps_of_turn
+from simulator.serving.iteration import begin_alone, copies_done, next_step, report_gaps, start_decoding
+from simulator.serving.jump import Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.pool_view import in_turn
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
+from simulator.units import TICK_BITS, TICKS_PER_NS
 
 
 class Instance:
@@ -47,6 +49,10 @@ class Instance:
         self.engine = engine
         self.devices = tuple(devices)
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
+        for rank, space in zip(self.ranks, engine.swap(), strict=True) if engine.swap is not None else ():
+            rank.swap = space
+        for rank, lower in zip(self.ranks, engine.lower(), strict=True) if engine.lower is not None else ():
+            rank.lower, rank.kv.evicted = lower, lower.keep
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
@@ -141,15 +147,19 @@ class Instance:
         A token of that iteration counts. Returns False if it is not here, or only a place is reserved for it.
         """
         rank = self.ranks[request.rank]
-        if request in rank.waiting:
+        if request in rank.waiting or (rank.swap is not None and request in rank.swap.out):
             begun = self._mark()
-            rank.waiting.remove(request)
+            if request in rank.waiting:
+                rank.waiting.remove(request)
+            else:
+                rank.withdraw(request)
             self._account.waiting -= 1
             self._ends(request)
             self._grant(rank)
             self._nudge(begun)  # who stood behind it may come in now
             return True
         here = request.request_id in rank.batch.members or request in rank.partial or request in rank.arrived
+        here = here or any(request in beside for beside in (rank.swap, rank.lower) if beside is not None)
         if here:
             self._leaving.append(request)
             self._nudge(self._steps_by_now())
@@ -224,10 +234,11 @@ class Instance:
             self._let_go()
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            step = self._ask(rank)
+            self._bring_back(rank)
+            step = next_step(rank, self.engine)
             while rank.by_priority and rank.outranked(step):
                 self._preempt_last(rank)
-                step = self._ask(rank)
+                step = next_step(rank, self.engine)
             rank.step = step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
@@ -239,18 +250,16 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
-    def _ask(self, rank: Rank) -> Step:
-        return self.engine.policy(self.engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
-
     def _begin_prefill(self) -> None:
         now = self.env.now
         if self._only is not None:
             lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
+        self._ticks = copies_done(self.ranks, self._ticks)
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
-            self._start_decoding()
+            start_decoding(self.ranks, self.env.now)
             self._jump = one_step(self._ticks, self.ranks, ticks)
         self._ticks += ticks
         self._alarm.set(self._ticks >> TICK_BITS)
@@ -280,7 +289,7 @@ class Instance:
         for rank, done in ended:
             rank.step = DECODE_ON
             if self.engine.counts_service:
-                rank.count_service(done, 1)
+                count_service(rank, done, 1)
             for request in done:
                 request.generated += 1
                 if request.first_token_ns < 0:
@@ -310,14 +319,15 @@ class Instance:
             if rank.step.steps is not None:
                 fit = min(fit, rank.step.steps)
             if fit and self.engine.counts_service:
-                fit = min(fit, rank.steps_of_turn() or fit)
+                fit = min(fit, steps_of_turn(rank) or fit)
             rank.decodes = fit > 0
             if fit and (fit < steps or not steps):
                 steps = fit
         if not steps:  # all that is left holds reserved blocks: look again
             self._alarm.set(self.env.now)
             return
-        self._start_decoding()
+        self._ticks = copies_done(self.ranks, self._ticks)
+        start_decoding(self.ranks, self.env.now)
         self._jump = jump = next_jump(self._ticks, self.ranks, steps, self.cost, self._step_ticks)
         if wake_ns is not None:  # a rank that waits has something to do then
             jump.cut(jump.steps_by(wake_ns))
@@ -367,7 +377,7 @@ class Instance:
         """Tell fair queues what the first `steps` of the jump under way have generated."""
         for rank in self.ranks:
             if rank.decodes:
-                rank.count_decoded(self._served, steps)
+                count_decoded(rank, self._served, steps)
         self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
@@ -391,10 +401,13 @@ class Instance:
                 self._ends(request)
         self._grant_all()
 
-    def _start_decoding(self) -> None:
-        for rank in self.ranks:
-            if rank.decodes and rank.fresh:
-                rank.start_decoding(self.env.now)
+    def _bring_back(self, rank: Rank) -> None:
+        """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
+        ends = rank.come_back(self._ticks) if rank.swap is not None else []
+        ends += rank.load_prefixes(self._ticks) if rank.lower is not None else []
+        for end in ends:
+            wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
+            wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())

@@ -6,9 +6,11 @@ Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel atte
 from collections.abc import Sequence
 
 from simulator.device.cost import Cost
-from simulator.serving.engine import Observer
-from simulator.serving.jump import TICK_BITS, Jump, SummedJump
+from simulator.serving.engine import Engine, Observer
+from simulator.serving.engine_view import DECODE_ON, Step
+from simulator.serving.jump import Jump, SummedJump
 from simulator.serving.rank import Rank
+from simulator.units import TICK_BITS
 
 
 def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
@@ -20,6 +22,28 @@ def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
         return cost.prefill_ns(tokens, pairs, prompts), 0
     rank.decodes = True
     return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
+
+
+def next_step(rank: Rank, engine: Engine) -> Step:
+    """Return what a rank does next: what its batcher says, without prompts that have to wait for copies."""
+    step = engine.policy(engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
+    if rank.swapped:
+        step = step.of_begun()  # who was swapped out comes before new prompts
+    if rank.lower is not None and rank.kv.prefixes is not None:
+        step = rank.lower.until_load(step, next(iter(rank.waiting), None), rank.kv.prefixes)
+    return step
+
+
+def copies_done(ranks: Sequence[Rank], ticks: int) -> int:
+    """Return when an iteration may begin that is ready at `ticks`: when the copies are done that it waits for."""
+    return max([ticks, *(rank.swap.ready for rank in ranks if rank.swap is not None)])
+
+
+def start_decoding(ranks: Sequence[Rank], now_ns: int) -> None:
+    """Note when those who are new to the batches had their first step."""
+    for rank in ranks:
+        if rank.decodes and rank.fresh:
+            rank.start_decoding(now_ns)
 
 
 def report_gaps(ranks: Sequence[Rank], jump: Jump | SummedJump, observer: Observer) -> None:

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-TICK_BITS = 20
-TICKS_PER_NS = 1 << TICK_BITS
+from simulator.units import TICK_BITS, TICKS_PER_NS
 
 
 class DecodeCost(Protocol):

@@ -3,6 +3,8 @@
 Source: paged attention and the allocator's watermark (vLLM, SOSP 2023).
 """
 
+from collections.abc import Callable, Sequence
+
 from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.prefix_cache import PrefixCache
@@ -15,7 +17,7 @@ class KVCache:
     Cached units that nobody references give way to whoever needs blocks, so they count as free.
     """
 
-    __slots__ = ("batch", "block_tokens", "held", "prefixes", "total", "watermark")
+    __slots__ = ("batch", "block_tokens", "evicted", "held", "prefixes", "total", "watermark")
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class KVCache:
         self.held = 0
         self.batch = batch
         self.prefixes = prefixes
+        self.evicted: Callable[[Sequence[int]], None] | None = None  # hears of the units that were given up
 
     def blocks_for(self, tokens: int) -> int:
         """Return the blocks that hold `tokens` tokens of one request."""
@@ -76,7 +79,9 @@ class KVCache:
             return
         over = self.used + prefixes.idle * prefixes.unit_blocks - self.total
         if over > 0:
-            prefixes.evict(min(prefixes.idle, -(-over // prefixes.unit_blocks)))
+            gone = prefixes.evict(min(prefixes.idle, -(-over // prefixes.unit_blocks)))
+            if self.evicted is not None:
+                self.evicted(gone)
 
     def check(self) -> None:
         """Raise InvariantError when blocks are over-committed or do not add up."""

@@ -4,8 +4,8 @@ A rank is a data-parallel attention rank, or a micro-batch of a pipeline (vLLM's
 itself, and all ranks of an instance step together. This is the view that a batcher reads; nothing here knows of time.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from simpy import Environment, Event
@@ -15,9 +15,11 @@ from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
 from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
-from simulator.serving.queueing import Fair, Queue
+from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.speculation import SpeculativeBatch
+from simulator.serving.swap import SwapSpace
+from simulator.serving.tiers import LowerTiers
 
 
 class Holding(NamedTuple):
@@ -52,11 +54,13 @@ class Rank:
         "kv",
         "last_step_ns",
         "limits",
+        "lower",
         "now_ns",
         "partial",
         "reservations",
         "reserved",
         "step",
+        "swap",
         "waiting",
     )
 
@@ -75,6 +79,8 @@ class Rank:
             self.batch = SpeculativeBatch(engine.block_tokens, engine.speculation)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
+        self.lower: LowerTiers | None = None  # what is kept of the prefix cache beyond device memory
+        self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
@@ -87,13 +93,20 @@ class Rank:
 
     @property
     def running(self) -> int:
-        """Requests that decode, that are being prefilled, or that hold a reserved place."""
-        return len(self.batch.members) + len(self.partial) + self.reserved
+        """Requests that decode, are being prefilled, come back from host memory, or hold a reserved place."""
+        coming = len(self.swap.coming) if self.swap is not None else 0
+        coming += len(self.lower.loading) if self.lower is not None else 0
+        return len(self.batch.members) + len(self.partial) + self.reserved + coming
+
+    @property
+    def swapped(self) -> int:
+        """Requests that wait in host memory for room to decode on."""
+        return len(self.swap.out) if self.swap is not None else 0
 
     @property
     def queued(self) -> int:
         """Requests that wait for a prefill, or for a place to decode."""
-        return len(self.waiting) + len(self.reservations)
+        return len(self.waiting) + len(self.reservations) + self.swapped
 
     @property
     def decoding(self) -> int:
@@ -312,29 +325,6 @@ class Rank:
             self.decode(request)
         return come
 
-    def count_service(self, requests: Iterable[Request], tokens: int) -> None:
-        """Tell a fair queue that each of these has generated so many tokens."""
-        assert isinstance(self.waiting, Fair)
-        counts = Counter(request.traits.tenant for request in requests)
-        for tenant, count in counts.items():
-            self.waiting.served(tenant, count * tokens)
-
-    def count_decoded(self, counted: int, steps: int) -> None:
-        """Tell a fair queue what those who decode gain in the next `steps`, of which so many are counted already."""
-        assert isinstance(self.waiting, Fair)
-        batch, counts = self.batch, Counter[str | None]()
-        for request in batch.members.values():
-            counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request, counted)
-        for tenant, count in counts.items():
-            self.waiting.served(tenant, count)
-
-    def steps_of_turn(self) -> int | None:
-        """Return after how many decode steps a fair queue has another tenant next; None: never."""
-        assert isinstance(self.waiting, Fair)
-        if self.batch.lookahead:  # steps do not generate the same: look after each
-            return 1 if self.waiting else None
-        return self.waiting.turn(Counter(request.traits.tenant for request in self.batch.members.values()))
-
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""
         for request in self.fresh:
@@ -351,7 +341,10 @@ class Rank:
         self.fresh.clear()
 
     def preempt_last(self) -> Request:
-        """Send the first of `victims` back to the queue, to be computed anew."""
+        """Send the first of `victims` to host memory if it decodes and there is room, else back to the queue.
+
+        From the queue it is computed anew, with all that it has generated.
+        """
         request = next(self.victims())
         if request.request_id not in self.batch.members:
             self.partial.remove(request)
@@ -363,17 +356,90 @@ class Rank:
                 self.fresh.remove(request)
             else:
                 request.last_token_ns = self.last_step_ns
+            if self.swap is not None and self.swap.take(request, self.kv.blocks_for(request.prefill_tokens - 1)):
+                request.preemptions += 1
+                self.step = self.step._replace(steps=1)  # as below
+                return request
         request.computed = 0
         request.preemptions += 1
         self.waiting.appendleft(request)
-        # of what it left it may find so much again that it fits at once, or another may who is before it; and a prefill
-        # needs no room for drafted tokens
-        if self.kv.prefixes is not None or self.batch.lookahead or next(iter(self.waiting)) is not request:
+        again = next(iter(self.waiting)) is not request
+        # of what it left it may find so much again that it fits at once, or another may who is before it; and its
+        # prefill needs no room for drafts
+        if self.kv.prefixes is not None or self.batch.lookahead or self.swapped or again:
             self.step = self.step._replace(steps=1)
         return request
 
+    def come_back(self, ticks: int) -> list[int]:
+        """Let those decode who are back from host memory, and begin to copy as many more as have room for a step.
+
+        Returns the ends, in ticks, of the copies begun that the engine does not wait for.
+        """
+        swap = self.swap
+        assert swap is not None
+        swap.now = ticks
+        self._land(swap)
+        before = len(swap.coming)
+        while swap.out and self.running < self.limits.max_running:
+            head = swap.out[0]
+            if self.claim(head)[1] + self.step_blocks > self.admissible_blocks:
+                break
+            self._adopt(head)
+            tokens = head.prefill_tokens  # those held, and the one to be fed: its block is taken at once
+            head.blocks = self.kv.blocks_for(tokens) - head.shared_blocks
+            self.kv.held += head.blocks
+            self.kv.make_room()
+            swap.bring(self.kv.blocks_for(tokens - 1) - head.shared_blocks)
+            self._land(swap)
+        return [end for end, _ in swap.coming[before:]]
+
+    def load_prefixes(self, ticks: int) -> list[int]:
+        """Go on with those whose prefixes are there now, and load those of the next in line, as far as there is room.
+
+        Returns the ends of the loads begun, in ticks.
+        """
+        lower, prefixes = self.lower, self.kv.prefixes
+        assert lower is not None
+        assert prefixes is not None
+        self._go_on(ticks)
+        before = len(lower.loading)
+        while self.waiting and not self.swapped and self.running < self.limits.max_running:
+            head = next(iter(self.waiting))
+            first, units = lower.match(head, prefixes)
+            if not units or self.claim(head)[1] > self.admissible_blocks:
+                break
+            self.waiting.popleft()
+            if head.prefill_start_ns < 0:
+                head.prefill_start_ns = self.now_ns
+            self._adopt(head)
+            lower.load(head, first, units, ticks)
+            head.blocks = self.kv.blocks_for(head.prefill_tokens) - head.shared_blocks
+            self.kv.held += head.blocks
+            self.kv.make_room()
+            self._go_on(ticks)
+        return [row.end for row in lower.loading[before:]]
+
+    def _go_on(self, ticks: int) -> None:
+        assert self.lower is not None and self.kv.prefixes is not None  # noqa: PT018
+        for _, request, units in self.lower.loaded(ticks):
+            self.partial.append(request)
+            self.computed([(request, units * self.kv.prefixes.unit_tokens - request.computed)])
+            if not request.preemptions:
+                request.cached_tokens = request.computed
+
+    def _land(self, swap: SwapSpace) -> None:
+        for request in swap.arrived():
+            self.decode(request)
+
     def withdraw(self, request: Request) -> bool:
-        """Let a request go that is begun or decodes, its blocks with it; return whether it was here."""
+        """Let a request go that has begun, wherever it is, its blocks with it; return whether it was here."""
+        if self.lower is not None and self.lower.withdraw(request):
+            self.drop(request, request.computed)
+            return True
+        if self.swap is not None and request in self.swap:
+            if self.swap.withdraw(request):
+                self.drop(request, request.prefill_tokens - 1)
+            return True
         if request.request_id in self.batch.members:
             self.batch.leave(request)
             if request in self.fresh:
@@ -393,7 +459,7 @@ class Rank:
 
         A request preempted here comes first, so there is none while any waits.
         """
-        if not self.reservations or self.waiting or self.running >= self.limits.max_running:
+        if not self.reservations or self.waiting or self.swapped or self.running >= self.limits.max_running:
             return False
         return self.reservations[0].blocks <= self.kv.admissible(self.kv.used_after(steps))
 
@@ -424,5 +490,8 @@ class Rank:
     def check(self) -> None:
         """Raise InvariantError unless the KV ledger adds up and no more run than there are seats."""
         self.kv.check()
+        for beside in (self.swap, self.lower):
+            if beside is not None:
+                beside.check()
         if self.running > self.limits.max_running:
             raise InvariantError(f"{self.running} requests run on {self.limits.max_running} seats")

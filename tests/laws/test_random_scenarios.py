@@ -73,7 +73,32 @@ workloads = st.fixed_dictionaries(
 
 caches = st.fixed_dictionaries(
     {"eviction": st.sampled_from([*sorted(EVICTIONS), {"ttl": {"lifetime": "30 ms"}}])},
-    optional={"unit_tokens": st.sampled_from([16, 32]), "pin": st.just({"units": 1, "share": 0.05})},
+    optional={
+        "unit_tokens": st.sampled_from([16, 32]),
+        "pin": st.just({"units": 1, "share": 0.05}),
+        "tiers": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "capacity": st.integers(1, 400).map(lambda tokens: f"{tokens * TOKEN_BYTES} B"),
+                    "bandwidth": st.sampled_from(["1 GB/s", "25 GB/s"]),
+                    "shared": st.booleans(),
+                }
+            ),
+            min_size=1,
+            max_size=2,
+        ),
+    },
+)
+preemptions = st.one_of(
+    st.just("recompute"),
+    st.fixed_dictionaries(
+        {
+            "bandwidth": st.sampled_from(["1 GB/s", "25 GB/s"]),
+            "host": st.integers(1, 400).map(lambda tokens: f"{tokens * TOKEN_BYTES} B"),
+            "overlap": st.booleans(),
+        },
+        optional={"group_blocks": st.integers(1, 8)},
+    ).map(lambda terms: {"swap": terms}),
 )
 
 
@@ -92,7 +117,11 @@ def pool(layouts):
                 optional={"prefix_cache": caches},
             ),
         },
-        optional={"router": st.sampled_from(sorted(ROUTERS)), "queue": st.sampled_from(sorted(ORDERS))},
+        optional={
+            "router": st.sampled_from(sorted(ROUTERS)),
+            "queue": st.sampled_from(sorted(ORDERS)),
+            "preemption": preemptions,
+        },
     )
 
 

@@ -1,0 +1,37 @@
+"""What fair queues hear of the tokens that requests get, in closed form over the steps of a jump.
+
+Source: virtual token counters (VTC, OSDI 2024); see simulator.serving.queueing.Fair.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from simulator.serving.queueing import Fair
+from simulator.serving.rank import Rank
+from simulator.serving.request import Request
+
+
+def count_service(rank: Rank, requests: Iterable[Request], tokens: int) -> None:
+    """Tell a fair queue that each of these has generated so many tokens."""
+    assert isinstance(rank.waiting, Fair)
+    counts = Counter(request.traits.tenant for request in requests)
+    for tenant, count in counts.items():
+        rank.waiting.served(tenant, count * tokens)
+
+
+def count_decoded(rank: Rank, counted: int, steps: int) -> None:
+    """Tell a fair queue what those who decode gain in the next `steps`, of which so many are counted already."""
+    assert isinstance(rank.waiting, Fair)
+    batch, counts = rank.batch, Counter[str | None]()
+    for request in batch.members.values():
+        counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request, counted)
+    for tenant, count in counts.items():
+        rank.waiting.served(tenant, count)
+
+
+def steps_of_turn(rank: Rank) -> int | None:
+    """Return after how many decode steps a fair queue has another tenant next; None: never."""
+    assert isinstance(rank.waiting, Fair)
+    if rank.batch.lookahead:  # steps do not generate the same: look after each
+        return 1 if rank.waiting else None
+    return rank.waiting.turn(Counter(request.traits.tenant for request in rank.batch.members.values()))

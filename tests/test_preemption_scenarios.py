@@ -1,0 +1,74 @@
+"""Pools with a `preemption` section: swapping takes the place of prefills, its bytes are those of one device."""
+
+from math import ceil
+
+import pytest
+
+from simulator.build.run import simulate
+from simulator.build.serving import plan
+from simulator.errors import InputError
+from simulator.model.transformer import load_model
+from simulator.scenario.load import load
+
+FILE = """
+schema: 1
+seed: 3
+topology: {preset: clos-h100, nodes: 1}
+workload:
+  requests: 80
+  arrivals: {poisson: {rate: 20 / s}}
+  prompt_tokens: {lognormal: {median: 500, sigma: 0.5, max: 1500}}
+  output_tokens: {lognormal: {median: 300, sigma: 0.4, max: 900}}
+serving:
+  model: llama-3.1-8b
+  colocated: {instances: 1, layout: LAYOUT, kv: {blocks: BLOCKS}, preemption: PREEMPTION, queue: QUEUE}
+"""
+
+
+def scenario(tmp_path, preemption, blocks=900, layout="{tensor: 1}", queue="fcfs"):
+    path = tmp_path / "scenario.yaml"
+    text = FILE.replace("PREEMPTION", preemption).replace("BLOCKS", str(blocks))
+    path.write_text(text.replace("LAYOUT", layout).replace("QUEUE", queue))
+    return load(path)
+
+
+def requests_of(tmp_path, *args, **kwargs):
+    folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+    return simulate(scenario(tmp_path, *args, **kwargs), out=folder, check=True).requests
+
+
+@pytest.mark.parametrize("layout", ["{tensor: 1}", "{data: 2}", "{pipeline: 2}"])
+def test_who_is_preempted_comes_back_and_ends(tmp_path, layout):
+    swap = requests_of(tmp_path, "{swap: {group_blocks: 16}}", layout=layout)
+    assert (swap["outcome"] == "finished").all()
+    assert swap["preemptions"].sum() > 0
+    waits = requests_of(tmp_path, "{swap: {bandwidth: 1 MB/s}}", layout=layout)
+    assert (waits["outcome"] == "finished").all()
+    assert waits["finish_ns"].max() > swap["finish_ns"].max()
+
+
+def test_with_memory_for_all_nothing_changes(tmp_path):
+    assert requests_of(tmp_path, "swap", 20_000).equals(requests_of(tmp_path, "recompute", 20_000))
+
+
+@pytest.mark.parametrize(
+    ("layout", "parts", "spaces"), [("{tensor: 1}", 1, 1), ("{tensor: 4}", 4, 1), ("{data: 2}", 1, 2)]
+)
+def test_a_device_copies_its_share_of_a_block(tmp_path, layout, parts, spaces):
+    engine = plan(scenario(tmp_path, "{swap: {host: 1 GiB}}", layout=layout)).pools[0].engine
+    found = engine.swap()
+    assert len(found) == spaces
+    block = ceil(16 * load_model("llama-3.1-8b").kv_bytes_per_token() / parts)
+    assert [space.host.total for space in found] == [2**30 // block] * spaces
+
+
+def test_micro_batches_share_the_memory_of_their_devices(tmp_path):
+    first, second = plan(scenario(tmp_path, "swap", layout="{pipeline: 2}")).pools[0].engine.swap()
+    assert first is not second
+    assert first.host is second.host
+
+
+def test_priorities_that_preempt_do_not_swap(tmp_path):
+    with pytest.raises(InputError, match=r"serving\.colocated\.preemption.*priorities cannot preempt"):
+        scenario(tmp_path, "swap", queue="priority")
+    scenario(tmp_path, "swap", queue="{priority: {preempt: false}}")
