@@ -36,8 +36,11 @@ CHOICES = frozenset(
         "router",
         "routing",
         "run",
+        "samples",
         "sizes",
+        "think_time",
         "transport",
+        "turns",
     }
 )
 """Keys whose mapping has one key, the name of the chosen policy or law."""
