@@ -324,7 +324,7 @@ class System:
             serving.request_overhead,
             enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
-            **front_parts(serving, scenario.seed),
+            **front_parts(serving, scenario.seed, blueprint.workload.cancels),
         )
         self._experts: dict[str, ExpertBalancing] = {}
         self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
@@ -339,7 +339,7 @@ class System:
             self._let_roles_switch(serving.role_switch)
         assert scenario.workload is not None
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
-        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup, scenario.seed, scenario.workload)))
+        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
         health = LinkHealth(self.fabric, blueprint.topology)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 

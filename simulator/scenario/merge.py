@@ -39,6 +39,7 @@ CHOICES = frozenset(
         "samples",
         "sizes",
         "think_time",
+        "tokens",
         "transport",
         "turns",
     }

@@ -380,9 +380,11 @@ class Callers(Strict):
         """Return the laws of what is drawn of callers."""
         from simulator.workload.callers import Callers
 
-        priorities = self.priorities and {int(name): share for name, share in self.priorities.items()}
+        shares = self.priorities
+        priorities = {int(name): share for name, share in shares.items()} if shares is not None else None
         samples = self.samples.parameters.law() if self.samples is not None else None
-        return Callers(self.tenants, priorities, samples, self.prediction and self.prediction.error)
+        error = self.prediction.error if self.prediction is not None else None
+        return Callers(self.tenants, priorities, samples, error)
 
 
 class TraceWorkload(Callers):

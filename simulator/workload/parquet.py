@@ -26,7 +26,6 @@ from simulator.workload.schema import (
     rebatch,
 )
 
-
 _RANGES = {
     "turn": (0, 2**31 - 1),
     "samples": (1, 2**31 - 1),
@@ -45,7 +44,7 @@ class ParquetSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files = (path,)
+        self.files: tuple[Path, ...] = (path,)
         with self._guard(), pq.ParquetFile(path) as file:
             self.names = _checked_names(file.schema_arrow, path)
             raw = file.metadata.metadata or {}

@@ -1,17 +1,17 @@
-"""Requests drawn from a ServeGen profile: clients, each with its rate, burstiness and token lengths that change in time.
+"""Requests drawn from a ServeGen profile: clients whose rate, burstiness and token lengths change in time.
 
 Source: ServeGen (github.com/alibaba/ServeGen): for each client and window of 600 s a count of requests and a fitted law
 of the gaps between them (Gamma or Weibull), for each 6 h the distributions of its prompt and output tokens.
 Model: the window's exact count, its gaps in the proportions that the law draws; prompts independent of outputs.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,12 +22,19 @@ from simulator.workload.schema import MAX_TOKENS, VERSION, VERSION_KEY, Report, 
 
 WINDOW_NS = 600 * NS_PER_S
 _RATES, _LENGTHS = ".trace.parquet", ".dataset.parquet"
-_RATE_COLUMNS = {"client": "int32", "timestamp": "int64", "rate": "float64", "pat_name": "string", "pat_arg1": "float64"}
+_RATE_COLUMNS = {
+    "client": "int32",
+    "timestamp": "int64",
+    "rate": "float64",
+    "pat_name": "string",
+    "pat_arg1": "float64",
+}
 _LENGTH_COLUMNS = {"client": "int32", "window": "int32", "field": "string", "value": "float64", "prob": "float64"}
 _FIELDS = ("input_tokens", "output_tokens")
 _LAWS = ("Gamma", "Weibull")
 
 Whole = NDArray[np.int64]
+Places = NDArray[np.int8]
 Floats = NDArray[np.float64]
 
 
@@ -49,7 +56,8 @@ class Counts(NamedTuple):
     def draw(self, random: np.random.Generator, n: int) -> Whole:
         """Return `n` counts; a count of no tokens becomes 1, the least that an engine can serve."""
         places = np.searchsorted(self.cumulative, random.random(n) * self.cumulative[-1], side="right")
-        return np.clip(self.values[np.minimum(places, len(self.values) - 1)], 1, MAX_TOKENS)
+        counts: Whole = np.clip(self.values[np.minimum(places, len(self.values) - 1)], 1, MAX_TOKENS)
+        return counts
 
 
 class ServeGenSource:
@@ -65,7 +73,7 @@ class ServeGenSource:
         self.seed = seed
         self.metadata = {VERSION_KEY: VERSION}
         lengths = path.with_name(path.name.removesuffix(_RATES) + _LENGTHS)
-        self.files = (path, lengths)
+        self.files: tuple[Path, ...] = (path, lengths)
         self._windows = _windows(_read(path, _RATE_COLUMNS), path)
         self._distributions = _distributions(_read(lengths, _LENGTH_COLUMNS), lengths)
         self._length_windows = sorted({window for _, window, _ in self._distributions})
@@ -79,7 +87,7 @@ class ServeGenSource:
             self.notes = (f"{what} have no token lengths in {lengths.name}: they draw from those of all others",)
 
     def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
-        """Yield canonical batches in order of arrival, from the window that holds `start_ns` on; clients are tenants."""
+        """Yield canonical batches in order of arrival, from the window of `start_ns` on; clients are tenants."""
         for batch in rebatch(self._drawn(start_ns)):
             report.rows_read += batch.num_rows
             yield batch
@@ -90,7 +98,7 @@ class ServeGenSource:
             begin_ns = timestamp * NS_PER_S
             if begin_ns + WINDOW_NS <= start_ns or not active:
                 continue
-            at = self._length_windows[max(np.searchsorted(self._length_windows, timestamp, side="right") - 1, 0)]
+            at = self._length_windows[max(bisect_right(self._length_windows, timestamp) - 1, 0)]
             if (at, _FIELDS[0]) not in pooled:
                 pooled = {(at, field): self._pool(at, field) for field in _FIELDS}
             parts = []
@@ -144,7 +152,8 @@ def _placed(gaps: Floats) -> Whole:
     ends = np.cumsum(gaps)
     if not ends[-1] > 0:  # shapes near zero: one gap is all, and every gap as likely as the others
         return np.zeros(len(gaps) - 1, np.int64)
-    return np.minimum(np.floor(ends[:-1] / ends[-1] * WINDOW_NS), WINDOW_NS - 1).astype(np.int64)
+    within: Whole = np.minimum(np.floor(ends[:-1] / ends[-1] * WINDOW_NS), WINDOW_NS - 1).astype(np.int64)
+    return within
 
 
 def _read(path: Path, types: dict[str, str]) -> dict[str, Any]:
@@ -163,9 +172,12 @@ def _read(path: Path, types: dict[str, str]) -> dict[str, Any]:
     return {name: c if types[name] == "string" else c.to_numpy() for name, c in columns.items()}
 
 
-def _places(column: pa.Array, words: tuple[str, ...]) -> Whole:
+def _places(column: pa.Array, words: tuple[str, ...]) -> Places:
     """Return which of some words each text is, -1 for none of them."""
-    return pc.fill_null(pc.index_in(column, pa.array(words)), -1).to_numpy().astype(np.int8)
+    import pyarrow.compute as pc  # slow to import, and needed for profiles only
+
+    places: Places = pc.fill_null(pc.index_in(column, pa.array(words)), -1).to_numpy().astype(np.int8)
+    return places
 
 
 def _windows(columns: dict[str, Any], path: Path) -> dict[int, list[Activity]]:
@@ -215,9 +227,9 @@ def _distributions(columns: dict[str, Any], path: Path) -> dict[tuple[int, int, 
         cumulative = np.cumsum(weights[begin:end])
         if cumulative[-1] > 0:
             found[client, window, _FIELDS[field]] = Counts(values[begin:end], cumulative)
-    for field in _FIELDS:
-        windows = {window for _, window, its in found if its == field}
+    for name in _FIELDS:
+        windows = {window for _, window, its in found if its == name}
         lacking = sorted({window for _, window, _ in found} - windows)
         if lacking:
-            raise InputError(Problem(f"window {lacking[0]}: no {field} of any client", str(path)))
+            raise InputError(Problem(f"window {lacking[0]}: no {name} of any client", str(path)))
     return found

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
@@ -30,7 +29,7 @@ Whole = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Prefixes:
-    """So many beginnings that prompts share, each of a drawn length; the k-th is chosen in proportion to k^-exponent."""
+    """So many beginnings that prompts share, each of a drawn length; the k-th is chosen as often as k^-exponent."""
 
     count: int
     tokens: Lengths
@@ -47,7 +46,7 @@ class Prefixes:
 class Sessions:
     """Conversations of a drawn number of turns (MAX_TURNS at most), a think time apart.
 
-    A session ends before the turn whose prompt and answer would be longer than `max_tokens`; its first turn always comes.
+    A session ends before the turn whose prompt and answer would be longer than `max_tokens`, never before its first.
     """
 
     turns: Lengths
@@ -66,8 +65,8 @@ def synthesize(
 ) -> Iterator[pa.RecordBatch]:
     """Yield canonical batches of `requests` requests; those of a smaller number are a prefix of them.
 
-    With `sessions` the arrivals are those of sessions, and `prompt_tokens` what a turn adds to the conversation. A prefix
-    comes before the drawn prompt, in a session before its first. The random streams are named "arrivals",
+    With `sessions` the arrivals are those of sessions, and `prompt_tokens` what a turn adds to the conversation. A
+    prefix comes before the drawn prompt, in a session before its first. The random streams are named "arrivals",
     "prompt_tokens", "output_tokens", "prefixes", "prefixes/tokens", "sessions/turns" and "sessions/think_time".
     Raises ValueError when `requests` < 1, and for sessions that all arrive at once.
     """
@@ -169,7 +168,7 @@ def _turns(
 def _in_order(columns: dict[str, Whole]) -> dict[str, Any]:
     order = np.lexsort((columns["turn"], columns["session"], columns["arrival_ns"]))
     found: dict[str, Any] = {name: values[order] for name, values in columns.items()}
-    return found | {"session": pc.cast(pa.array(found["session"]), pa.string()), "turn": found["turn"].astype(np.int32)}
+    return found | {"session": pa.array(found["session"]).cast(pa.string()), "turn": found["turn"].astype(np.int32)}
 
 
 def _running(values: Whole, first: Whole, turns: Whole) -> Whole:

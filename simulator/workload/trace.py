@@ -58,7 +58,7 @@ class TextSource:
 
     def __init__(self, path: Path, reader: formats.RowReader) -> None:
         self.path = path
-        self.files = (path,)
+        self.files: tuple[Path, ...] = (path,)
         self.reader = reader
         self.prefix_block_tokens = reader.prefix_block_tokens
         self.metadata = {VERSION_KEY: VERSION}

@@ -148,7 +148,12 @@ def test_a_plain_csv_says_what_callers_want(tmp_path: Path) -> None:
     bad = "t,in,out,p,k,guess,left\n1,10,7,,0,,\n1,10,7,x,,,\n1,10,7,,,0,\n1,10,7,,,,-1\n1,1,1,,,,\n"
     trace = opened(tmp_path, bad, "csv", mapping=plain | roles)
     assert len(rows(trace)) == 1
-    assert sorted(trace.report.bad) == ["guess: no predicted tokens", "k: no sample", "left: negative", "p: not a number"]
+    assert sorted(trace.report.bad) == [
+        "guess: no predicted tokens",
+        "k: no sample",
+        "left: negative",
+        "p: not a number",
+    ]
 
 
 @pytest.mark.parametrize(
