@@ -429,10 +429,13 @@ class System:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: a synthetic workload, paths over the fabric, experts, or what is accepted."""
-        pools = self.blueprint.pools
+        """Whether anything is random: a workload, experts, what is accepted, clients, routers, paths over the fabric."""
+        serving, pools = self.blueprint.scenario.serving, self.blueprint.pools
+        assert serving is not None
+        routers = {(pool.router or serving.router).name for pool in serving.pools.values()}
+        chance = serving.cancel is not None or routers & {"random", "power_of_two"}
         experts = any(plan.experts is not None or plan.engine.speculation is not None for plan in pools)
-        return experts or not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
+        return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1)
 
     @property
     def ended(self) -> int:

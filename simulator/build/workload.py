@@ -58,6 +58,8 @@ class Workload(NamedTuple):
     """Tokens of a unit of the prefix cache, when there is one and anything is known of the prompts."""
     cancels: bool = False
     """Whether clients give requests up at recorded times."""
+    drawn: bool = False
+    """Whether anything of it comes from the seed."""
 
     def arrivals(self, speedup: float) -> Iterator[Arrivals]:
         """Yield plain columns, arrival times divided by `speedup` and rounded to the nanosecond."""
@@ -112,7 +114,7 @@ def plan_workload(scenario: Scenario, notes: list[str]) -> Workload:
     if laws == type(laws)():
         return workload
     recorded = workload.batches
-    return workload._replace(batches=lambda: with_callers(recorded(), scenario.seed, laws))
+    return workload._replace(batches=lambda: with_callers(recorded(), scenario.seed, laws), drawn=True)
 
 
 def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
@@ -127,8 +129,8 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     draw = partial(synthesize, scenario.seed, section.requests, arrivals, prompts, outputs, prefixes, sessions)
     if caches and prefixes is None and sessions is None:
         notes.append("kv.prefix_cache: drawn prompts have neither `prefixes` nor `sessions`, so none begin alike")
-        return Workload(draw)
-    return Workload(draw, unit_tokens=_one_unit(caches, None) if caches else None)
+        return Workload(draw, drawn=True)
+    return Workload(draw, unit_tokens=_one_unit(caches, None) if caches else None, drawn=True)
 
 
 def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
@@ -160,7 +162,8 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     notes.extend(f"trace column {', '.join(columns)} has no effect: {why}" for why, columns in reasons.items())
     hash_tokens = trace.prefix_block_tokens if hashed else None
     unit = _one_unit(caches, hash_tokens) if known and caches else None
-    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit, "cancel_ns" in present)
+    cancels, drawn_from = "cancel_ns" in present, section.format == "servegen"
+    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit, cancels, drawn_from)
 
 
 def _routed_by_session(scenario: Scenario) -> bool:
