@@ -429,7 +429,7 @@ class System:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: a workload, experts, what is accepted, clients, routers, paths over the fabric."""
+        """Whether anything is random: a workload, experts, acceptance, clients, routers, or paths over the fabric."""
         serving, pools = self.blueprint.scenario.serving, self.blueprint.pools
         assert serving is not None
         routers = {(pool.router or serving.router).name for pool in serving.pools.values()}
