@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from simulator.errors import InputError
+from simulator.trace_cli import trace
 from simulator.units import NS_PER_S
 from simulator.workload.sampling import window
 from simulator.workload.servegen import WINDOW_NS, ServeGenSource
@@ -166,3 +168,20 @@ def test_published_profiles_are_read_whole(name: str, requests: int, lacking: st
     of_last = table.filter(pa.compute.equal(table["timestamp"], last))
     batches = list(open_trace(path, "servegen", seed=3).batches(last * NS_PER_S))
     assert sum(batch.num_rows for batch in batches) == round(of_last["rate"].to_numpy().sum() * 600)
+
+
+def test_a_part_is_converted_by_the_command_line(tmp_path: Path) -> None:
+    path, out = profile(tmp_path), tmp_path / "out.parquet"
+    words = ["convert", str(path), "--from", "servegen", "--out", str(out)]
+    part = ["--start", "5 min", "--duration", "20 min", "--seed", "1"]
+    result = CliRunner().invoke(trace, [*words, *part])
+    assert result.exit_code == 0
+    assert "1 of 3 clients, 31% of the requests" in result.stderr
+    written = open_trace(out)
+    expected = pa.Table.from_batches(window(drawn(path).to_batches(), 300 * NS_PER_S, 1200 * NS_PER_S))
+    assert pa.Table.from_batches(written.batches()).combine_chunks() == expected.combine_chunks()
+    assert written.origin["command"].endswith("--start '5 min' --duration '20 min' --seed 1")
+    assert "sha256 of small.dataset.parquet" in written.origin
+    refused = CliRunner().invoke(trace, ["convert", str(path), "--from", "azure", "--out", str(out), "--seed", "1"])
+    assert isinstance(refused.exception, InputError)
+    assert "--seed is only for --from servegen" in str(refused.exception)
