@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # pyarrow and rich are slow to import; --help must not wait f
     from simulator.workload.profile import Profile
     from simulator.workload.trace import Report
 
-FORMAT_NAMES = ("azure", "burstgpt", "mooncake", "csv", "canonical")
+FORMAT_NAMES = ("azure", "burstgpt", "mooncake", "csv", "servegen", "canonical")
 UNIT_NAMES = ("s", "ms", "us", "ns", "iso")
 PATH = click.Path(path_type=Path)
 
@@ -79,17 +79,40 @@ def _mapping(columns: tuple[str, ...], unit: str | None) -> dict[str, Any] | Non
 @click.option("--strict", is_flag=True, help="Refuse the first bad row; the default counts and leaves it out.")
 @click.option("--column", multiple=True, metavar="ROLE=NAME", help="Plain CSV: arrival=t, prompt_tokens=in, ...")
 @click.option("--arrival-unit", type=click.Choice(UNIT_NAMES), help="Plain CSV: unit of the arrival column.")
+@click.option("--start", help='Begin this long after the start of SOURCE, such as "2 d"; times count from there.')
+@click.option("--duration", help='Keep arrivals of this long, such as "10 min".')
+@click.option("--seed", type=click.IntRange(0), help="Seed of what is drawn from a servegen profile; default: 0.")
 def convert(
-    source: Path, from_: str, out: Path, strict: bool, column: tuple[str, ...], arrival_unit: str | None
+    source: Path,
+    from_: str,
+    out: Path,
+    strict: bool,
+    column: tuple[str, ...],
+    arrival_unit: str | None,
+    start: str | None,
+    duration: str | None,
+    seed: int | None,
 ) -> None:
-    """Convert a public trace or a plain CSV (gzipped or not) to the canonical Parquet form."""
+    """Convert a public trace or a plain CSV (gzipped or not) to the canonical Parquet form, whole or a part of it.
+
+    A ServeGen profile (SOURCE is X.trace.parquet, with X.dataset.parquet beside it) is not a trace: requests are drawn.
+    """
+    from simulator.errors import InputError
+    from simulator.workload.sampling import window
     from simulator.workload.trace import PROVENANCE_KEY, open_trace, provenance, write_trace
 
-    opened = open_trace(source, from_, _mapping(column, arrival_unit), strict)
-    command = _command(
-        "convert", str(source), from_=from_, out=out, strict=strict, column=column, arrival_unit=arrival_unit
-    )
-    rows = write_trace(out, opened.batches(), lambda: {**opened.metadata, PROVENANCE_KEY: provenance(opened, command)})
+    if seed is not None and from_ != "servegen":
+        raise InputError("--seed is only for --from servegen: nothing is drawn from the other formats")
+    opened = open_trace(source, from_, _mapping(column, arrival_unit), strict, seed or 0)
+    options = {"from_": from_, "out": out, "strict": strict, "column": column, "arrival_unit": arrival_unit}
+    command = _command("convert", str(source), **options, start=start, duration=duration, seed=seed)
+    start_ns, duration_ns = _duration_ns("--start", start) or 0, _duration_ns("--duration", duration)
+    batches = opened.batches(start_ns)
+    if start_ns or duration_ns is not None:
+        batches = window(batches, start_ns, duration_ns)
+    rows = write_trace(out, batches, lambda: {**opened.metadata, PROVENANCE_KEY: provenance(opened, command)})
+    for note in opened.notes:
+        click.echo(f"{source}: {note}", err=True)
     _complain(opened.report, source)
     _written(rows, out)
 

@@ -16,8 +16,8 @@ from simulator.serving.request import Request
 from simulator.serving.routing import ROUTERS, uniforms
 
 
-def front_parts(serving: Serving, seed: int) -> dict[str, Any]:
-    """Return the keyword arguments of a Frontend that the scenario asks for."""
+def front_parts(serving: Serving, seed: int, recorded: bool = False) -> dict[str, Any]:
+    """Return the keyword arguments of a Frontend that the scenario asks for; `recorded`: requests know of cancels."""
     gateway, admission, timeout = serving.gateway, serving.admission, serving.timeout
     whole, tenant = (Bound(part.requests, part.tokens) for part in (admission.max_outstanding, admission.tenant))
     parts: dict[str, Any] = {"patience": Patience(timeout.queue, timeout.total)}
@@ -27,7 +27,21 @@ def front_parts(serving: Serving, seed: int) -> dict[str, Any]:
         parts["limits"] = Limits(whole, tenant, admission.when_full == "queue")
     if serving.cancel is not None:
         parts["cancellation"] = impatience(serving.cancel, seed)
+    if recorded:
+        parts["cancellation"] = as_recorded(parts.get("cancellation", lambda request: Cancellation()))
     return parts
+
+
+def as_recorded(drawn: Callable[[Request], Cancellation]) -> Callable[[Request], Cancellation]:
+    """Return when the client of each request gives it up: as the trace says or as is drawn, whichever comes first."""
+
+    def when(request: Request) -> Cancellation:
+        other, recorded_ns = drawn(request), request.traits.cancel_ns
+        if recorded_ns < 0 or 0 <= other.after_ns <= recorded_ns:
+            return other
+        return other._replace(after_ns=recorded_ns)
+
+    return when
 
 
 def front_notes(serving: Serving, reads_loads: bool) -> list[str]:

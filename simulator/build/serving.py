@@ -319,7 +319,7 @@ class System:
             serving.request_overhead,
             enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
-            **front_parts(serving, scenario.seed),
+            **front_parts(serving, scenario.seed, blueprint.workload.cancels),
         )
         self._experts: dict[str, ExpertBalancing] = {}
         self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
@@ -334,7 +334,7 @@ class System:
             self._let_roles_switch(serving.role_switch)
         assert scenario.workload is not None
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
-        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup, scenario.seed, scenario.workload)))
+        self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
         health = LinkHealth(self.fabric, blueprint.topology)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 
@@ -424,10 +424,13 @@ class System:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is random: a synthetic workload, paths over the fabric, experts, or what is accepted."""
-        pools = self.blueprint.pools
+        """Whether anything is random: a workload, experts, acceptance, clients, routers, or paths over the fabric."""
+        serving, pools = self.blueprint.scenario.serving, self.blueprint.pools
+        assert serving is not None
+        routers = {(pool.router or serving.router).name for pool in serving.pools.values()}
+        chance = serving.cancel is not None or routers & {"random", "power_of_two"}
         experts = any(plan.experts is not None or plan.engine.speculation is not None for plan in pools)
-        return experts or not isinstance(self.blueprint.scenario.workload, TraceWorkload) or len(self.pools) > 1
+        return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1)
 
     @property
     def ended(self) -> int:

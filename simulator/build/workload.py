@@ -3,32 +3,49 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from simulator import catalog
-from simulator.build.callers import Drawn, SharedPrefixes
 from simulator.errors import InputError, Problem
 from simulator.scenario.schema import KV, Scenario
-from simulator.scenario.workload import Callers, Prefixes, TraceWorkload
+from simulator.scenario.workload import Callers, SyntheticWorkload, TraceWorkload
 from simulator.serving.frontend import Arrivals
 from simulator.serving.prefix_cache import PrefixCache, session_keys
 from simulator.serving.queueing import ORDERS
+from simulator.serving.request import PLAIN, Traits
+from simulator.serving.routing import ROUTERS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from simulator.workload.trace import Trace
 
-_SESSIONS = "sessions do not wait for each other: requests arrive at their recorded times"
-_NO_EFFECT = {
-    "session": _SESSIONS,
-    "turn": _SESSIONS,
+_WITHOUT_EFFECT = {
+    "session": "no prefix cache and no router goes by sessions, and they do not wait: requests arrive as recorded",
+    "turn": "no prefix cache and no router goes by sessions, and they do not wait: requests arrive as recorded",
     "prefix_hashes": "there is no prefix cache: every prompt is computed in full",
+    "prefix": "there is no prefix cache: every prompt is computed in full",
+    "prefix_tokens": "there is no prefix cache: every prompt is computed in full",
     "model": "one model serves every request",
-    "tenant": "tenants are served alike",
+    "tenant": "no queue and no limit goes by tenants",
+    "priority": "no queue goes by priorities",
+    "predicted_tokens": "no queue and no router goes by predicted lengths",
+    "samples": "every request gets one answer",
 }
+"""Why an optional column of a trace has no effect, where nothing reads it."""
+_DRAWN = {
+    "tenants": "tenant",
+    "priorities": "priority",
+    "samples": "samples",
+    "prediction": "predicted_tokens",
+    "prefixes": "prefix",
+    "sessions": "session",
+}
+"""Sections of `workload:` that draw a column."""
+_TRAITS = {"tenant": None, "priority": 0, "predicted_tokens": -1, "samples": 1, "cancel_ns": -1}
+"""The columns that become `Traits`, in their order, and what stands for null."""
 
 
 class Workload(NamedTuple):
@@ -39,14 +56,15 @@ class Workload(NamedTuple):
     """Tokens of a prefix hash, when prompts are known by them."""
     unit_tokens: int | None = None
     """Tokens of a unit of the prefix cache, when there is one and anything is known of the prompts."""
-    prefixes: Prefixes | None = None
-    """What drawn prompts share."""
+    cancels: bool = False
+    """Whether clients give requests up at recorded times."""
+    drawn: bool = False
+    """Whether anything of it comes from the seed."""
 
-    def arrivals(self, speedup: float, seed: int, callers: Callers) -> Iterator[Arrivals]:
+    def arrivals(self, speedup: float) -> Iterator[Arrivals]:
         """Yield plain columns, arrival times divided by `speedup` and rounded to the nanosecond."""
-        sessions: dict[str, int] = {}
-        drawn = Drawn(seed, callers)
-        shared = SharedPrefixes(seed, self.prefixes) if self.prefixes is not None else None
+        from simulator.workload.keys import context_keys, hash_keys
+
         for batch in self.batches():
             times = batch.column("arrival_ns").to_numpy()
             if speedup != 1:
@@ -58,101 +76,149 @@ class Workload(NamedTuple):
             names = (batch.column(name) for name in ("session", "turn"))
             session, turn = (repeat(None) if c.null_count == len(c) else c.to_pylist() for c in names)
             keys: Iterator[Sequence[int]] = repeat(())
-            if shared is not None:
-                prompts = [tokens + shared.tokens for tokens in prompts]
-            if self.unit_tokens is not None:
-                if shared is not None:
-                    keys = shared.keys(batch.num_rows, self.unit_tokens)
-                elif self.hash_tokens is not None:
-                    keys = _hashes(batch, self.hash_tokens)
-                else:
-                    keys = _of_sessions(batch, sessions, self.unit_tokens)
-            yield Arrivals(times.tolist(), prompts, outputs, session, turn, keys, drawn.traits(batch))
+            if self.unit_tokens is not None and self.hash_tokens is not None:
+                keys = hash_keys(batch, self.hash_tokens)
+            elif self.unit_tokens is not None:
+                keys = context_keys(batch, self.unit_tokens, session_keys)
+            yield Arrivals(times.tolist(), prompts, outputs, session, turn, keys, _traits(batch))
 
 
-def _hashes(batch: "pa.RecordBatch", hash_tokens: int) -> Iterator[Sequence[int]]:
-    """Yield the hashes of each prompt's full blocks: a block that the prompt does not fill cannot be shared."""
-    column = batch.column("prefix_hashes")
-    offsets, values = column.offsets.to_numpy(), column.values.to_numpy()
-    full = offsets[:-1] + np.minimum(np.diff(offsets), batch.column("prompt_tokens").to_numpy() // hash_tokens)
-    rows = values.tolist()
-    return (tuple(rows[first:last]) for first, last in zip(offsets[:-1].tolist(), full.tolist(), strict=True))
-
-
-def _of_sessions(batch: "pa.RecordBatch", known: dict[str, int], unit_tokens: int) -> Iterator[Sequence[int]]:
-    """Yield the keys of each request's whole context by its session; without a session there are none."""
-    columns = (batch.column(name).to_pylist() for name in ("session", "prompt_tokens", "output_tokens"))
-    for session, prompt, output in zip(*columns, strict=True):
-        if session is None:
-            yield ()
-        else:
-            yield session_keys(known.setdefault(session, len(known)), prompt + output, unit_tokens)
+def _traits(batch: "pa.RecordBatch") -> Iterator[Traits]:
+    """Yield what callers say of each request; requests that say the same share one object where few things are said."""
+    columns = {name: batch.column(name) for name in _TRAITS}
+    said = [name for name, column in columns.items() if column.null_count < len(column)]
+    if not said:
+        return repeat(PLAIN, batch.num_rows)
+    lists: list[Any] = [
+        (column if default is None else column.fill_null(default)).to_pylist() if name in said else repeat(default)
+        for (name, column), default in zip(columns.items(), _TRAITS.values(), strict=True)
+    ]
+    rows = zip(*lists, strict=False)
+    if "predicted_tokens" in said or "cancel_ns" in said:
+        return map(Traits._make, rows)
+    known: dict[tuple[Any, ...], Traits] = {}
+    return (known.get(row) or known.setdefault(row, Traits._make(row)) for row in rows)
 
 
 def plan_workload(scenario: Scenario, notes: list[str]) -> Workload:
     """Return the workload of a scenario; raises InputError when its trace cannot be read or does not fit a cache."""
+    from simulator.workload.callers import with_callers
+
     section = scenario.workload
     assert section is not None
-    caches = _caches(scenario)
-    notes += _unread(scenario, section)
-    if not isinstance(section, TraceWorkload):
-        from simulator.workload.synthesis import synthesize
+    read = _read(scenario)
+    notes += _unread(section, read)
+    plan = _plan_trace if isinstance(section, TraceWorkload) else _plan_drawn
+    workload = plan(scenario, read, notes)
+    laws = section.laws()
+    if laws == type(laws)():
+        return workload
+    recorded = workload.batches
+    return workload._replace(batches=lambda: with_callers(recorded(), scenario.seed, laws), drawn=True)
 
-        laws = [choice.parameters.law() for choice in (section.arrivals, section.prompt_tokens, section.output_tokens)]
-        unit = None
-        if caches and section.prefixes is None:
-            notes.append("kv.prefix_cache: drawn prompts have no `prefixes`, so none begin alike")
-        elif caches:
-            unit = _one_unit(caches, None)
-        elif section.prefixes is not None:
-            notes.append("workload.prefixes: no kv.prefix_cache, so prompts are only longer by them")
-        draw = partial(synthesize, scenario.seed, section.requests, *laws)
-        return Workload(draw, unit_tokens=unit, prefixes=section.prefixes)
+
+def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
+    from simulator.workload.synthesis import synthesize
+
+    section, caches = scenario.workload, _caches(scenario)
+    assert isinstance(section, SyntheticWorkload)
+    choices = section.arrivals, section.prompt_tokens, section.output_tokens
+    arrivals, prompts, outputs = (choice.parameters.law() for choice in choices)
+    prefixes = section.prefixes.law() if section.prefixes is not None else None
+    sessions = section.sessions.law() if section.sessions is not None else None
+    draw = partial(synthesize, scenario.seed, section.requests, arrivals, prompts, outputs, prefixes, sessions)
+    if caches and prefixes is None and sessions is None:
+        notes.append("kv.prefix_cache: drawn prompts have neither `prefixes` nor `sessions`, so none begin alike")
+        return Workload(draw, drawn=True)
+    return Workload(draw, unit_tokens=_one_unit(caches, None) if caches else None, drawn=True)
+
+
+def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
     from simulator.workload.trace import open_trace
 
+    section, caches = scenario.workload, _caches(scenario)
+    assert isinstance(section, TraceWorkload)
     path = catalog.locate("traces", section.trace)
     mapping = section.columns.mapping() if section.columns is not None else None
-    trace = open_trace(path, section.format, mapping, section.strict_rows)
+    trace = open_trace(path, section.format, mapping, section.strict_rows, scenario.seed)
     present = set(trace.columns_present)
-    known = "prefix_hashes" if "prefix_hashes" in present else "session" if "session" in present else None
-    if caches:
-        if known is None:
-            notes.append(
-                f"kv.prefix_cache: trace {path.name} has no prefix_hashes and no session, so no prompts begin alike"
-            )
-        present -= {known} | ({"turn"} if known == "session" else set())
-    if "tenant" in _read(scenario):
-        present -= {"tenant"}
+    _check_predicted(scenario, present)
+    notes += [f"trace {path.name}: {note}" for note in trace.notes]
+    hashed, known = "prefix_hashes" in present, bool(present & {"prefix_hashes", "session", "prefix"})
+    if caches and not known:
+        what = f"trace {path.name} has no prefix_hashes, session or prefix, so no prompts begin alike"
+        notes.append(f"kv.prefix_cache: {what}")
+    why_not = dict(_WITHOUT_EFFECT)
+    if caches and hashed:
+        why_not |= dict.fromkeys(("session", "turn", "prefix", "prefix_tokens"), "prompts are known by prefix_hashes")
+        read -= {"prefix", "prefix_tokens", *(() if _routed_by_session(scenario) else ("session", "turn"))}
+    drawn = {column for key, column in _DRAWN.items() if getattr(section, key, None) is not None}
     reasons: dict[str, list[str]] = {}
     for column in trace.columns_present:
-        if column in present:
-            reasons.setdefault(_NO_EFFECT[column], []).append(column)
+        if column in drawn:
+            reasons.setdefault("it is drawn anew", []).append(column)
+        elif column not in read:
+            reasons.setdefault(why_not[column], []).append(column)
     notes.extend(f"trace column {', '.join(columns)} has no effect: {why}" for why, columns in reasons.items())
-    hash_tokens = trace.prefix_block_tokens if known == "prefix_hashes" else None
+    hash_tokens = trace.prefix_block_tokens if hashed else None
     unit = _one_unit(caches, hash_tokens) if known and caches else None
-    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit)
+    cancels, drawn_from = "cancel_ns" in present, section.format == "servegen"
+    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit, cancels, drawn_from)
+
+
+def _routed_by_session(scenario: Scenario) -> bool:
+    return any("session" in columns for columns in _router_columns(scenario))
+
+
+def _router_columns(scenario: Scenario) -> Iterator[Sequence[str]]:
+    serving = scenario.serving
+    assert serving is not None
+    for role, pool in serving.pools.items():
+        columns = ROUTERS[(pool.router or serving.router).name].of_requests
+        # The engines of a prefill pool let go of a request before its answer's length matters.
+        yield [name for name in columns if name != "predicted_tokens" or role != "prefill"]
 
 
 def _read(scenario: Scenario) -> set[str]:
-    """Return what the policies of a scenario read of the traits of requests."""
+    """Return which columns of a trace something in the scenario goes by."""
     serving = scenario.serving
     assert serving is not None
-    read: set[str] = set()
+    read = {"cancel_ns"}
     for pool in serving.pools.values():
         read.update(ORDERS[pool.queue.name].reads)
-        if (pool.router or serving.router).name in ("least_tokens", "slo_aware", "cost_aware"):
-            read.add("predicted_tokens")
+        if pool.kv.prefix_cache is not None:
+            read.update(("prefix_hashes", "prefix", "prefix_tokens", "session", "turn"))
+    for columns in _router_columns(scenario):
+        read.update(columns)
+    if "session" in read:
+        read.add("turn")
     if serving.admission.tenant != type(serving.admission.tenant)():
         read.add("tenant")
     return read
 
 
-def _unread(scenario: Scenario, callers: Callers) -> list[str]:
-    """Return notes on what callers say and no policy reads."""
-    keys = {"tenants": "tenant", "priorities": "priority", "prediction": "predicted_tokens"}
-    read = _read(scenario)
-    given = [key for key, trait in keys.items() if getattr(callers, key) is not None and trait not in read]
-    return [f"workload.{key} has no effect: no queue, router or limit reads it" for key in given]
+def _unread(section: Callers, read: set[str]) -> list[str]:
+    """Return notes on what is drawn and nothing goes by."""
+    notes = []
+    for key, column in _DRAWN.items():
+        if getattr(section, key, None) is not None and column not in read:
+            why = _WITHOUT_EFFECT[column]
+            if key in ("prefixes", "sessions"):
+                why = "there is no prefix cache, so prompts are only longer by what they share"
+            notes.append(f"workload.{key} has no effect: {why}")
+    return notes
+
+
+def _check_predicted(scenario: Scenario, present: set[str]) -> None:
+    """Raise InputError where a queue goes by predicted lengths that the trace does not have and nobody draws."""
+    assert scenario.serving is not None
+    assert scenario.workload is not None
+    if scenario.workload.prediction is not None or "predicted_tokens" in present:
+        return
+    for role, pool in scenario.serving.pools.items():
+        if "predicted_tokens" in ORDERS[pool.queue.name].reads:
+            what = f"{pool.queue.name} needs `workload.prediction`, or a trace with predicted_tokens"
+            raise InputError(scenario.located(Problem(what, path=f"serving.{role}.queue")))
 
 
 def _one_unit(caches: dict[str, KV], hash_tokens: int | None) -> int:
@@ -199,7 +265,7 @@ def _replayed(scenario: Scenario, trace: "Trace", notes: list[str]) -> Iterator[
 
     section, path = scenario.workload, trace.path
     assert isinstance(section, TraceWorkload)
-    rows = window(trace.batches(), section.start, section.duration)
+    rows = window(trace.batches(section.start), section.start, section.duration)
     found = 0
     for batch in rows if section.requests is None else first_requests(rows, section.requests):
         found += batch.num_rows

@@ -37,8 +37,12 @@ CHOICES = frozenset(
         "router",
         "routing",
         "run",
+        "samples",
         "sizes",
+        "think_time",
+        "tokens",
         "transport",
+        "turns",
     }
 )
 """Keys whose mapping has one key, the name of the chosen policy or law."""

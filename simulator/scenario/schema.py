@@ -36,7 +36,7 @@ from simulator.scenario.network import FaultSection, Network
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.speculation import SpeculationSection
 from simulator.scenario.traffic import Traffic
-from simulator.scenario.workload import Workload
+from simulator.scenario.workload import SyntheticWorkload, Workload
 from simulator.serving.batching import BATCHERS
 from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.queueing import ORDERS
@@ -387,8 +387,9 @@ class Scenario(Strict):
             order = ORDERS[pool.queue.name]
             if order.needs_ttft and self.slo.ttft is None:
                 faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `slo.ttft`"))
-            predicted = self.workload is not None and self.workload.prediction is not None
-            if "predicted_tokens" in order.reads and not predicted:
+            # A trace may have predicted lengths: that shows when it is opened.
+            unknown_length = isinstance(self.workload, SyntheticWorkload) and self.workload.prediction is None
+            if "predicted_tokens" in order.reads and unknown_length:
                 faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `workload.prediction`"))
             if pool.preemption.name == "swap" and pool.queue.name == "priority" and pool.queue.parameters.preempt:
                 what = "who is swapped out comes back before new prompts, so priorities cannot preempt"

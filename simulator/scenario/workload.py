@@ -22,7 +22,7 @@ from simulator.strict import (
 )
 
 if TYPE_CHECKING:
-    from simulator.workload import arrivals, lengths
+    from simulator.workload import arrivals, callers, lengths, synthesis, times
 
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -252,6 +252,11 @@ class Columns(Strict):
     turn: str | None = None
     model: str | None = None
     tenant: str | None = None
+    priority: str | None = None
+    samples: str | None = None
+    predicted_tokens: str | None = None
+    cancel: str | None = None
+    """How long after its arrival the client gave up, in the unit of arrival (s when that is iso)."""
 
     def mapping(self) -> dict[str, Any]:
         """Return the mapping that `simulator.workload.trace.open_trace` takes."""
@@ -261,19 +266,92 @@ class Columns(Strict):
 class Prediction(Strict):
     """Lengths of answers as a predictor expects them."""
 
-    error: Annotated[float, Field(ge=0)] = 0.0
+    error: Annotated[float, Field(ge=0, le=20)] = 0.0
     """Standard deviation of the logarithm of predicted over true length; 0 is an oracle."""
+
+
+class ConstantTime(Strict):
+    """Always the same time."""
+
+    value: PositiveDuration
+
+    def law(self) -> "times.ConstantTime":
+        """Return the law of durations."""
+        from simulator.workload.times import ConstantTime
+
+        return ConstantTime(self.value)
+
+
+class ExponentialTime(Strict):
+    """Exponentially distributed times."""
+
+    mean: PositiveDuration
+
+    def law(self) -> "times.ExponentialTime":
+        """Return the law of durations."""
+        from simulator.workload.times import ExponentialTime
+
+        return ExponentialTime(self.mean)
+
+
+class LognormalTime(Strict):
+    """Lognormal times."""
+
+    median: PositiveDuration
+    sigma: Annotated[float, Field(ge=0, le=20)]
+    """Standard deviation of the natural logarithm."""
+
+    def law(self) -> "times.LognormalTime":
+        """Return the law of durations."""
+        from simulator.workload.times import LognormalTime
+
+        return LognormalTime(self.median, self.sigma)
+
+
+TIMES: dict[str, type[Strict]] = {
+    "constant": ConstantTime,
+    "exponential": ExponentialTime,
+    "lognormal": LognormalTime,
+}
+
+if TYPE_CHECKING:
+    Times = OneOf
+else:
+    Times = one_of("Times", TIMES)
 
 
 class Prefixes(Strict):
     """Beginnings that prompts share, such as system prompts and templates; they come before the drawn prompt."""
 
-    count: Count
+    count: Annotated[int, Field(ge=1, le=1_000_000)]
     """How many different ones there are."""
-    tokens: Count
-    """Tokens of each."""
-    exponent: Annotated[float, Field(ge=0)] = 1.0
+    tokens: Lengths
+    """Tokens of each: a whole number, or a law from which each gets its own."""
+    exponent: Annotated[float, Field(ge=0, le=20)] = 1.0
     """Zipf's exponent of their popularity; 0: all alike."""
+
+    def law(self) -> "synthesis.Prefixes":
+        """Return what synthesis takes."""
+        from simulator.workload.synthesis import Prefixes
+
+        return Prefixes(self.count, self.tokens.parameters.law(), self.exponent)
+
+
+class Sessions(Strict):
+    """Conversations: each turn's prompt repeats all that was said, then comes the drawn prompt."""
+
+    turns: Lengths
+    """Turns of a session, 1,000 at most: a whole number, or a law."""
+    think_time: Times
+    """Time from the arrival of a turn to that of the next, whether it has been answered or not."""
+    max_tokens: Tokens = 2**31 - 1
+    """A session ends before the turn whose prompt and answer are longer together; its first turn always comes."""
+
+    def law(self) -> "synthesis.Sessions":
+        """Return what synthesis takes."""
+        from simulator.workload.synthesis import Sessions
+
+        return Sessions(self.turns.parameters.law(), self.think_time.parameters.law(), self.max_tokens)
 
 
 Shares = Annotated[dict[str, PositiveNumber], Field(min_length=1)]
@@ -293,8 +371,20 @@ class Callers(Strict):
     """Shares of requests by tenant, in the place of a trace's."""
     priorities: Annotated[Shares, AfterValidator(_whole_numbers)] | None = None
     """Shares of requests by priority, a whole number: the higher, the sooner."""
+    samples: Lengths | None = None
+    """Answers that each request wants of its prompt in parallel: a whole number, or a law."""
     prediction: Prediction | None = None
     """Predicted lengths of answers, for policies that go by them."""
+
+    def laws(self) -> "callers.Callers":
+        """Return the laws of what is drawn of callers."""
+        from simulator.workload.callers import Callers
+
+        shares = self.priorities
+        priorities = {int(name): share for name, share in shares.items()} if shares is not None else None
+        samples = self.samples.parameters.law() if self.samples is not None else None
+        error = self.prediction.error if self.prediction is not None else None
+        return Callers(self.tenants, priorities, samples, error)
 
 
 class TraceWorkload(Callers):
@@ -302,8 +392,8 @@ class TraceWorkload(Callers):
 
     trace: str
     """Name of a shipped trace, or a path; Parquet in the canonical schema unless `format` says otherwise."""
-    format: Literal["canonical", "azure", "burstgpt", "mooncake", "csv"] = "canonical"
-    """Format of the file."""
+    format: Literal["canonical", "azure", "burstgpt", "mooncake", "csv", "servegen"] = "canonical"
+    """Format of the file; a ServeGen profile (X.trace.parquet beside X.dataset.parquet) is drawn from with the seed."""
     columns: Columns | None = None
     """For `format: csv`: the columns of the file."""
     strict_rows: bool = False
@@ -328,18 +418,26 @@ class TraceWorkload(Callers):
 
 
 class SyntheticWorkload(Callers):
-    """Independent requests drawn from arrival and length laws, each from its own random stream."""
+    """Requests drawn from arrival and length laws, each from its own random stream."""
 
     requests: Count
     """How many requests arrive."""
     arrivals: Arrivals
-    """The arrival process."""
+    """The arrival process; with `sessions`, that of their first turns."""
     prompt_tokens: Lengths
-    """Tokens of each prompt: a whole number, or a law."""
+    """Tokens of each prompt, beyond what it shares: a whole number, or a law."""
     output_tokens: Lengths
     """Tokens of each output: a whole number, or a law."""
     prefixes: Prefixes | None = None
     """Beginnings that prompts share; default: nothing is known of what is in them."""
+    sessions: Sessions | None = None
+    """Conversations of several turns; default: every request stands alone."""
+
+    @model_validator(mode="after")
+    def _sessions_arrive(self) -> Self:
+        if self.sessions is not None and self.arrivals.name == "closed_loop":
+            raise LocatedError(Fault(("sessions",), "a closed loop has no times of arrival for sessions"))
+        return self
 
 
 def workload_kind(value: Any) -> str:

@@ -17,6 +17,8 @@ class Traits(NamedTuple):
     """Output tokens that a predictor expects; -1 when nobody predicts."""
     samples: int = 1
     """Answers drawn from one prompt in parallel."""
+    cancel_ns: int = -1
+    """How long after its arrival the client gives it up; -1: it does not."""
 
 
 PLAIN = Traits()

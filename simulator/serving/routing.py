@@ -135,6 +135,8 @@ class RouterKind(NamedTuple):
     """Beyond engines and outstanding requests, of TOKENS, BACKLOG, KV and PREFIX."""
     needs: Callable[[Any, Place], str | None] = lambda parameters, place: None
     """(parameters, where it stands) -> what it lacks there, if anything."""
+    of_requests: Sequence[str] = ()
+    """What it goes by of what a trace may say of a request beyond its lengths: column names."""
 
 
 def _least(loads: Callable[[PoolView], Sequence[Any]]) -> Callable[[Any, Place], Router]:
@@ -149,10 +151,12 @@ ROUTERS: dict[str, RouterKind] = {
     ),
     "least_loaded": RouterKind(NoParameters, _least(requests_of)),
     "least_requests": RouterKind(NoParameters, _least(requests_of)),
-    "least_tokens": RouterKind(NoParameters, _least(tokens_of), frozenset({TOKENS})),
+    "least_tokens": RouterKind(NoParameters, _least(tokens_of), frozenset({TOKENS}), of_requests=("predicted_tokens",)),
     "least_kv": RouterKind(NoParameters, _least(kv_of), frozenset({KV})),
     "prefix_aware": RouterKind(PrefixAware, prefix_aware, frozenset({PREFIX})),
-    "session_affinity": RouterKind(SessionAffinity, session_affinity),
+    "session_affinity": RouterKind(SessionAffinity, session_affinity, of_requests=("session",)),
     "slo_aware": RouterKind(SLOAware, slo_aware, frozenset({BACKLOG, PREFIX}), SLOAware.unmet_need),
-    "cost_aware": RouterKind(CostAware, cost_aware, frozenset({BACKLOG, PREFIX, TOKENS}), CostAware.unmet_need),
+    "cost_aware": RouterKind(
+        CostAware, cost_aware, frozenset({BACKLOG, PREFIX, TOKENS}), CostAware.unmet_need, ("predicted_tokens",)
+    ),
 }

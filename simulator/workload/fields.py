@@ -56,14 +56,37 @@ def check_tokens(count: int, kind: str) -> int:
     raise BadValueError("negative" if count < 0 else f"no {kind} tokens" if count == 0 else "out of range")
 
 
-def turn(text: str) -> int | None:
-    """Return the number of a turn within its session, or None for an empty field."""
-    if not text:
-        return None
+def or_none(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    """Return a parser of an optional field: None when it is empty."""
+    return lambda text: parse(text) if text else None
+
+
+def _number(text: str) -> int:
     number = whole(text)
     if number > MAX_TOKENS:
         raise BadValueError("out of range")
     return number
+
+
+def _samples(text: str) -> int:
+    number = _number(text)
+    if not number:
+        raise BadValueError("no sample")
+    return number
+
+
+def _priority(text: str) -> int:
+    return -_number(text[1:]) if text.startswith("-") else _number(text)
+
+
+turn = or_none(_number)
+"""The number of a turn within its session."""
+samples = or_none(_samples)
+"""How many answers were asked for at once, 1 or more."""
+priority = or_none(_priority)
+"""A whole number, which may be negative: the higher, the sooner."""
+predicted = or_none(tokens("predicted"))
+"""Output tokens that were expected, 1 or more."""
 
 
 def name(text: str) -> str | None:

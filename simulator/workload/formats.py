@@ -242,8 +242,11 @@ _OPTIONAL_PARSERS: dict[str, Callable[[str], Any]] = {
     "turn": fields.turn,
     "model": fields.name,
     "tenant": fields.name,
+    "priority": fields.priority,
+    "samples": fields.samples,
+    "predicted_tokens": fields.predicted,
 }
-_MAPPED = ("arrival", "prompt_tokens", "output_tokens", *_OPTIONAL_PARSERS)
+_MAPPED = ("arrival", "prompt_tokens", "output_tokens", *_OPTIONAL_PARSERS, "cancel")
 ARRIVAL_UNITS = (*fields.UNITS_NS, "iso")
 
 
@@ -251,7 +254,9 @@ def read_csv(path: Path, mapping: Mapping[str, Any]) -> CsvReader:
     """Return a reader of any CSV whose columns `mapping` names; its other columns are left aside.
 
     `mapping` is {arrival: {column, unit}, prompt_tokens: column, output_tokens: column} and, if the file has them,
-    session, turn, model and tenant. The unit of arrival is one of ARRIVAL_UNITS. A wrong mapping raises InputError.
+    session, turn, model, tenant, priority, samples, predicted_tokens and cancel: how long after its arrival the client
+    gave up, in the unit of arrival (seconds when that is iso), empty if it did not. The unit of arrival is one of
+    ARRIVAL_UNITS. A wrong mapping raises InputError.
     """
     problems = [
         Problem(f"unknown column role {role!r}", allowed=", ".join(_MAPPED), nearest=nearest(role, _MAPPED))
@@ -272,4 +277,7 @@ def read_csv(path: Path, mapping: Mapping[str, Any]) -> CsvReader:
         Field("arrival_ns", str(arrival["column"]), parse), str(mapping["prompt_tokens"]), str(mapping["output_tokens"])
     )
     columns += [Field(role, str(mapping[role]), p) for role, p in _OPTIONAL_PARSERS.items() if role in mapping]
+    if "cancel" in mapping:
+        elapsed = fields.or_none(fields.decimal_ns(fields.UNITS_NS["s" if unit == "iso" else str(unit)]))
+        columns.append(Field("cancel_ns", str(mapping["cancel"]), elapsed))
     return CsvReader(path, columns, extra=True)

@@ -14,6 +14,7 @@ from simulator.errors import InputError, Problem, nearest
 from simulator.workload.schema import (
     BATCH_ROWS,
     BLOCK_KEY,
+    MAX_NS,
     MAX_TOKENS,
     OPTIONAL,
     REQUIRED,
@@ -25,12 +26,25 @@ from simulator.workload.schema import (
     rebatch,
 )
 
+_RANGES = {
+    "turn": (0, 2**31 - 1),
+    "samples": (1, 2**31 - 1),
+    "predicted_tokens": (1, MAX_TOKENS),
+    "cancel_ns": (0, MAX_NS),
+    "prefix": (0, 2**31 - 1),
+    "prefix_tokens": (1, MAX_TOKENS),
+}
+"""Least and most of the optional whole numbers."""
+
 
 class ParquetSource:
     """A canonical Parquet file; raises InputError when it is not one."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         with self._guard(), pq.ParquetFile(path) as file:
             self.names = _checked_names(file.schema_arrow, path)
             raw = file.metadata.metadata or {}
@@ -56,7 +70,7 @@ class ParquetSource:
             )
         return None if text is None else int(text)
 
-    def batches(self, report: Report, strict: bool) -> Iterator[pa.RecordBatch]:
+    def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield checked canonical batches; a bad row raises InputError, strict or not: this file is a program's."""
         row, last_ns = 0, 0
         with self._guard(), pq.ParquetFile(self.path) as file:
@@ -152,12 +166,26 @@ def _check(batch: pa.RecordBatch, first: int, last_ns: int, block_tokens: int | 
         count = batch.column(name).to_numpy()
         if (wrong := np.flatnonzero((count < 1) | (count > MAX_TOKENS))).size:
             refuse(wrong[0], name, f"{count[wrong[0]]} is not between 1 and {MAX_TOKENS}")
-    if "turn" in batch.schema.names and (turns := batch.column("turn")).null_count < len(turns):
-        negative = np.flatnonzero(turns.fill_null(0).to_numpy() < 0)
-        if negative.size:
-            refuse(negative[0], "turn", "negative")
+    for name, (least, most) in _RANGES.items():
+        if name in batch.schema.names and (column := batch.column(name)).null_count < len(column):
+            value = column.fill_null(least).to_numpy()
+            if (wrong := np.flatnonzero((value < least) | (value > most))).size:
+                found = int(value[wrong[0]])
+                refuse(wrong[0], name, "negative" if found < 0 <= least else f"{found} is not from {least} to {most}")
+    _check_prefixes(batch, refuse)
     if block_tokens is not None and "prefix_hashes" in batch.schema.names:
         _check_hashes(batch, block_tokens, refuse)
+
+
+def _check_prefixes(batch: pa.RecordBatch, refuse: Callable[[Any, str, str], NoReturn]) -> None:
+    names = batch.schema.names
+    columns = [batch.column(n) if n in names else pa.nulls(len(batch), pa.int64()) for n in ("prefix", "prefix_tokens")]
+    lacking = [column.is_null().to_numpy(zero_copy_only=False) for column in columns]
+    if (wrong := np.flatnonzero(lacking[0] != lacking[1])).size:
+        refuse(wrong[0], "prefix", "goes with prefix_tokens, both or none")
+    longer = columns[1].fill_null(0).to_numpy() > batch.column("prompt_tokens").to_numpy()
+    if (wrong := np.flatnonzero(longer)).size:
+        refuse(wrong[0], "prefix_tokens", "more than the prompt has")
 
 
 def _check_hashes(batch: pa.RecordBatch, block_tokens: int, refuse: Callable[[Any, str, str], NoReturn]) -> None:

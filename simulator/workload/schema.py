@@ -25,8 +25,15 @@ SCHEMA = pa.schema(
         pa.field("prefix_hashes", pa.list_(pa.int64())),
         pa.field("model", pa.string()),
         pa.field("tenant", pa.string()),
+        pa.field("priority", pa.int32()),
+        pa.field("samples", pa.int32()),
+        pa.field("predicted_tokens", pa.int64()),
+        pa.field("cancel_ns", pa.int64()),
+        pa.field("prefix", pa.int64()),
+        pa.field("prefix_tokens", pa.int64()),
     ]
 )
+"""Columns that a file does not have are null, so that files of fewer optional columns stay readable."""
 REQUIRED: tuple[str, ...] = tuple(f.name for f in SCHEMA if not f.nullable)
 OPTIONAL: tuple[str, ...] = tuple(f.name for f in SCHEMA if f.nullable)
 

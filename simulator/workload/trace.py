@@ -29,6 +29,7 @@ from simulator.workload.schema import (
     Report,
     make_batch,
 )
+from simulator.workload.servegen import ServeGenSource
 
 __all__ = ["FORMATS", "PROVENANCE_KEY", "SCHEMA", "Report", "Trace", "open_trace", "provenance", "write_trace"]
 
@@ -42,16 +43,22 @@ class Source(Protocol):
     metadata: dict[str, str]
     columns_present: tuple[str, ...]
     prefix_block_tokens: int | None
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+    """What is peculiar to the file and its user should know."""
 
-    def batches(self, report: Report, strict: bool) -> Iterator[pa.RecordBatch]:
-        """Yield canonical batches and fill `report` on the way."""
+    def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
+        """Yield canonical batches and fill `report` on the way; rows before `start_ns` may be left out."""
 
 
 class TextSource:
     """Rows of text as canonical batches; bad rows are counted, or refused when strict."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path, reader: formats.RowReader) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         self.reader = reader
         self.prefix_block_tokens = reader.prefix_block_tokens
         self.metadata = {VERSION_KEY: VERSION}
@@ -59,7 +66,7 @@ class TextSource:
             self.metadata[BLOCK_KEY] = str(self.prefix_block_tokens)
         self.columns_present = tuple(name for name in OPTIONAL if name in reader.targets)
 
-    def batches(self, report: Report, strict: bool) -> Iterator[pa.RecordBatch]:
+    def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield canonical batches of up to BATCH_ROWS rows, the first arrival at 0."""
 
         def bad(line: int, column: str, reason: str, value: object) -> None:
@@ -103,26 +110,35 @@ def _columns(rows: Iterator[tuple[Any, ...]]) -> list[list[Any]]:
     return columns
 
 
-def _canonical(path: Path, mapping: Mapping[str, Any] | None) -> Source:
+Opener = Callable[[Path, Mapping[str, Any] | None, int], Source]
+"""From the path, the columns of a plain CSV and the seed of what is drawn."""
+
+
+def _canonical(path: Path, mapping: Mapping[str, Any] | None, seed: int) -> Source:
     return ParquetSource(path)
 
 
-def _text(read: Callable[[Path], formats.RowReader]) -> Callable[[Path, Mapping[str, Any] | None], Source]:
-    return lambda path, mapping: TextSource(path, read(path))
+def _text(read: Callable[[Path], formats.RowReader]) -> Opener:
+    return lambda path, mapping, seed: TextSource(path, read(path))
 
 
-def _csv(path: Path, mapping: Mapping[str, Any] | None) -> Source:
+def _csv(path: Path, mapping: Mapping[str, Any] | None, seed: int) -> Source:
     if mapping is None:
         raise InputError(Problem("a plain CSV needs the names of its columns, such as arrival=t", str(path)))
     return TextSource(path, formats.read_csv(path, mapping))
 
 
-FORMATS: dict[str, Callable[[Path, Mapping[str, Any] | None], Source]] = {
+def _servegen(path: Path, mapping: Mapping[str, Any] | None, seed: int) -> Source:
+    return ServeGenSource(path, seed)
+
+
+FORMATS: dict[str, Opener] = {
     "canonical": _canonical,
     "azure": _text(formats.read_azure),
     "burstgpt": _text(formats.read_burstgpt),
     "mooncake": _text(formats.MooncakeReader),
     "csv": _csv,
+    "servegen": _servegen,
 }
 
 
@@ -160,14 +176,21 @@ class Trace:
         except ValueError:
             return text
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is peculiar to the file, as sentences for its user."""
+        return self.source.notes
+
+    def batches(self, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield the rows as batches of at most 65,536 in the canonical schema, from the start at each call.
+
+        A source that draws its rows leaves out those that come well before `start_ns`; the others read them all.
 
         Raises InputError for a fault of the file, for a bad row when strict, and when no row is usable.
         """
         self.report.clear()
         some = False
-        for batch in self.source.batches(self.report, self.strict):
+        for batch in self.source.batches(self.report, self.strict, start_ns):
             some = True
             yield batch
         if not some:
@@ -183,11 +206,13 @@ def open_trace(
     format: str | None = None,  # noqa: A002 - the word of the command line
     mapping: Mapping[str, Any] | None = None,
     strict: bool = False,
+    seed: int = 0,
 ) -> Trace:
     """Open a trace in one of FORMATS; without a format the file must be canonical Parquet.
 
     `mapping` names the columns of a plain CSV (see formats.read_csv). `strict` refuses the first bad row with its
     `file:line: column: reason` where the default counts and skips it. Rows that go back in time are refused either way.
+    A servegen profile is drawn from by `seed`.
     Raises InputError at once for an absent file, an unknown format or wrong columns.
     """
     path = Path(path)
@@ -199,7 +224,7 @@ def open_trace(
         raise InputError(unknown("trace format", name, FORMATS))
     if mapping is not None and name != "csv":
         raise InputError(Problem(f"format {name!r} has its own columns; only csv takes their names", str(path)))
-    return Trace(path, name, FORMATS[name](path, mapping), strict)
+    return Trace(path, name, FORMATS[name](path, mapping, seed), strict)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -222,6 +247,9 @@ def provenance(trace: Trace, command: str) -> str:
         "bad_rows": {reason: rows.count for reason, rows in sorted(trace.report.bad.items())},
         "command": command,
     }
+    for other in trace.source.files[1:]:
+        with other.open("rb") as stream:
+            record[f"sha256 of {other.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
     if trace.origin is not None:
         record["source_provenance"] = trace.origin
     return json.dumps(record, sort_keys=True)

@@ -67,8 +67,15 @@ workloads = st.fixed_dictionaries(
         "tenants": st.just({"a": 3, "b": 1}),
         "priorities": st.just({"0": 1, "1": 1, "-3": 0.5}),
         "prefixes": st.fixed_dictionaries({"count": st.integers(1, 4), "tokens": st.integers(1, 80)}),
+        "sessions": st.fixed_dictionaries(
+            {
+                "turns": st.integers(1, 5),
+                "think_time": duration(1, 300_000).map(lambda mean: {"exponential": {"mean": mean}}),
+                "max_tokens": st.just(600),
+            }
+        ),
     },
-)
+).map(lambda drawn: drawn if "closed_loop" not in drawn["arrivals"] else drawn | {"sessions": None})
 
 
 caches = st.fixed_dictionaries(

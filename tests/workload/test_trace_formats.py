@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from simulator.errors import InputError
-from simulator.workload.schema import BATCH_ROWS, SCHEMA
+from simulator.workload.schema import BATCH_ROWS, OPTIONAL, SCHEMA
 from simulator.workload.trace import FORMATS, Trace, open_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -34,7 +34,7 @@ def test_azure_2023_is_exact_to_its_100_ns_digits(tmp_path: Path) -> None:
     text = AZURE + "2023-11-16 18:15:46.6805900,374,44\r\n2023-11-16 18:15:50.9951690,396,109\r\n"
     text += "2023-11-16 18:16:00.0000001,1,1"
     trace = opened(tmp_path, text, "azure")
-    none = dict.fromkeys(("session", "turn", "prefix_hashes", "model", "tenant"))
+    none = dict.fromkeys(OPTIONAL)
     assert rows(trace) == [
         {"arrival_ns": 0, "prompt_tokens": 374, "output_tokens": 44, **none},
         {"arrival_ns": 4_314_579_000, "prompt_tokens": 396, "output_tokens": 109, **none},
@@ -130,11 +130,30 @@ MAPPING = {
 def test_a_plain_csv_is_read_through_its_mapping(tmp_path: Path) -> None:
     text = '\ufeffnote,out,who,n,in,t,team\n"a ""b"", c",7,s1,0,10,1.5,x\nd,8.0,,,11,2.000000001,\n'
     trace = opened(tmp_path, text, "csv", mapping=MAPPING)
-    assert [tuple(row.values()) for row in rows(trace)] == [
+    assert [tuple(row.values())[:8] for row in rows(trace)] == [
         (0, 10, 7, "s1", 0, None, None, "x"),
         (500_000_001, 11, 8, None, None, None, None, None),
     ]
     assert trace.columns_present == ("session", "turn", "tenant")
+
+
+def test_a_plain_csv_says_what_callers_want(tmp_path: Path) -> None:
+    roles = {"priority": "p", "samples": "k", "predicted_tokens": "guess", "cancel": "left"}
+    text = "t,in,out,p,k,guess,left\n1,10,7,-3,4,9,0.25\n2,10,7,,,,\n"
+    plain = {"arrival": {"column": "t", "unit": "s"}, "prompt_tokens": "in", "output_tokens": "out"}
+    trace = opened(tmp_path, text, "csv", mapping=plain | roles)
+    names = ("priority", "samples", "predicted_tokens", "cancel_ns")
+    assert [tuple(row[name] for name in names) for row in rows(trace)] == [(-3, 4, 9, 250_000_000), (None,) * 4]
+    assert trace.columns_present == names
+    bad = "t,in,out,p,k,guess,left\n1,10,7,,0,,\n1,10,7,x,,,\n1,10,7,,,0,\n1,10,7,,,,-1\n1,1,1,,,,\n"
+    trace = opened(tmp_path, bad, "csv", mapping=plain | roles)
+    assert len(rows(trace)) == 1
+    assert sorted(trace.report.bad) == [
+        "guess: no predicted tokens",
+        "k: no sample",
+        "left: negative",
+        "p: not a number",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -252,4 +271,4 @@ def test_the_public_mooncake_conversation_trace() -> None:
 
 
 def test_the_registry_names_every_format() -> None:
-    assert sorted(FORMATS) == ["azure", "burstgpt", "canonical", "csv", "mooncake"]
+    assert sorted(FORMATS) == ["azure", "burstgpt", "canonical", "csv", "mooncake", "servegen"]
