@@ -14,11 +14,12 @@ from simulator.device.cost import Cost
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
+from simulator.serving.copies import bring_back
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.fair_service import count_decoded, count_service, steps_of_turn
-from simulator.serving.iteration import begin_alone, copies_done, next_step, report_gaps, start_decoding
+from simulator.serving.iteration import begin_alone, copies_done, next_step, outranked, report_gaps, start_decoding
 from simulator.serving.jump import Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.pool_view import in_turn
@@ -235,11 +236,11 @@ class Instance:
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
             self._bring_back(rank)
-            step = next_step(rank, self.engine)
-            while rank.by_priority and rank.outranked(step):
+            rank.step = next_step(rank, self.engine)
+            while rank.by_priority and outranked(rank):
                 self._preempt_last(rank)
-                step = next_step(rank, self.engine)
-            rank.step = step
+                rank.step = next_step(rank, self.engine)
+            step = rank.step
             for _ in range(step.preempts):
                 self._preempt_last(rank)
             if step.prompts:
@@ -403,9 +404,7 @@ class Instance:
 
     def _bring_back(self, rank: Rank) -> None:
         """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
-        ends = rank.come_back(self._ticks) if rank.swap is not None else []
-        ends += rank.load_prefixes(self._ticks) if rank.lower is not None else []
-        for end in ends:
+        for end in bring_back(rank, self._ticks):
             wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
             wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 

@@ -34,6 +34,22 @@ def next_step(rank: Rank, engine: Engine) -> Step:
     return step
 
 
+def outranked(rank: Rank) -> bool:
+    """Return whether the next in line has no place in a rank's step and a running request has a lower priority.
+
+    Nobody has to go while the batcher takes nobody, whoever waits: a batch that runs to completion, decodes first.
+    """
+    step = rank.step
+    if rank.batch.keeps or step.steps is not None:
+        return False
+    head, lowest = next(iter(rank.waiting), None), next(rank.victims(), None)
+    if head is None or lowest is None or lowest.traits.priority >= head.traits.priority:
+        return False
+    if not step.prompts and not step.preempts:
+        return True
+    return rank.running >= rank.limits.max_running or rank.claim(head)[1] > rank.admissible_blocks
+
+
 def copies_done(ranks: Sequence[Rank], ticks: int) -> int:
     """Return when an iteration may begin that is ready at `ticks`: when the copies are done that it waits for."""
     return max([ticks, *(rank.swap.ready for rank in ranks if rank.swap is not None)])

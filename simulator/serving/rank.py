@@ -182,20 +182,6 @@ class Rank:
             held = blocks - request.shared_blocks + self._freed(request, dropped)
             yield Victim(request, held, self.batch.room(request, 1) - blocks)
 
-    def outranked(self, step: Step) -> bool:
-        """Return whether the next in line has no place in `step` and a running request has a lower priority.
-
-        Nobody has to go while the batcher takes nobody, whoever waits: a batch that runs to completion, decodes first.
-        """
-        if not self.by_priority or self.batch.keeps or step.steps is not None:
-            return False
-        head, lowest = next(iter(self.waiting), None), next(self.victims(), None)
-        if head is None or lowest is None or lowest.traits.priority >= head.traits.priority:
-            return False
-        if not step.prompts and not step.preempts:
-            return True
-        return self.running >= self.limits.max_running or self.claim(head)[1] > self.admissible_blocks
-
     def _freed(self, request: Request, dropped: dict[int, int]) -> int:
         """Return the cached blocks that nobody references any more when this request goes as well; it is noted down."""
         prefixes = self.kv.prefixes
@@ -218,7 +204,7 @@ class Rank:
                 self.partial.append(self.waiting.popleft())
                 if request.prefill_start_ns < 0:
                     request.prefill_start_ns = now_ns
-                self._adopt(request)
+                self.adopt(request)
         for request, count in step.prompts:
             done = request.computed
             tokens += count
@@ -236,7 +222,7 @@ class Rank:
             tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
         return tokens, pairs, len(step.prompts)
 
-    def _adopt(self, request: Request) -> None:
+    def adopt(self, request: Request) -> None:
         """Hold what the prefix cache has of a request that is being admitted, so that it need not be computed."""
         prefixes = self.kv.prefixes
         if prefixes is None:
@@ -247,6 +233,12 @@ class Rank:
         request.shared_blocks = units * prefixes.unit_blocks
         if not request.preemptions:
             request.cached_tokens = request.computed
+
+    def take(self, request: Request, tokens: int) -> None:
+        """Hold KV blocks for so many tokens of a request, beside the cached ones that it shares."""
+        request.blocks = self.kv.blocks_for(tokens) - request.shared_blocks
+        self.kv.held += request.blocks
+        self.kv.make_room()
 
     def _share(self, request: Request, tokens: int) -> int:
         """Give the cache the full units of the first `tokens` of a request, and return how many blocks those have."""
@@ -369,67 +361,6 @@ class Rank:
         if self.kv.prefixes is not None or self.batch.lookahead or self.swapped or again:
             self.step = self.step._replace(steps=1)
         return request
-
-    def come_back(self, ticks: int) -> list[int]:
-        """Let those decode who are back from host memory, and begin to copy as many more as have room for a step.
-
-        Returns the ends, in ticks, of the copies begun that the engine does not wait for.
-        """
-        swap = self.swap
-        assert swap is not None
-        swap.now = ticks
-        self._land(swap)
-        before = len(swap.coming)
-        while swap.out and self.running < self.limits.max_running:
-            head = swap.out[0]
-            if self.claim(head)[1] + self.step_blocks > self.admissible_blocks:
-                break
-            self._adopt(head)
-            tokens = head.prefill_tokens  # those held, and the one to be fed: its block is taken at once
-            head.blocks = self.kv.blocks_for(tokens) - head.shared_blocks
-            self.kv.held += head.blocks
-            self.kv.make_room()
-            swap.bring(self.kv.blocks_for(tokens - 1) - head.shared_blocks)
-            self._land(swap)
-        return [end for end, _ in swap.coming[before:]]
-
-    def load_prefixes(self, ticks: int) -> list[int]:
-        """Go on with those whose prefixes are there now, and load those of the next in line, as far as there is room.
-
-        Returns the ends of the loads begun, in ticks.
-        """
-        lower, prefixes = self.lower, self.kv.prefixes
-        assert lower is not None
-        assert prefixes is not None
-        self._go_on(ticks)
-        before = len(lower.loading)
-        while self.waiting and not self.swapped and self.running < self.limits.max_running:
-            head = next(iter(self.waiting))
-            first, units = lower.match(head, prefixes)
-            if not units or self.claim(head)[1] > self.admissible_blocks:
-                break
-            self.waiting.popleft()
-            if head.prefill_start_ns < 0:
-                head.prefill_start_ns = self.now_ns
-            self._adopt(head)
-            lower.load(head, first, units, ticks)
-            head.blocks = self.kv.blocks_for(head.prefill_tokens) - head.shared_blocks
-            self.kv.held += head.blocks
-            self.kv.make_room()
-            self._go_on(ticks)
-        return [row.end for row in lower.loading[before:]]
-
-    def _go_on(self, ticks: int) -> None:
-        assert self.lower is not None and self.kv.prefixes is not None  # noqa: PT018
-        for _, request, units in self.lower.loaded(ticks):
-            self.partial.append(request)
-            self.computed([(request, units * self.kv.prefixes.unit_tokens - request.computed)])
-            if not request.preemptions:
-                request.cached_tokens = request.computed
-
-    def _land(self, swap: SwapSpace) -> None:
-        for request in swap.arrived():
-            self.decode(request)
 
     def withdraw(self, request: Request) -> bool:
         """Let a request go that has begun, wherever it is, its blocks with it; return whether it was here."""

@@ -1,0 +1,66 @@
+"""Copies that bring a rank's requests back to device memory: whole ones from the host, prefixes from lower tiers.
+
+Model: a request takes its KV blocks and its seat as its copy begins, and goes on as it ends; see swap.py, tiers.py.
+"""
+
+from simulator.serving.rank import Rank
+from simulator.serving.swap import SwapSpace
+from simulator.serving.tiers import LowerTiers
+
+
+def bring_back(rank: Rank, ticks: int) -> list[int]:
+    """Let a rank go on with whose copies have ended by tick `ticks`, and begin those there is room for.
+
+    Returns the ends, in ticks, of the copies begun that the engine does not wait for.
+    """
+    ends = _swapped_in(rank, rank.swap, ticks) if rank.swap is not None else []
+    return ends + (_loaded(rank, rank.lower, ticks) if rank.lower is not None else [])
+
+
+def _swapped_in(rank: Rank, swap: SwapSpace, ticks: int) -> list[int]:
+    swap.now = ticks
+    _decode_on(rank, swap)
+    before = len(swap.coming)
+    while swap.out and rank.running < rank.limits.max_running:
+        head = swap.out[0]
+        if rank.claim(head)[1] + rank.step_blocks > rank.admissible_blocks:
+            break
+        rank.adopt(head)
+        rank.take(head, head.prefill_tokens)  # of what it held and of the token to be fed, which is not copied
+        swap.bring(rank.kv.blocks_for(head.prefill_tokens - 1) - head.shared_blocks)
+        _decode_on(rank, swap)
+    return [end for end, _ in swap.coming[before:]]
+
+
+def _decode_on(rank: Rank, swap: SwapSpace) -> None:
+    for request in swap.arrived():
+        rank.decode(request)
+
+
+def _loaded(rank: Rank, lower: LowerTiers, ticks: int) -> list[int]:
+    prefixes = rank.kv.prefixes
+    assert prefixes is not None
+    _prefill_on(rank, lower, ticks)
+    before = len(lower.loading)
+    while rank.waiting and not rank.swapped and rank.running < rank.limits.max_running:
+        head = next(iter(rank.waiting))
+        first, units = lower.match(head, prefixes)
+        if not units or rank.claim(head)[1] > rank.admissible_blocks:
+            break
+        rank.waiting.popleft()
+        if head.prefill_start_ns < 0:
+            head.prefill_start_ns = rank.now_ns
+        rank.adopt(head)
+        lower.load(head, first, units, ticks)
+        rank.take(head, head.prefill_tokens)
+        _prefill_on(rank, lower, ticks)
+    return [row.end for row in lower.loading[before:]]
+
+
+def _prefill_on(rank: Rank, lower: LowerTiers, ticks: int) -> None:
+    assert rank.kv.prefixes is not None
+    for _, request, units in lower.loaded(ticks):
+        rank.partial.append(request)
+        rank.computed([(request, units * rank.kv.prefixes.unit_tokens - request.computed)])
+        if not request.preemptions:
+            request.cached_tokens = request.computed
