@@ -21,6 +21,7 @@ class Still:
     """An engine that answers at once."""
 
     kv_total_blocks = 100
+    prefix_caches = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -28,10 +29,6 @@ class Still:
     def used_blocks(self) -> int:
         """Return a use of KV."""
         return 40
-
-    def cached_tokens(self, request: Request) -> int:
-        """Return no hit."""
-        return 0
 
 
 def first(request: Request, pool: object) -> int:

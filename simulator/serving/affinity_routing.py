@@ -43,11 +43,11 @@ class ByPrefix:
 
     def __call__(self, request: Request, pool: PoolView) -> int:
         """Return the instance of the best score; among equals the least loaded, then the next in turn."""
-        loads, cached = pool.outstanding, pool.cached_tokens
+        loads = pool.outstanding
         least = min(loads)
         penalty = self._load_weight / (1 + sum(loads) / len(loads))
         fewest, prompt = max(1.0, self._threshold * request.prompt_tokens), request.prompt_tokens
-        hits = [cached(request, index) for index in range(len(loads))] if request.keys else [0] * len(loads)
+        hits = pool.cached_tokens(request) if request.keys else [0] * len(loads)
         if max(hits) < fewest:
             self._last = in_turn(loads, self._last)
             return self._last

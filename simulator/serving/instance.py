@@ -23,6 +23,7 @@ from simulator.serving.iteration import begin_alone, copies_done, next_step, out
 from simulator.serving.jump import Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.pool_view import in_turn
+from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.rank import Holding, Rank, Reservation
 from simulator.serving.request import Request
 from simulator.units import TICK_BITS, TICKS_PER_NS
@@ -193,11 +194,10 @@ class Instance:
         """Return the KV blocks in use now."""
         return self._account.blocks_after(self._steps_by_now())
 
-    def cached_tokens(self, request: Request) -> int:
-        """Return how many tokens of the request's prompt the prefix cache of a rank holds now, the best of them."""
-        if self._only is not None:
-            return self._only.cached_tokens(request)
-        return max(rank.cached_tokens(request) for rank in self.ranks)
+    @property
+    def prefix_caches(self) -> list[PrefixCache]:
+        """The prefix caches of its ranks, if it has any."""
+        return [rank.kv.prefixes for rank in self.ranks if rank.kv.prefixes is not None]
 
     # -- the actor ------------------------------------------------------------------------------------------------
 

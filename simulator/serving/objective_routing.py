@@ -43,13 +43,13 @@ class CostAware(Strict):
 
 def predicted_ttft(request: Request, pool: PoolView) -> list[float]:
     """Return per instance the time in ns until a request sent there now would have its first token."""
-    own, ahead, cached = request.prefill_tokens, pool.backlog, pool.cached_tokens
+    own, ahead = request.prefill_tokens, pool.backlog
     engines = pool.engines
     if not request.keys:
         return [(ahead(index) + own) * engine.prefill_ns_per_token for index, engine in enumerate(engines)]
     return [
-        (ahead(index) + own - cached(request, index)) * engine.prefill_ns_per_token
-        for index, engine in enumerate(engines)
+        (ahead(index) + own - cached) * engine.prefill_ns_per_token
+        for index, (engine, cached) in enumerate(zip(engines, pool.cached_tokens(request), strict=True))
     ]
 
 

@@ -1,6 +1,6 @@
 """A pool: replicas of one engine with one role, and the router that spreads requests over them."""
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, NamedTuple
 
 from simpy import Event
@@ -8,7 +8,9 @@ from simpy.events import URGENT
 
 from simulator.clock import Alarm, Clock
 from simulator.serving.instance import Instance
-from simulator.serving.pool_view import BACKLOG, KV, TOKENS, Backlog, EngineTraits, PoolView, Reports
+from simulator.serving.pool_view import BACKLOG, KV, PREFIX, TOKENS, Backlog, EngineTraits, PoolView, Reports
+from simulator.serving.prefix_cache import PrefixCache, usable_units
+from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
 from simulator.serving.routing import Router
 
@@ -52,6 +54,9 @@ class Pool:
             assert env is not None, "reports need a clock"
             self._view = self._reports = Reports(self, age.interval_ns, age.adds_sent)
             self._reports_kv = KV in reads
+        self._prefixes = PrefixIndex()
+        self._reads_prefixes = PREFIX in reads
+        self._caches: list[list[PrefixCache]] = []  # of each instance's ranks, when the router reads PREFIX
         self._leaving: dict[str, tuple[int, Callable[[Instance], None]]] = {}
 
     def add(self, instance: Instance, traits: EngineTraits | None = None) -> None:
@@ -65,12 +70,17 @@ class Pool:
         self._backlogs.append(Backlog())
         alike = self.engines[0]._replace(name=instance.name) if self.engines else EngineTraits(instance.name)
         self.engines = (*self.engines, traits or alike)
+        self._caches.append(instance.prefix_caches if self._reads_prefixes else [])
+        for cache in self._caches[-1]:
+            self._prefixes.join(cache)
 
     def remove(self, instance: Instance) -> None:
         """Send nothing more to an instance; what it has been sent may still leave it."""
         self._catch_up()
         index = self._index.pop(instance.name)
-        for values in (self.instances, self.outstanding, self.tokens, self._backlogs):
+        for cache in self._caches[index]:
+            self._prefixes.leave(cache)
+        for values in (self.instances, self.outstanding, self.tokens, self._backlogs, self._caches):
             del values[index]
         self.engines = self.engines[:index] + self.engines[index + 1 :]
         self._index = {each.name: place for place, each in enumerate(self.instances)}
@@ -127,9 +137,17 @@ class Pool:
         instance = self.instances[index]
         return instance.used_blocks() / instance.kv_total_blocks
 
-    def cached_tokens(self, request: Request, index: int) -> int:
-        """Return how many tokens of the request's prompt an instance's prefix cache holds now."""
-        return self.instances[index].cached_tokens(request)
+    def cached_tokens(self, request: Request) -> Sequence[int]:
+        """Return per instance how many tokens of the request's prompt the prefix cache of a rank holds, the best."""
+        caches = self._caches
+        none = [0] * len(caches)
+        if not request.keys or not caches[0]:
+            return none
+        size = caches[0][0].unit_tokens
+        units = self._prefixes.units(request.keys, usable_units(request, size))
+        if not units:
+            return none
+        return [size * max(units.get(cache.bit, 0) for cache in ranks) for ranks in caches]
 
     def _expected(self, request: Request) -> int:
         """Return the output tokens to expect: as predicted, or the mean of those who have left; none in prefill."""

@@ -52,8 +52,8 @@ class PoolView(Protocol):
     def kv_share(self, index: int) -> float:
         """Return the share of an engine's KV blocks that are in use."""
 
-    def cached_tokens(self, request: Request, index: int) -> int:
-        """Return how many tokens of the request's prompt an engine's prefix cache holds; never of an older report."""
+    def cached_tokens(self, request: Request) -> Sequence[int]:
+        """Return per engine how many tokens of the request's prompt its prefix cache holds, never as reported."""
 
 
 class Router(Protocol):
@@ -171,6 +171,6 @@ class Reports:
         """Return the share of KV blocks in use at the last report."""
         return self._kv[index]
 
-    def cached_tokens(self, request: Request, index: int) -> int:
-        """Return what the engine's prefix cache holds of the prompt now."""
-        return self._live.cached_tokens(request, index)
+    def cached_tokens(self, request: Request) -> Sequence[int]:
+        """Return what the engines' prefix caches hold of the prompt now."""
+        return self._live.cached_tokens(request)

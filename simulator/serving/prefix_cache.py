@@ -5,7 +5,7 @@ a request that computed what another had cached meanwhile takes the cached copy 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from pydantic import Field
 
 from simulator.errors import InvariantError
+from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
 from simulator.strict import PositiveDuration, Strict
 
@@ -20,11 +21,11 @@ from simulator.strict import PositiveDuration, Strict
 class Victims(Protocol):
     """The order in which units that nobody references are given up."""
 
-    def add(self, key: int, now_ns: int) -> None:
-        """Take in a unit that nobody references any more."""
+    def add(self, keys: Iterable[int], now_ns: int) -> None:
+        """Take in units that nobody references any more, the first to go first."""
 
-    def remove(self, key: int) -> None:
-        """Leave out a unit that somebody references again, or that is gone."""
+    def remove(self, keys: Iterable[int]) -> None:
+        """Leave out units that somebody references again."""
 
     def pop(self) -> int:
         """Take out the unit to give up next; there is one."""
@@ -40,13 +41,17 @@ class LeastRecent:
         self._lifetime_ns = lifetime_ns
         self._since: OrderedDict[int, int] = OrderedDict()
 
-    def add(self, key: int, now_ns: int) -> None:
-        """Take in a unit; see Victims."""
-        self._since[key] = now_ns
+    def add(self, keys: Iterable[int], now_ns: int) -> None:
+        """Take in units; see Victims."""
+        since = self._since
+        for key in keys:
+            since[key] = now_ns
 
-    def remove(self, key: int) -> None:
-        """Leave out a unit; see Victims."""
-        del self._since[key]
+    def remove(self, keys: Iterable[int]) -> None:
+        """Leave out units; see Victims."""
+        since = self._since
+        for key in keys:
+            del since[key]
 
     def pop(self) -> int:
         """Take out the unit that was used before all others."""
@@ -71,14 +76,16 @@ class Ranked:
         self._heap: list[tuple[int, int, int]] = []
         self._place: dict[int, int] = {}
 
-    def add(self, key: int, now_ns: int) -> None:
-        """Take in a unit; see Victims."""
-        self._place[key] = place = next(self._count)
-        heappush(self._heap, (self._rank(key), place, key))
+    def add(self, keys: Iterable[int], now_ns: int) -> None:
+        """Take in units; see Victims."""
+        for key in keys:
+            self._place[key] = place = next(self._count)
+            heappush(self._heap, (self._rank(key), place, key))
 
-    def remove(self, key: int) -> None:
-        """Leave out a unit; see Victims."""
-        del self._place[key]
+    def remove(self, keys: Iterable[int]) -> None:
+        """Leave out units; see Victims."""
+        for key in keys:
+            del self._place[key]
 
     def pop(self) -> int:
         """Take out the unit of the lowest rank."""
@@ -158,11 +165,18 @@ class PrefixCache:
         self.uses: dict[int, int] = {}  # by key: requests that ever held it
         self.born: dict[int, int] = {}  # by key: when it came in
         self.referenced = self.idle = self.pinned = 0
+        self.index: PrefixIndex | None = None  # hears under `bit` of the units that come and go
+        self.bit = 0
         self._pin_units, self._pin_most = pin_units, pin_most
         self._pins: set[int] = set()
         kind = EVICTIONS[eviction]
         self._victims = kind.make(self, parameters or kind.parameters())
         self._births = count()
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """The units that are here."""
+        return self.references
 
     def match(self, keys: Sequence[int], most: int) -> int:
         """Return how many units at the beginning of `keys`, at most `most`, are here."""
@@ -176,27 +190,39 @@ class PrefixCache:
 
     def found(self, request: Request) -> int:
         """Return how many units of a request that is to be prefilled are here; its last token is always computed."""
-        return self.match(request.keys, (request.prompt_tokens + request.generated - 1) // self.unit_tokens)
+        return self.match(request.keys, usable_units(request, self.unit_tokens))
 
-    def idle_among(self, keys: Sequence[int], units: int) -> int:
-        """Return how many of the first `units` nobody references: to hold them takes them from what may be evicted."""
+    def found_in_use(self, request: Request) -> tuple[int, int]:
+        """Return how many units are here as `found`, and how many of them are not among those that may be evicted."""
         references, pins = self.references, self._pins
-        return sum(not references[key] and key not in pins for key in keys[:units])
+        units = idle = 0
+        for key in request.keys[: usable_units(request, self.unit_tokens)]:
+            count = references.get(key)
+            if not count:
+                if count is None:
+                    break
+                idle += key not in pins
+            units += 1
+        return units, units - idle
 
     def acquire(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units`, which are here."""
-        references, pins = self.references, self._pins
+        references, uses, pins = self.references, self.uses, self._pins
+        idle = []
         for key in keys[:units]:
-            if not references[key] and key not in pins:
-                self._victims.remove(key)
-                self.idle -= 1
-                self.referenced += 1
-            references[key] += 1
-            self.uses[key] += 1
+            count = references[key]
+            if not count and key not in pins:
+                idle.append(key)
+            references[key] = count + 1
+            uses[key] += 1
+        if idle:
+            self._victims.remove(idle)
+            self.idle -= len(idle)
+            self.referenced += len(idle)
 
     def insert(self, keys: Sequence[int], first: int, last: int) -> None:
         """Hold units `first` to `last` (not included) that have just been computed; those already here are taken."""
-        references = self.references
+        references, index = self.references, self.index
         for place in range(first, last):
             key = keys[place]
             if key in references:
@@ -205,6 +231,8 @@ class PrefixCache:
             references[key] = self.uses[key] = 1
             self.born[key] = next(self._births)
             self.referenced += 1
+            if index is not None:
+                index.add(key, self.bit)
             if place < self._pin_units and self.pinned < self._pin_most:
                 self._pins.add(key)
                 self.pinned += 1
@@ -212,12 +240,16 @@ class PrefixCache:
     def release(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units` no longer; of those that nobody holds the last ones are the first to go."""
         references, pins = self.references, self._pins
+        idle = []
         for key in reversed(keys[:units]):
-            references[key] -= 1
-            if not references[key] and key not in pins:
-                self.referenced -= 1
-                self.idle += 1
-                self._victims.add(key, self.now_ns)
+            count = references[key] - 1
+            references[key] = count
+            if not count and key not in pins:
+                idle.append(key)
+        if idle:
+            self._victims.add(idle, self.now_ns)
+            self.idle += len(idle)
+            self.referenced -= len(idle)
 
     def evict(self, units: int) -> list[int]:
         """Give up so many units that nobody references, and return their keys."""
@@ -233,6 +265,8 @@ class PrefixCache:
     def _forget(self, keys: Sequence[int]) -> None:
         for key in keys:
             del self.references[key], self.uses[key], self.born[key]
+            if self.index is not None:
+                self.index.drop(key, self.bit)
         self.idle -= len(keys)
 
     def check(self) -> None:
@@ -245,6 +279,11 @@ class PrefixCache:
             )
         if any(count < 0 for count in self.references.values()) or self.pinned != len(self._pins):
             raise InvariantError("prefix cache: a unit was released more often than held")
+
+
+def usable_units(request: Request, unit_tokens: int) -> int:
+    """Return the units of a request that it may find in a cache when it is prefilled: its last token is computed."""
+    return (request.prompt_tokens + request.generated - 1) // unit_tokens
 
 
 def session_keys(session: int, tokens: int, unit_tokens: int) -> range:

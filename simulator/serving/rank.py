@@ -140,14 +140,8 @@ class Rank:
         prefixes = self.kv.prefixes
         if prefixes is None:
             return tokens, blocks
-        units = prefixes.found(request)
-        in_use = units - prefixes.idle_among(request.keys, units)
+        units, in_use = prefixes.found_in_use(request)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
-
-    def cached_tokens(self, request: Request) -> int:
-        """Return how many tokens of a request that has not begun the prefix cache holds now."""
-        prefixes = self.kv.prefixes
-        return prefixes.found(request) * prefixes.unit_tokens if prefixes is not None else 0
 
     @property
     def growth_blocks(self) -> int:

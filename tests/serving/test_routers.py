@@ -30,8 +30,8 @@ class View:
     def kv_share(self, index):
         return self._kv[index]
 
-    def cached_tokens(self, request, index):
-        return self._cached[index]
+    def cached_tokens(self, request):
+        return self._cached
 
 
 PLACE, LIVE = Place(seed=5), Age()
