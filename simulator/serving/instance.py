@@ -55,6 +55,7 @@ class Instance:
             rank.swap = space
         for rank, lower in zip(self.ranks, engine.lower(), strict=True) if engine.lower is not None else ():
             rank.lower, rank.kv.evicted = lower, lower.keep
+        self._copies = engine.swap is not None or engine.lower is not None  # whether anything comes from beyond
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
@@ -235,7 +236,8 @@ class Instance:
             self._let_go()
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
-            self._bring_back(rank)
+            if self._copies:
+                self._bring_back(rank)
             rank.step = next_step(rank, self.engine)
             while rank.by_priority and outranked(rank):
                 self._preempt_last(rank)
@@ -257,7 +259,8 @@ class Instance:
             lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
             lasts_ns, size = self._begin_together(now)
-        self._ticks = copies_done(self.ranks, self._ticks)
+        if self._copies:
+            self._ticks = copies_done(self.ranks, self._ticks)
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
             start_decoding(self.ranks, self.env.now)
@@ -327,7 +330,8 @@ class Instance:
         if not steps:  # all that is left holds reserved blocks: look again
             self._alarm.set(self.env.now)
             return
-        self._ticks = copies_done(self.ranks, self._ticks)
+        if self._copies:
+            self._ticks = copies_done(self.ranks, self._ticks)
         start_decoding(self.ranks, self.env.now)
         self._jump = jump = next_jump(self._ticks, self.ranks, steps, self.cost, self._step_ticks)
         if wake_ns is not None:  # a rank that waits has something to do then

@@ -27,6 +27,8 @@ def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
 def next_step(rank: Rank, engine: Engine) -> Step:
     """Return what a rank does next: what its batcher says, without prompts that have to wait for copies."""
     step = engine.policy(engine.limits, rank) if rank.waiting or rank.partial else DECODE_ON
+    if rank.swap is None and rank.lower is None:
+        return step
     if rank.swapped:
         step = step.of_begun()  # who was swapped out comes before new prompts
     if rank.lower is not None and rank.kv.prefixes is not None:

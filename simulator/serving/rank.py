@@ -94,9 +94,12 @@ class Rank:
     @property
     def running(self) -> int:
         """Requests that decode, are being prefilled, come back from host memory, or hold a reserved place."""
-        coming = len(self.swap.coming) if self.swap is not None else 0
-        coming += len(self.lower.loading) if self.lower is not None else 0
-        return len(self.batch.members) + len(self.partial) + self.reserved + coming
+        running = len(self.batch.members) + len(self.partial) + self.reserved
+        if self.swap is not None:
+            running += len(self.swap.coming)
+        if self.lower is not None:
+            running += len(self.lower.loading)
+        return running
 
     @property
     def swapped(self) -> int:
