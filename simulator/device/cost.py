@@ -19,7 +19,7 @@ from simulator.device.measured.source import MeasuredParameters, measured_times
 from simulator.device.timing import Roofline, Times
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
-from simulator.model.forward import Pass, Work, together
+from simulator.model.forward import Pass, Work, longest, together
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
@@ -207,7 +207,8 @@ class RooflineCost:
         data = self.layout.data
         if not any(work.tokens for work in works):
             return 0.0
-        alike = [work.times(data) for work in works]  # as if every rank had as much as this one
+        slowest = longest(works) if self.times.grows else works  # of all ranks: the others need not be looked at
+        alike = [work.times(data) for work in slowest]  # as if every rank had as much as this one
         busiest = max(alike, key=lambda work: work.tokens)
         return float(self._joined(max(map(self._own_ns, alike)), busiest, together(works)))
 

@@ -42,6 +42,9 @@ def time_of(shape: Shape, accelerator: Accelerator) -> Kernel:
 class Times(Protocol):
     """A source of the times of operators on one device kind."""
 
+    grows: bool
+    """Whether attention over a longer context is never faster, all else the same."""
+
     def kernel(self, operator: Operator) -> Kernel:
         """Return one call of `operator`."""
         ...
@@ -53,6 +56,8 @@ class Times(Protocol):
 
 class Roofline:
     """Times of operators from the device's sheet alone."""
+
+    grows = True
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator

@@ -94,6 +94,18 @@ def together(works: Sequence[Work]) -> Work:
     return Work(sum(tokens), sum(pairs), sum(prompts), sum(batch), sum(context), max(queries))
 
 
+def longest(works: Sequence[Work]) -> list[Work]:
+    """Return, of works that differ in their context alone, the one with the most; in the order in which they came."""
+    found: dict[tuple[float, ...], Work] = {}
+    for work in works:
+        tokens, pairs, prompts, batch, context, queries = work
+        key = tokens, pairs, prompts, batch, queries
+        known = found.get(key)
+        if known is None or known.context < context:
+            found[key] = work
+    return list(found.values())
+
+
 class Pass:
     """A model under a layout in a precision: `operators(work)` lists the kernels of a forward pass over all layers.
 

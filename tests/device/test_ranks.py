@@ -9,7 +9,7 @@ from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import LinearCost, LinearDecode, LinearParameters, LinearPrefill, RooflineCost
 from simulator.device.engine import RooflineParameters, TwoBatches
 from simulator.device.ranks import round_of
-from simulator.model.forward import Work
+from simulator.model.forward import Work, longest
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
@@ -55,6 +55,15 @@ def test_equal_micro_batches_follow_each_other_without_gaps(work):
     whole = Work(batch=4 * work.batch, context=4 * work.context)
     one = Work(batch=work.batch, context=work.context)
     assert PIPELINE.together_ns([one] * 4) == pytest.approx(PIPELINE.step_ns(whole), rel=1e-12)
+
+
+@given(ranks=st.lists(works, min_size=8, max_size=8), contexts=st.lists(st.integers(64, 10**6), min_size=8, max_size=8))
+def test_the_shorter_of_two_contexts_need_not_be_looked_at(ranks, contexts):
+    alike = [ranks[i // 4]._replace(context=context) for i, context in enumerate(contexts)]  # two kinds of work
+    assert len(longest(alike)) <= 2
+    every = cost(8)
+    every.times.grows = False
+    assert EP8.together_ns(alike) == every.together_ns(alike)
 
 
 @given(ranks=st.lists(works, min_size=8, max_size=8), order=st.permutations(range(8)))

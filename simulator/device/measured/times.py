@@ -35,6 +35,8 @@ class Origin(NamedTuple):
 class MeasuredTimes:
     """A source of times (see `simulator.device.timing.Times`) from measured points on one device kind."""
 
+    grows = False  # a table may say otherwise
+
     def __init__(
         self,
         accelerator: Accelerator,
