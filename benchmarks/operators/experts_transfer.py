@@ -67,8 +67,8 @@ def _sglang(data: Path) -> Iterator[Row]:
             known = (row.num_tokens, row.topk, row.num_experts, here)
             skew = _skew(row.distribution)
             load = rank_load(*known, skew) if skew else even_load(*known)
-            arrived = round(min(row.num_tokens, load.total))
-            shape = Experts(arrived, row.hidden_size, row.inter_size, row.topk, row.num_experts, here, "fp8_block")
+            width = row.hidden_size, row.inter_size, row.topk, row.num_experts, here
+            shape = Experts(row.num_tokens, *width, "fp8_block", dispatched=True)
             kernel = loaded_experts(shape, load, sheet)
             found.append(kernel.ns if phase == "generation" else kernel.busy_ns + measured.min())
         yield error(f"experts, SGLang wide EP, {name}", sheet.name, "fp8_block", np.array(found), measured)

@@ -151,7 +151,7 @@ class ExpertServersCost(RooflineCost):
             assert part is not None
             form, gated = self.precision.of_experts, self.model.gated
             chosen = part.active, part.experts, self._local, form, gated
-            shape = Experts(tokens, self.model.hidden, part.intermediate, *chosen)
+            shape = Experts(tokens, self.model.hidden, part.intermediate, *chosen, dispatched=True)
             known = self._served[tokens] = self.times.kernel(Operator("experts", 1, shape)).ns
         return known
 

@@ -86,9 +86,10 @@ def _blocks(load: Load, block: int) -> float:
 def moved_bytes(shape: Experts, pairs: float, remote: float) -> float:
     """Return the bytes between the products and around them: routing, permutation, activation, weighted sum.
 
-    `remote` is the share of the pairs of other ranks that the kernels touch all the same.
+    `remote` is the share of the pairs of other ranks that the kernels touch all the same, of tokens that are here.
     """
-    touched = pairs + remote * max(shape.tokens * shape.topk - pairs, 0.0)
+    tokens = min(shape.tokens, pairs) if shape.dispatched else shape.tokens
+    touched = pairs + remote * max(tokens * shape.topk - pairs, 0.0)
     between = touched * ((3 if shape.gated else 2) * shape.intermediate + shape.hidden) + pairs * shape.hidden
-    around = shape.tokens * (2 * shape.hidden + 2 * shape.experts)
+    around = tokens * (2 * shape.hidden + 2 * shape.experts)
     return VALUE_BYTES * (between + around)

@@ -39,8 +39,8 @@ class Gemm(NamedTuple):
 class Experts(NamedTuple):
     """The routed experts of one rank: gate and up, activation and down of every token sent here, weights of all used.
 
-    `tokens` come from the whole expert-parallel group before routing; each goes to `topk` of `experts`, and `local` of
-    those are here. `skew` is the exponent of the power law by which experts are chosen (0: all alike); a `balance`
+    `tokens` are those of the whole expert-parallel group before routing; each goes to `topk` of `experts`, and `local`
+    of those are here. `skew` is the exponent of the power law by which experts are chosen (0: all alike); a `balance`
     knows better.
     """
 
@@ -55,6 +55,8 @@ class Experts(NamedTuple):
     gated: bool = True
     skew: float = 0.0
     balance: "ExpertBalance | None" = None
+    dispatched: bool = False
+    """Whether only the tokens that chose an expert of this rank come to it, or all of them are here before routing."""
 
 
 class PromptAttention(NamedTuple):

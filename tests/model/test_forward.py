@@ -57,7 +57,7 @@ def test_decode_of_a_latent_model_with_experts_by_hand() -> None:
     assert rows["attention"].shape == TokenAttention(64, 64 * 3000, 128, 1, 576, 512, latent=True)
     assert rows["absorbed value projection"].shape == Gemm(64, 128, 512, "bf16", 128)
     assert rows["output projection"].shape == Gemm(64, 7168, 128 * 128, form)
-    assert rows["experts"] == Operator("experts", 58, Experts(512, 7168, 2048, 8, 256, 32, form))
+    assert rows["experts"] == Operator("experts", 58, Experts(512, 7168, 2048, 8, 256, 32, form, dispatched=True))
     assert rows["router"].shape == Gemm(64, 256, 7168)
     assert rows["shared gate and up projection"].shape == Gemm(64, 2 * 2048, 7168, form)
     assert rows["gate and up projection"] == Operator("gate and up projection", 3, Gemm(64, 2 * 18432, 7168, form))
