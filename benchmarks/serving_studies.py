@@ -40,25 +40,30 @@ def _ratio(prefill: int) -> Variant:
     return Variant(f"{prefill}:{decode}", sets)
 
 
-def _ranks(ranks: int, topology: str, experts: str, precision: str) -> tuple[str, ...]:
+def _ranks(ranks: int, topology: str, plane: str, experts: str, precision: str) -> tuple[str, ...]:
     return (
         f"topology={topology}",
-        f"serving.colocated.layout={{data: {ranks}, expert: {ranks}}}",
+        f"serving.prefill.instances={-(-ranks // 80)}",
+        f"serving.decode.layout={{data: {ranks}, expert: {ranks}}}",
         f"workload.arrivals={{closed_loop: {{clients: {48 * ranks}}}}}",
-        f"workload.requests={int(72 * ranks)}",
+        f"workload.requests={100 * ranks}",
         f"serving.precision={precision}",
-        f"serving.colocated.experts={experts}",
+        f"serving.decode.experts={experts}",
+        f"serving.kv_transfer.plane={plane}",
     )
 
 
-UB, PLANES = "{preset: cloudmatrix384}", "{preset: multi-plane-h800, nodes: 40, device: h200-sxm-141gb}"
-RAILS = "{preset: rail-only-h100, nodes: 40, device: h200-sxm-141gb}"
+UB, PLANES = "{preset: cloudmatrix384}", "{preset: multi-plane-h800, nodes: 56, device: h200-sxm-141gb}"
+RAILS = "{preset: rail-only-h100, nodes: 56, device: h200-sxm-141gb}"
 INT8, FP8 = "{weights: int8, kv: bf16}", "{weights: fp8_block, kv: bf16}"
 COPIES = {
     32: "{redundant: 0, shared_copies: 0}",
     144: "{redundant: 32, shared_copies: 0}",
     320: "{redundant: 32, shared_copies: 32}",
 }
+
+FULL = "tokens/s per decoding device"
+"""Of the window in which an only decode engine makes the most: its batch is full."""
 
 STUDIES: dict[str, Study] = {
     "prefill-decode-ratio": Study("serving/prefill-decode-ratio", tuple(map(_ratio, (2, 3, 4, 5, 6, 8)))),
@@ -83,15 +88,15 @@ STUDIES: dict[str, Study] = {
     "experts-on-a-supernode": Study(
         "serving/experts-on-a-supernode",
         tuple(
-            Variant(f"EP{ranks}, {name}", _ranks(ranks, topology, COPIES[ranks], precision))
-            for name, topology, precision in (
-                ("unified bus, 910C", UB, INT8),
-                ("multi-plane, H200", PLANES, FP8),
-                ("rail-only, H200", RAILS, FP8),
+            Variant(f"EP{ranks}, {name}", _ranks(ranks, topology, plane, COPIES[ranks], precision))
+            for name, topology, plane, precision in (
+                ("unified bus, 910C", UB, "rdma", INT8),
+                ("multi-plane, H200", PLANES, "null", FP8),
+                ("rail-only, H200", RAILS, "null", FP8),
             )
             for ranks in (32, 144, 320)
         ),
-        ("tpot.p50", "tpot.p99", "tokens/s/device"),
+        ("tpot.p50", "tpot.p99", FULL),
     ),
     "kv-over-planes": Study(
         "serving/kv-over-planes",
@@ -123,6 +128,10 @@ def cell(run: Run, column: str) -> str:
     if column == "cached":
         rows = run.requests
         return f"{rows.cached_tokens.sum() / rows.prompt_tokens.sum():.1%}"
+    if column == FULL:
+        rows = run.instances[run.instances.role == "decode"]
+        devices = load(run.path / "scenario.yaml").serving.decode.layout.devices
+        return f"{(rows.output_tokens / (rows.end_ns - rows.start_ns)).max() * 1e9 / devices:,.0f}"
     value = lookup(run.summary, NAMES.get(column, column))
     if value is None:
         return "-"

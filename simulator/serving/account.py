@@ -12,7 +12,7 @@ from simulator.serving.rank import Rank
 class Account:
     """Requests and KV blocks of an instance's ranks as last reported; `tokens` of the jump under way are reported."""
 
-    __slots__ = ("_grown", "_observe", "_only", "_ranks", "env", "kv_blocks", "running", "tokens", "waiting")
+    __slots__ = ("_grown", "_observe", "_only", "_others", "_ranks", "env", "kv_blocks", "running", "tokens", "waiting")
 
     def __init__(
         self, env: Clock, ranks: Sequence[Rank], observe: Callable[[int, int, int, int, int, int, int], None]
@@ -22,6 +22,7 @@ class Account:
         self._observe = observe
         self._ranks = ranks
         self._only = ranks[0] if len(ranks) == 1 else None
+        self._others = 0  # KV blocks that no batch holds, of several ranks
         self._grown = (0, 0)  # steps begun of the jump under way, and the batches' KV blocks then
 
     def begins(self) -> None:
@@ -32,7 +33,14 @@ class Account:
             waiting += rank.queued + rank.reserved
         self.running, self.waiting = running, waiting
         self.kv_blocks = self.blocks()
+        if self._only is None:
+            self._others = self.kv_blocks - sum(rank.batch.blocks for rank in self._ranks)
         self.tokens = 0
+
+    def took(self, blocks: int) -> None:
+        """Note that so many more KV blocks are in use that no batch holds."""
+        self.kv_blocks += blocks
+        self._others += blocks
 
     def passed(self, state: int, kv_blocks: int, tokens: int) -> None:
         """Report what held since the last report; so many blocks are in use now, so many tokens have come since."""
@@ -52,7 +60,7 @@ class Account:
         if self._grown[0] != steps:
             batches = [(rank.batch, rank.decodes) for rank in self._ranks]
             self._grown = steps, sum(b.blocks_after(steps) if decodes else b.blocks for b, decodes in batches)
-        return self._grown[1] + sum(rank.kv.held + rank.kv.shared for rank in self._ranks)
+        return self._grown[1] + self._others
 
     def forget_growth(self) -> None:
         """Note that the jump under way has ended."""

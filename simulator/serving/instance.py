@@ -112,7 +112,7 @@ class Instance:
         rank = self.ranks[place.rank]
         before = rank.kv.used
         rank.give_back(place)
-        self._account.kv_blocks += rank.kv.used - before
+        self._account.took(rank.kv.used - before)
         self._account.waiting -= 1
         self._loads[place.rank] -= 1
         self._grant(rank)
@@ -138,7 +138,7 @@ class Instance:
         rank = self.ranks[holding.rank]
         before = rank.kv.used
         rank.free(holding)
-        self._account.kv_blocks += rank.kv.used - before
+        self._account.took(rank.kv.used - before)
         self._loads[holding.rank] -= 1
         self._grant(rank)
         if rank.waiting:
@@ -428,7 +428,7 @@ class Instance:
             self._mark()
             before = rank.kv.used
             event = rank.grant()
-            self._account.kv_blocks += rank.kv.used - before
+            self._account.took(rank.kv.used - before)
             event.succeed()
             if jump is not None and rank.kv.steps_that_fit(jump.steps) < jump.steps:
                 self._cut(ahead)
