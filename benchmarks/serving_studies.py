@@ -112,6 +112,10 @@ STUDIES: dict[str, Study] = {
         (Variant("16 bits"), Variant("8 bits", ("serving.precision.kv=fp8",))),
         ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "preemptions", "KV max", "goodput"),
     ),
+    "servegen": Study(
+        "traces/servegen-m-large",
+        tuple(Variant(f"{n} engines", (f"serving.colocated.instances={n}",)) for n in (20, 24, 28, 32)),
+    ),
     "mooncake": Study(
         "traces/mooncake-conversation",
         tuple(
