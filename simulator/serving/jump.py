@@ -49,14 +49,39 @@ def ticks_of(lengths_ns: Any) -> Any:
     return np.rint(np.asarray(lengths_ns) * TICKS_PER_NS).astype(np.int64)
 
 
-class Jump:
+class Iterations:
+    """`steps` decode iterations from tick `start` to tick `end`, the first of `first` ticks, `batch` tokens in each."""
+
+    __slots__ = ("batch", "end", "first", "start", "steps")
+
+    start: int
+    end: int
+    first: int
+    steps: int
+    batch: int
+
+    def elapsed(self, steps: int) -> int:
+        """Return the ticks that the first `steps` iterations take."""
+        raise NotImplementedError
+
+    def tokens(self, steps: int) -> int:
+        """Return the tokens that the first `steps` iterations make."""
+        return steps * self.batch
+
+    def cut(self, steps: int) -> None:
+        """End after `steps` iterations."""
+        self.steps = steps
+        self.end = self.start + self.elapsed(steps)
+
+
+class Jump(Iterations):
     """`steps` decode iterations of one batch, beginning at `start` ticks; the batch and its slope stay as they are.
 
     Step i (from 1) lasts fixed + slope x (context + batch x i) ticks: every member first appends the token it feeds.
     That is `first` + (i - 1) x `growth`, an arithmetic progression.
     """
 
-    __slots__ = ("batch", "end", "first", "growth", "start", "steps")
+    __slots__ = ("growth",)
 
     def __init__(self, start: int, steps: int, batch: int, context: int, fixed: int, slope: int) -> None:
         self.start = start
@@ -96,24 +121,15 @@ class Jump:
             over -= last
         return steps
 
-    def tokens(self, steps: int) -> int:
-        """Return the tokens that the first `steps` iterations make."""
-        return steps * self.batch
-
-    def cut(self, steps: int) -> None:
-        """End after `steps` iterations."""
-        self.steps = steps
-        self.end = self.start + self.elapsed(steps)
-
     def report_rest(self, gap: Callable[[int, int], None], gaps: Callable[[int, int, int, int], None]) -> None:
         """Report the lengths of all iterations but the first: `gaps(first_ns, last_ns, iterations, tokens of each)`."""
         gaps(self.length(2) >> TICK_BITS, self.length(self.steps) >> TICK_BITS, self.steps - 1, self.batch)
 
 
-class SummedJump:
+class SummedJump(Iterations):
     """A jump whose iterations have any lengths: of ranks that step together, now one is the slowest, now another."""
 
-    __slots__ = ("_ends", "batch", "end", "first", "start", "steps")
+    __slots__ = ("_ends",)
 
     def __init__(self, start: int, lengths: Any, batch: int) -> None:
         """`lengths` are ticks, an array of integers."""
@@ -121,8 +137,8 @@ class SummedJump:
         self.batch = batch
         self._ends = np.cumsum(lengths).tolist()
         self.steps = len(self._ends)
-        self.first: int = self._ends[0]
-        self.end: int = start + self._ends[-1]
+        self.first = self._ends[0]
+        self.end = start + self._ends[-1]
 
     def elapsed(self, steps: int) -> int:
         """Return the ticks that the first `steps` iterations take."""
@@ -135,15 +151,6 @@ class SummedJump:
     def steps_by(self, now_ns: int) -> int:
         """Return the first iteration that ends at `now_ns` or later, at least 1."""
         return min(self.steps, bisect_left(self._ends, (now_ns << TICK_BITS) - self.start) + 1)
-
-    def tokens(self, steps: int) -> int:
-        """Return the tokens that the first `steps` iterations make."""
-        return steps * self.batch
-
-    def cut(self, steps: int) -> None:
-        """End after `steps` iterations."""
-        self.steps = steps
-        self.end = self.start + self.elapsed(steps)
 
     def report_rest(self, gap: Callable[[int, int], None], gaps: Callable[[int, int, int, int], None]) -> None:
         """Report the lengths of all iterations but the first, one by one; see `Jump.report_rest`."""
