@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from floor import bare_events_per_s
 
 HERE = Path(__file__).parent
@@ -50,6 +51,25 @@ SPLIT = REPLAY.replace(
     "prefill: {instances: 4, layout: {tensor: 4}}\n  decode: {instances: 4, layout: {tensor: 4}}",
 )
 
+FULL = """
+schema: 1
+seed: 7
+topology: {preset: clos-h100, nodes: 32}
+workload:
+  requests: 100000
+  arrivals: {poisson: {rate: 100 / s}}
+  prompt_tokens: {lognormal: {median: 700, sigma: 0.9, max: 8000}}
+  output_tokens: {lognormal: {median: 150, sigma: 0.8, max: 2000}}
+  prefixes: {count: 200, tokens: {constant: {value: 1024}}}
+serving:
+  model: llama-3.1-70b
+  router: prefix_aware
+  prefill: {instances: 16, layout: {tensor: 4}, batcher: chunked_prefill, kv: {prefix_cache: {}}}
+  decode: {instances: 32, layout: {tensor: 4}, router: least_loaded}
+slo: {ttft: 2 s, tpot: 50 ms}
+"""
+EXPERTS = HERE.parent / "scenarios/serving/experts-on-a-supernode.yaml"
+
 
 def process(arguments: list[str], repeat: int) -> dict[str, float]:
     """Return medians of wall and CPU seconds and of the largest resident set (MiB) of a `simulate` process."""
@@ -75,8 +95,10 @@ def scenario(folder: Path, name: str, text: str, overrides: list[str], repeat: i
     row = process([str(file), "--out", str(out), *sets], repeat)
     manifest = json.loads((out / "manifest.json").read_text())
     requests = manifest["tables"]["requests"]["rows"]
+    tokens = pq.read_table(out / "instances.parquet", columns=["output_tokens"])["output_tokens"].to_numpy().sum()
     return row | {
         "requests": requests,
+        "output_tokens_per_s": round(int(tokens) / row["wall_s"]),
         "events": manifest["events"],
         "requests_per_s": round(requests / row["wall_s"]),
         "loop_events_per_s": round(manifest["events"] / manifest["wall_s"]),
@@ -96,7 +118,7 @@ def main() -> None:
 
     def report(name: str, row: dict[str, float]) -> None:
         rows[name] = row
-        print(f"{name:28}", "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        print(f"{name:30}", "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -112,6 +134,11 @@ def main() -> None:
         for size in sizes:
             overrides = [f"workload.requests={size}"]
             report(f"synthetic {size:,}", scenario(folder, "synthetic", SYNTHETIC, overrides, options.repeat))
+        for size in sizes[:1]:
+            overrides = [f"workload.requests={size}"]
+            report(f"split, cached, chunked {size:,}", scenario(folder, "full", FULL, overrides, options.repeat))
+        overrides = ["workload.requests=4000"] if options.quick else []
+        report("320 expert ranks", scenario(folder, "experts", EXPERTS.read_text(), overrides, options.repeat))
         report("floor (after)", {"simpy_events_per_s": round(bare_events_per_s())})
     out = HERE / "out"
     out.mkdir(exist_ok=True)
