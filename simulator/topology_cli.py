@@ -199,11 +199,16 @@ def _source(sources: dict[str, str], path: str) -> str | None:
     return sources.get(path)
 
 
-def _leaves(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, inner in value.items():
-        leaves |= _leaves(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
-    return leaves
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Return what is no mapping nor a list of mappings, by its path."""
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(f"{path}.{key}" if path else key, part) for key, part in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    else:
+        return {path: value}
+    return {at: leaf for place, part in inner for at, leaf in _leaves(part, place).items()}
 
 
 def _overrides(settings: Sequence[str]) -> "Document":

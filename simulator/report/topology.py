@@ -35,6 +35,8 @@ def _numbered(numbers: Mapping[str, int]) -> list[str]:
 def figure_rows(bill: BillOfMaterials) -> Rows:
     """Return the counts and promises of one fabric, named."""
     rows = [("nodes", f"{bill.nodes:,}"), ("devices", f"{bill.devices:,}")]
+    if len(bill.accelerators) > 1:
+        rows += [(f"  {kind}", f"{count:,}") for kind, count in bill.accelerators.items()]
     if len(bill.device_kinds) > 1:
         rows += [(f"{kind} endpoints", f"{count:,}") for kind, count in bill.device_kinds.items()]
     rows.append(("NICs", f"{bill.nics:,}"))
@@ -123,6 +125,7 @@ def compared_rows(bill: BillOfMaterials, costs: Costs) -> dict[str, str]:
     row = {
         "nodes": f"{bill.nodes:,}",
         "devices": f"{bill.devices:,}",
+        **({f"  {kind}": f"{count:,}" for kind, count in bill.accelerators.items()} if len(bill.accelerators) > 1 else {}),
         "NICs": f"{bill.nics:,}",
         "planes": f"{len(bill.planes) or 1}",
         "switches": f"{switches:,}",

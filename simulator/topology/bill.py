@@ -31,7 +31,7 @@ class Reach:
 class BillOfMaterials:
     """Counts of one fabric; tiers in order from the devices up.
 
-    `device_kinds` (CPUs that are endpoints too) and `switches` count by tier (`scale_up`: NVLink switches and
+    `accelerators` counts devices by their data sheets; `device_kinds` (CPUs that are endpoints too) and `switches` count by tier (`scale_up`: NVLink switches and
     domains among them), `planes` the switches of each plane by tier (empty where no switch belongs to one).
     `cables` counts each two-way cable or on-board connection once, `cable_bytes_per_s` is one way, summed;
     `inter_switch_links` are those between two switches of the fabric, `nic_links` those from a NIC to one;
@@ -46,6 +46,7 @@ class BillOfMaterials:
     """
 
     devices: int
+    accelerators: dict[str, int]
     nodes: int
     nics: int
     device_kinds: dict[str, int]
@@ -88,6 +89,7 @@ def bill_of_materials(topology: Topology) -> BillOfMaterials:
     far = max((reach.hops for reach in first), default=0)
     return BillOfMaterials(
         devices=len(topology.sites),
+        accelerators=dict(topology.kinds),
         nodes=len({site.node for site in topology.sites}),
         nics=kinds["nic"],
         device_kinds=dict(Counter(vertex.tier for vertex in topology.vertices if vertex.kind in ENDS)),

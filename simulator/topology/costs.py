@@ -123,13 +123,14 @@ def quantities(bill: BillOfMaterials) -> dict[str, int]:
 
 
 def costs_of(bill: BillOfMaterials, unit: UnitCosts, document: Document | None = None) -> Costs:
-    """Multiply: a switch tier's own figure (`leaf`) comes before that of every `switch`.
+    """Multiply: a switch tier's own figure (`leaf`) comes before that of every `switch`, a kind's before `device`.
 
     Raises InputError, placed in `document`, for a figure of an item that no fabric has.
     """
     items = quantities(bill)
-    tiers = [tier for tier in bill.switches if tier not in items]
-    known = [*items, *tiers]
+    tiers = {tier: ("switch", count) for tier, count in bill.switches.items() if tier not in items}
+    parts = tiers | {kind: ("device", count) for kind, count in bill.accelerators.items()}
+    known = [*items, *parts]
     where = document or Document("prices", {})
     problems = [
         where.problem((section, item), f"unknown item {item!r}", ", ".join(known), nearest(item, known))
@@ -139,8 +140,8 @@ def costs_of(bill: BillOfMaterials, unit: UnitCosts, document: Document | None =
     ]
     if problems:
         raise InputError(problems)
-    prices, unpriced = _lines("prices", unit.prices, items, {tier: bill.switches[tier] for tier in tiers}, unit.sources)
-    power, unpowered = _lines("power", unit.power, items, {tier: bill.switches[tier] for tier in tiers}, unit.sources)
+    prices, unpriced = _lines("prices", unit.prices, items, parts, unit.sources)
+    power, unpowered = _lines("power", unit.power, items, parts, unit.sources)
     return Costs(prices, power, unpriced, unpowered)
 
 
@@ -148,11 +149,15 @@ def _lines(
     section: str,
     figures: Mapping[str, float],
     items: Mapping[str, int],
-    tiers: Mapping[str, int],
+    parts: Mapping[str, tuple[str, int]],
     sources: Mapping[str, str],
 ) -> tuple[tuple[CostLine, ...], tuple[str, ...]]:
-    own = {tier: count for tier, count in tiers.items() if tier in figures}
-    counts = {**items, "switch": items["switch"] - sum(own.values()), **own}
+    """Return the lines of what has a figure, and what has none; `parts` are (item, count) of items told apart."""
+    own = {part: of for part, of in parts.items() if part in figures}
+    counts = dict(items)
+    for part, (item, count) in own.items():
+        counts[item] -= count
+        counts[part] = count
     lines = tuple(
         CostLine(item, count, figures[item], sources.get(f"{section}.{item}", sources.get(section)))
         for item, count in counts.items()

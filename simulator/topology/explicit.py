@@ -41,7 +41,7 @@ def graph_topology(path: File | str) -> Topology:
         device="none",
         vertices=tuple(Vertex(name, "device", "node", index, 0) for index, name in enumerate(names)),
         links=tuple(links),
-        sites=tuple(Site(index, name, index, 0) for index, name in enumerate(names)),
+        sites=tuple(Site(index, name, index, 0, "none") for index, name in enumerate(names)),
         planes=(Plane("graph", tuple((Access(name, (), ()),) for name in names), joined),),
         hosts=(),
         operations={},

@@ -5,6 +5,7 @@ each plane (a scale-up domain, a fabric of leaves and spines) offers its own pat
 carries them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,12 +37,16 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The place of one endpoint: its dense index, its vertex name, its node and its slot in the node."""
+    """The place of one endpoint: its dense index, its vertex name, its node and its slot in the node.
+
+    `device` names the data sheet of what stands there, where that is an accelerator.
+    """
 
     index: int
     name: str
     node: int
     slot: int
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class Operation:
 class Topology:
     """An immutable fabric; build one with `simulator.topology.build_topology`.
 
-    `device` names the accelerator's data sheet; `sites` are the accelerators by index, `hosts` further endpoints (CPUs)
+    `device` names the data sheet of the accelerators, of the first where there are several `kinds`; `sites` are the accelerators by index, `hosts` further endpoints (CPUs)
     whose indices go on where those of `sites` end; `links` is indexed by link index; `planes` are the networks in the
     order in which they are tried. `operations` has what some operations reach (see `operation`).
     `bisection_bytes_per_s` is what can flow one way from the first half of the nodes to the others (of an odd number
@@ -146,6 +151,11 @@ class Topology:
     def route_bytes_per_s(self, path: Path) -> int:
         """Return the capacity of the narrowest link of a path."""
         return min(self.links[index].capacity_bytes_per_s for index in path)
+
+    @cached_property
+    def kinds(self) -> Mapping[str, int]:
+        """How many accelerators there are of each kind, by the name of its data sheet, in the order of their indices."""
+        return Counter(site.device for site in self.sites)
 
     @cached_property
     def device_at(self) -> Mapping[tuple[int, int], int]:

@@ -5,11 +5,11 @@ Model: vertices and links are numbered in the order in which they are wired; eac
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from simulator.strict import Bandwidth, Count, Duration, Strict
+from simulator.strict import Bandwidth, Count, Duration, Fault, LocatedError, Strict
 from simulator.topology.graph import Kind, Link, Operation, Site, Topology, Vertex
 from simulator.topology.paths import Between, Climb, UpDown, same_switch
 from simulator.topology.plane import Access, Plane
@@ -39,6 +39,10 @@ class FamilyParameters(Strict):
     device: str
     """Name of the accelerator's data sheet."""
 
+    def kind_of(self, node: int) -> str:
+        """Return the name of the data sheet of the accelerators in a node."""
+        return self.device
+
 
 class FabricParameters(FamilyParameters):
     """What all clusters share: nodes of accelerators with NICs, and the cables and switches between them."""
@@ -56,6 +60,17 @@ class FabricParameters(FamilyParameters):
         return self.link.bandwidth
 
 
+class NodesOf(Strict):
+    """Nodes that hold another accelerator than the rest."""
+
+    device: str
+    """Name of its data sheet."""
+    nodes: Count
+    """Such nodes."""
+    nvlink: Wire | None = None
+    """Device to scale-up domain in these nodes; default: as in the others."""
+
+
 class NodeParameters(FabricParameters):
     """Nodes whose accelerators share one NVLink domain, each with its NIC."""
 
@@ -63,6 +78,34 @@ class NodeParameters(FabricParameters):
     """Device to NVLink domain: the bandwidth of one device, and half the way from device to device."""
     pcie: Wire
     """Device to its NIC."""
+    devices: Annotated[tuple[NodesOf, ...], Field(strict=False)] | None = None
+    """What the last nodes of the cluster hold, in the order of their numbers; those before them hold `device`."""
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> Self:
+        named, nodes = sum(kind.nodes for kind in self.devices or ()), self._nodes
+        if named > nodes:
+            raise LocatedError(Fault(("devices",), f"{named:,} nodes are named, the cluster has {nodes:,}"))
+        return self
+
+    @property
+    def _nodes(self) -> int:
+        nodes: int = getattr(self, "nodes", 0)  # a parameter of most families, of some what comes of others
+        return nodes
+
+    def nodes_like(self, node: int) -> NodesOf:
+        """Return the kind of nodes that a node is of."""
+        kinds = self.devices or ()
+        first = self._nodes - sum(kind.nodes for kind in kinds)
+        for kind in kinds:
+            if first <= node < first + kind.nodes:
+                return kind
+            first += kind.nodes
+        return NodesOf.model_construct(device=self.device, nodes=1, nvlink=None)
+
+    def kind_of(self, node: int) -> str:
+        """Return the name of the data sheet of the accelerators in a node."""
+        return self.nodes_like(node).device
 
     @property
     def nic_bytes_per_s(self) -> int:
@@ -113,10 +156,10 @@ class Wiring:
         up, down = self.cable(lower, upper, wire, tier, switch_ns, switch_ns)
         self.climbs.setdefault(lower, []).append(Climb(up, upper, down))
 
-    def device(self, node: int, slot: int) -> str:
-        """Add the accelerator in a slot of a node and return its name."""
+    def device(self, node: int, slot: int, kind: str = "") -> str:
+        """Add the accelerator in a slot of a node and return its name; `kind` may be left out where all are alike."""
         name = self.vertex(f"node{node}/device{slot}", "device", "device", node, slot)
-        self.sites.append(Site(len(self.sites), name, node, slot))
+        self.sites.append(Site(len(self.sites), name, node, slot, kind))
         return name
 
     def node(
@@ -131,15 +174,15 @@ class Wiring:
 
         Devices have as many NICs each as the numbers divide into, or share one; a single device needs no NVLink.
         """
-        devices, wire = parameters.devices_per_node, parameters.link
+        devices, wire, kind = parameters.devices_per_node, parameters.link, parameters.nodes_like(node)
         domain = f"node{node}/nvlink"
         if devices > 1:
             self.vertex(domain, "nvswitch", "nvlink", node=node)
         ways: dict[int, tuple[str, int, int]] = {}
         for slot in range(devices):
-            device = self.device(node, slot)
+            device = self.device(node, slot, kind.device)
             if devices > 1:
-                up, down = self.cable(device, domain, parameters.nvlink, "nvlink")
+                up, down = self.cable(device, domain, kind.nvlink or parameters.nvlink, "nvlink")
                 self.local.append((Access(domain, (up,), (down,)),))
             else:
                 self.local.append(())
@@ -181,13 +224,14 @@ class Wiring:
         routing: str = "ecmp",
         operations: Mapping[tuple[str, ...], Operation] | None = None,
     ) -> Topology:
-        """Return the finished fabric."""
+        """Return the finished fabric; accelerators whose kind was not given are of the kind `device`."""
+        sites = tuple(site if site.device else replace(site, device=device) for site in self.sites)
         return Topology(
             name=name,
-            device=device,
+            device=sites[0].device,
             vertices=tuple(self.vertices),
             links=tuple(self.links),
-            sites=tuple(self.sites),
+            sites=sites,
             planes=planes,
             hosts=tuple(replace(host, index=len(self.sites) + at) for at, host in enumerate(self.hosts)),
             operations=operations or {},
