@@ -100,7 +100,10 @@ def _listed(scenario: Scenario, traffic: TrafficSection, topology: Topology, not
         raise InputError(
             Problem("a graph has no nodes of devices; collectives need a preset", path="traffic.collectives")
         )
-    constants = load_constants(constants_of(scenario, topology, notes))
+    if len(topology.kinds) > 1 and scenario.network.collectives is None:
+        what = f"the ranks are devices of several kinds ({', '.join(topology.kinds)}), and nothing says whose constants"
+        raise InputError(Problem(what, path="network.collectives", allowed=", ".join(catalog.names(KIND))))
+    constants = load_constants(constants_of(scenario, topology.device, notes))
     collectives = Collectives(topology, constants, _plane(scenario))
     found: list[Plan] = []
     problems: list[Problem] = []
@@ -139,22 +142,22 @@ def _farthest(exchange: Exchange) -> tuple[int, int]:
     return exchange.ranks[0], exchange.ranks[-1]
 
 
-def constants_of(scenario: Scenario, topology: Topology, notes: list[str]) -> str:
-    """Return the constants that the scenario names, or those of the device, or others with a note.
+def constants_of(scenario: Scenario, device: str, notes: list[str]) -> str:
+    """Return the constants that the scenario names, or those of a device, or others with a note.
 
     Others are those of the device that it borrows its efficiencies from, if both have switches, or else the ideal ones.
     """
     if scenario.network.collectives is not None:
         return scenario.network.collectives
-    lender = _lender(topology.device)
-    for device in (topology.device, lender):
+    lender = _lender(device)
+    for of in (device, lender):
         for name in catalog.names(KIND):
-            if device is not None and device.startswith(name) and load_constants(name).kernels:
-                if device == lender:
-                    notes.append(f"network.collectives: constants of {name} stand for those of {topology.device}")
+            if of is not None and of.startswith(name) and load_constants(name).kernels:
+                if of == lender:
+                    notes.append(f"network.collectives: constants of {name} stand for those of {device}")
                 return name
     notes.append(
-        f"network.collectives: no constants are known for {topology.device}, so collectives cost nothing but their "
+        f"network.collectives: no constants are known for {device}, so collectives cost nothing but their "
         f"bytes; name others ({', '.join(catalog.names(KIND))})"
     )
     return IDEAL

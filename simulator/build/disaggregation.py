@@ -58,7 +58,7 @@ def without_effect(serving: Serving) -> list[str]:
     notes = []
     if serving.kv_transfer.lane:
         notes.append("serving.kv_transfer.lane: nothing but KV caches crosses the network, one lane is like another")
-    if serving.role_switch is not None and all(pool.instances == 1 for pool in serving.pools.values()):
+    if serving.role_switch is not None and all(group.pool.instances == 1 for group in serving.groups):
         notes.append("serving.role_switch: no pool gives its last engine, and each has but one")
     return notes
 

@@ -16,27 +16,29 @@ from simulator.model.split import expert_bytes
 from simulator.model.transformer import Transformer
 from simulator.randomness import stream
 from simulator.scenario.experts import Experts, apart, expert_group
-from simulator.scenario.schema import Pool, Scenario
+from simulator.scenario.pool import Group as PoolGroup
+from simulator.scenario.schema import Scenario
 from simulator.serving.expert_balance import Plan
 from simulator.workload.expert_choices import read_choices
 
 
 def experts_of(
-    role: str, pool: Pool, scenario: Scenario, model: Transformer, devices_per_node: int, notes: list[str]
+    group: PoolGroup, scenario: Scenario, model: Transformer, devices_per_node: int, notes: list[str]
 ) -> Plan | None:
-    """Return how the experts of a pool are balanced, None if nothing says so; raises InputError with its place."""
+    """Return how the experts of a group are balanced, None if nothing says so; raises InputError with its place."""
+    pool = group.pool
     if pool.experts is None:
         return None
     if scenario.serving is not None and scenario.serving.cost.name == "linear":
-        notes.append(f"serving.{role}.experts: no effect on linear costs, but for the memory of copies")
+        notes.append(f"{group.at}.experts: no effect on linear costs, but for the memory of copies")
         return None
     said: list[str] = []
     try:
         plan = plan_experts(pool.experts, model, pool.layout, devices_per_node, scenario.seed, said)
     except InputError as error:
-        found = [p if p.file else replace(p, path=f"serving.{role}.{p.path}") for p in error.problems]
+        found = [p if p.file else replace(p, path=f"{group.at}.{p.path}") for p in error.problems]
         raise InputError([scenario.located(problem) for problem in found]) from None
-    notes += [f"serving.{role}.{note}" for note in said]
+    notes += [f"{group.at}.{note}" for note in said]
     return plan
 
 

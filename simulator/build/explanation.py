@@ -68,22 +68,22 @@ def explain_model(
 
 
 def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
-    """Return the explanation of one instance of each pool; raises InputError when the scenario cannot run."""
+    """Return the explanation of one engine of each group; raises InputError when the scenario cannot run."""
     from simulator.build.serving import plan
 
     if scenario.serving is None:
         raise InputError(Problem("there are no engines to explain: `traffic` is the network alone", path="traffic"))
     blueprint = plan(scenario)
     found = []
-    for pool, (role, section) in zip(blueprint.pools, scenario.serving.pools.items(), strict=True):
-        cost = pool.engine.cost
+    for group in blueprint.groups:
+        role, section, cost = group.section.role, group.section.pool, group.engine.cost
         limits = section.batcher.parameters
         ranks = section.layout.data
         engine = Limits(limits.max_batch_tokens * ranks, limits.max_running * ranks, section.kv.memory_utilisation)
         phases = ask.phases if role == "colocated" else (role,)
         found.append(
             explain(
-                f"{scenario.name}: {role}, {section.instances} instances",
+                f"{scenario.name}: {group.name}, {section.instances} instances",
                 _with_operators(cost, scenario.serving.cost.name),
                 Ask(ask.prompt, ask.cached, ask.batch, ask.context, phases),
                 engine,

@@ -6,7 +6,6 @@ from typing import Any
 from simulator.errors import InputError, Problem
 from simulator.randomness import stream
 from simulator.scenario.front import CancelSection
-from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
 from simulator.serving.admission import Bound, Limits
 from simulator.serving.frontend import Cancellation, Patience
@@ -69,13 +68,11 @@ def impatience(section: CancelSection, seed: int) -> Callable[[Request], Cancell
     return when
 
 
-def router_of(role: str, section: PoolSection, scenario: Scenario) -> tuple[Router, frozenset[str]]:
+def router_of(role: str, scenario: Scenario) -> tuple[Router, frozenset[str]]:
     """Return a pool's router and what it reads; raises InputError when it lacks what it decides by."""
-    serving = scenario.serving
-    assert serving is not None
-    choice, slo = section.router or serving.router, scenario.slo
+    assert scenario.serving is not None
+    (choice, path), slo = scenario.serving.router_of(role), scenario.slo
     kind, place = ROUTERS[choice.name], Place(scenario.seed, role, slo.ttft, slo.tpot)
-    path = f"serving.{role}.router" if section.router else "serving.router"
     missing = kind.needs(choice.parameters, place)
     if missing is not None:
         raise InputError(scenario.located(Problem(missing, path=path)))

@@ -7,7 +7,7 @@ from math import ceil
 from simulator.model.precision import Precision
 from simulator.model.split import kv_bytes_per_token_per_rank
 from simulator.model.transformer import Transformer
-from simulator.scenario.schema import Pool
+from simulator.scenario.pool import Pool
 from simulator.serving.swap import Swap, SwapSpace, spaces
 from simulator.serving.tiers import LowerTiers, Tier
 

@@ -1,6 +1,6 @@
 """A serving scenario becomes a blueprint (nothing written yet), then live actors whose rows make a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -9,10 +9,9 @@ from typing import Any
 from simpy import Event
 
 from simulator.build.collectives import constants_of
-from simulator.build.disaggregation import cache_network, caches_of, check_plane, cost_with_servers, without_effect
-from simulator.build.experts import experts_of, shards
-from simulator.build.front import front_notes, front_parts, router_of
-from simulator.build.kv_memory import lower_of, swap_of
+from simulator.build.disaggregation import cache_network, caches_of, check_plane, without_effect
+from simulator.build.experts import shards
+from simulator.build.front import front_notes, front_parts
 from simulator.build.network import (
     Planned,
     check_network,
@@ -22,75 +21,41 @@ from simulator.build.network import (
     start_faults,
     too_late,
 )
-from simulator.build.workload import Workload, plan_workload, prefixes_of
+from simulator.build.pools import GroupPlan, Planning, PoolPlan
+from simulator.build.workload import Workload, plan_workload
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
-from simulator.cluster.inventory import Inventory, Lease
-from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import Cost, RooflineCost, Subject
+from simulator.cluster.inventory import Inventory
+from simulator.device.cost import RooflineCost
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InvariantError
 from simulator.model.expert_placement import Move
-from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
-from simulator.network.group_times import GroupTimes
 from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
-from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.role_switch import RoleSwitch
-from simulator.scenario.schema import Pool as PoolSection
 from simulator.scenario.schema import Scenario, Serving
-from simulator.scenario.speculation import cost_of
 from simulator.scenario.workload import TraceWorkload
 from simulator.serving.admission import Admission
-from simulator.serving.batching import BATCHERS
 from simulator.serving.disaggregation import KVTransfer
 from simulator.serving.engine import Engine
 from simulator.serving.expert_balance import ExpertBalancing
 from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Instance
-from simulator.serving.jump import StepTicks
 from simulator.serving.pool import Age, Pool
-from simulator.serving.pool_view import EngineTraits, Router
+from simulator.serving.pool_view import EngineTraits
 from simulator.serving.power import InstancePower
-from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.role_switch import RoleSwitching, Times
-from simulator.serving.speculation import Speculation
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
-
-
-@dataclass(frozen=True)
-class PoolPlan:
-    """One pool before it lives: its section of the scenario, what its engines share, and a lease per instance."""
-
-    role: str
-    engine: Engine
-    traits: EngineTraits
-    """Of each engine but for its name."""
-    layout: Layout
-    router: Router
-    reads: frozenset[str]
-    """What the router reads of the pool."""
-    leases: tuple[Lease, ...]
-    servers: Lease | None = None
-    """Devices of its expert servers."""
-    switched: Engine | None = None
-    """What its engines are in the other role, if they may have it."""
-    experts: ExpertPlan | None = None
-
-    @property
-    def moves_experts(self) -> bool:
-        """Whether weights cross the network."""
-        return self.experts is not None and self.experts.interval_ns is not None and self.experts.moves_cost
 
 
 @dataclass(frozen=True)
@@ -111,9 +76,14 @@ class Blueprint:
     """Where the times of measured tables are from; among the notes too."""
 
     @property
+    def groups(self) -> tuple[GroupPlan, ...]:
+        """The groups of all pools, in order."""
+        return tuple(group for pool in self.pools for group in pool.groups)
+
+    @property
     def reckons_power(self) -> bool:
         """Whether the kernels of all engines are known one by one, so that what all of them draw is."""
-        costs = [pool.engine.cost for pool in self.pools]
+        costs = [group.engine.cost for group in self.groups]
         return all(isinstance(c, RooflineCost) and not isinstance(c, ExpertServersCost) for c in costs)
 
 
@@ -130,31 +100,29 @@ def plan(scenario: Scenario) -> Blueprint:
     workload = plan_workload(scenario, notes)
 
     @cache
-    def collectives() -> Collectives:
-        return Collectives(topology, load_constants(constants_of(scenario, topology, notes)))
+    def collectives(device: str) -> Collectives:
+        return Collectives(topology, load_constants(constants_of(scenario, device, notes)))
 
-    pools = tuple(
-        _plan_pool(role, section, scenario, model, topology, inventory, collectives, workload.unit_tokens, notes)
-        for role, section in serving.pools.items()
-    )
-    check_plane(serving, topology, [[at for lease in pool.leases for at in lease.devices] for pool in pools])
+    pools = Planning(scenario, model, topology, inventory, collectives, workload.unit_tokens, notes).pools()
+    groups = [group for pool in pools for group in pool.groups]
+    check_plane(serving, topology, [pool.devices for pool in pools])
     admission = Admission(serving.max_context or model.max_context, *_least_kv_tokens(pools))
     _note_limits(serving, model, notes)
-    routers = [(section.router or serving.router).name for section in serving.pools.values()]
+    routers = [serving.router_of(role)[0].name for role in serving.roles]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
     notes += without_effect(serving)
-    cost_lines = list(dict.fromkeys(line for pool in pools for line in provenance(pool.engine.cost)))
+    cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1 and not pools[0].moves_experts:
+    if len(pools) == 1 and not any(group.moves_experts for group in groups):
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
             for key in ("network", "faults")
             if _set(scenario, key)
         ]
     notes += [
-        f"serving.{role}.speculation: power is not reckoned where tokens are drafted"
-        for role, section in serving.pools.items()
-        if section.speculation is not None and serving.cost.name != "linear"
+        f"{group.at}.speculation: power is not reckoned where tokens are drafted"
+        for group in serving.groups
+        if group.pool.speculation is not None and serving.cost.name != "linear"
     ]
     faults = plan_faults(scenario, topology)
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
@@ -162,9 +130,9 @@ def plan(scenario: Scenario) -> Blueprint:
 
 def _least_kv_tokens(pools: Sequence[PoolPlan]) -> tuple[int, int]:
     """Return the tokens that the smallest KV cache of any engine holds that may prefill, and of any that may decode."""
-    first, last = [pools[0].engine], [pools[-1].engine]
-    first += [pools[-1].switched] if pools[-1].switched is not None else []
-    last += [pools[0].switched] if pools[0].switched is not None else []
+    first, last = ([group.engine for group in pool.groups] for pool in (pools[0], pools[-1]))
+    first += [group.switched.engine for group in pools[-1].groups if group.switched is not None]
+    last += [group.switched.engine for group in pools[0].groups if group.switched is not None]
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
     return prefill, decode
 
@@ -177,107 +145,6 @@ def _most_tokens(engine: Engine) -> int:
 def _set(scenario: Scenario, key: str) -> bool:
     """Return whether the scenario gives a section that has a default."""
     return bool(getattr(scenario, key) != type(scenario).model_fields[key].default)
-
-
-def _plan_pool(
-    role: str,
-    section: PoolSection,
-    scenario: Scenario,
-    model: Transformer,
-    topology: Topology,
-    inventory: Inventory,
-    collectives: Callable[[], Collectives],
-    unit_tokens: int | None,
-    notes: list[str],
-) -> PoolPlan:
-    serving = scenario.serving
-    assert serving is not None
-    devices_per_node = 1 + max(site.slot for site in topology.sites)
-    accelerator = load_accelerator(topology.device).in_nodes_of(devices_per_node)
-    experts = experts_of(role, section, scenario, model, devices_per_node, notes)
-    leases = tuple(inventory.lease(f"{role}-{index}", section.layout.devices) for index in range(section.instances))
-    servers = None
-    if section.expert_servers is not None:
-        servers = inventory.lease(f"{role}-experts", section.expert_servers.devices)
-        clients = [lease.devices for lease in leases]
-        given = serving, model, section.layout, accelerator, section.expert_servers, topology
-        cost = cost_with_servers(*given, collectives().constants, clients, servers.devices)
-    else:
-        links = None
-        if section.layout.devices > section.layout.tensor or section.layout.tensor > accelerator.domain:
-            links = GroupTimes(collectives(), section.layout, leases[0].devices)
-        balance = experts.balance if experts else None
-        subject = Subject(model, section.layout, accelerator, serving.precision, links, balance)
-        cost = cost_of(serving.cost, subject, section.speculation)
-    blocks = kv_blocks_of(section, model, accelerator, serving.precision)
-    engine = _engine(role, section, scenario, model, cost, blocks, unit_tokens)
-    switched = None
-    if serving.role_switch is not None:
-        [(other, its)] = [item for item in serving.pools.items() if item[0] != role]
-        its = its.model_copy(update={"layout": section.layout})
-        blocks = kv_blocks_of(its, model, accelerator, serving.precision)
-        switched = _engine(other, its, scenario, model, cost, blocks, unit_tokens)
-    hourly = accelerator.price.hourly
-    traits = engine_traits(engine, section.layout.devices * (hourly or 0.0))
-    router, reads = router_of(role, section, scenario)
-    return PoolPlan(role, engine, traits, section.layout, router, reads, leases, servers, switched, experts)
-
-
-def _engine(
-    role: str,
-    section: PoolSection,
-    scenario: Scenario,
-    model: Transformer,
-    cost: Cost,
-    blocks: int,
-    unit_tokens: int | None,
-) -> Engine:
-    """Return the engine of a pool whose ranks divide so many KV blocks."""
-    batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
-    order, parameters = ORDERS[section.queue.name], section.queue.parameters
-    setting = Setting(scenario.slo.ttft, cost.prefill_ns)
-    ranks = section.layout.data * section.layout.pipeline
-    each, size = blocks // ranks, section.kv.block_tokens
-    watermark = int(section.kv.watermark * each)
-    prefixes = prefixes_of(section.kv, each, unit_tokens)
-    assert scenario.serving is not None
-    swap = swap_of(section, model, scenario.serving.precision)
-    return Engine(
-        role,
-        cost,
-        StepTicks(cost),
-        batcher.policy,
-        limits,
-        each,
-        size,
-        watermark,
-        ranks,
-        prefixes,
-        lambda: order.make(parameters, setting),
-        batcher.to_completion,
-        counts_service=section.queue.name == "fair",
-        by_priority=section.queue.name == "priority" and parameters.preempt,
-        speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
-        swap=swap,
-        lower=lower_of(section, model, scenario.serving.precision, unit_tokens),
-    )
-
-
-def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
-    """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
-    tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
-    prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
-
-    drafted, gain = 0, 1.0
-    if engine.speculation is not None:
-        drafted, gain = engine.speculation.tokens, engine.speculation.mean_gain
-
-    def step_ns(batch: int, context: int) -> float:
-        each = context / ranks + drafted * -(-batch // ranks)
-        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), each)
-        return (fixed_ns + slope_ns * each) / gain
-
-    return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
 
 
 def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
@@ -321,15 +188,16 @@ class System:
             withdraw=self._withdraw,
             **front_parts(serving, scenario.seed, blueprint.workload.cancels),
         )
-        self._experts: dict[str, ExpertBalancing] = {}
+        self._experts: dict[str, ExpertBalancing] = {}  # by group
+        self._group: dict[str, str] = {}  # of each engine, by name
         self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
-            for lease in plan.leases:
-                pool.add(
-                    self._instance(plan.engine, lease.owner, lease.devices), plan.traits._replace(name=lease.owner)
-                )
-            if plan.experts is not None and isinstance(plan.engine.cost, RooflineCost | SpeculativeCost):
-                self._balance(pool, plan.experts, plan.engine.cost)
+            for group in plan.groups:
+                for lease in group.leases:
+                    instance = self._instance(group.engine, lease.owner, lease.devices, group.name)
+                    pool.add(instance, group.traits._replace(name=lease.owner))
+                if group.experts is not None and isinstance(group.engine.cost, RooflineCost | SpeculativeCost):
+                    self._balance(pool, group.name, group.experts, group.engine.cost)
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
         assert scenario.workload is not None
@@ -343,12 +211,12 @@ class System:
         serving = blueprint.scenario.serving
         assert serving is not None
         network = cache_network(self.fabric, blueprint.scenario, blueprint.topology)
-        layouts = {lease.owner: plan.layout for plan in blueprint.pools for lease in plan.leases}
+        layouts = {lease.owner: group.layout for group in blueprint.groups for lease in group.leases}
         caches = caches_of(blueprint.model, serving, layouts)
         return KVTransfer(self.env, network, self.pools[0], self.pools[1], caches, serving.kv_transfer)
 
-    def _instance(self, engine: Engine, name: str, devices: Sequence[int]) -> Instance:
-        """Return a new engine of a pool's role, which has not joined the pool yet."""
+    def _instance(self, engine: Engine, name: str, devices: Sequence[int], group: str) -> Instance:
+        """Return a new engine of a group, which has not joined the pool yet."""
         [pool] = [pool for pool in self.pools if pool.role == engine.role]
         transfer, power = self.transfer, None
 
@@ -365,35 +233,38 @@ class System:
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
         instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
         self.instances.append(instance)
-        if engine.role in self._experts:
-            self._experts[engine.role].joined(instance)
+        self._group[name] = group
+        if group in self._experts:
+            self._experts[group].joined(instance)
         self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
         return instance
 
     def _let_roles_switch(self, rules: RoleSwitch) -> None:
-        plans = {lease.owner: plan for plan in self.blueprint.pools for lease in plan.leases}
+        plans = {lease.owner: group for group in self.blueprint.groups for lease in group.leases}
+        groups = {group.section.role: group.name for group in self.blueprint.groups}
         numbers = {pool.role: len(pool.instances) for pool in self.pools}
 
-        def joins(instance: Instance, role: str) -> Instance:
+        def joins(instance: Instance, role: str) -> tuple[Instance, EngineTraits]:
             plan = plans[instance.name]
-            engine = plan.engine if plan.engine.role == role else plan.switched
+            engine, traits = (plan.engine, plan.traits) if plan.engine.role == role else plan.switched or (None, None)
             assert engine is not None
+            assert traits is not None
             assert self.transfer is not None
             instance.settle()
             self.recording.retire(instance.name, self.env.now)
             self.instances.remove(instance)
-            name = f"{role}-{numbers[role]}"
+            name = f"{groups[role]}-{numbers[role]}"
             numbers[role] += 1
             plans[name] = plan
             self.transfer.layouts[name] = self.transfer.layouts[instance.name]
-            return self._instance(engine, name, instance.devices)
+            return self._instance(engine, name, instance.devices, groups[role]), traits._replace(name=name)
 
         policy = SWITCHES[rules.policy.name]
         decide = partial(policy.decide, rules.policy.parameters)
         times = Times(rules.interval, rules.delay, rules.cooldown)
         RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
-    def _balance(self, pool: Pool, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
+    def _balance(self, pool: Pool, group: str, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
         of = cost.target if isinstance(cost, SpeculativeCost) else cost
         if not isinstance(of, RooflineCost):
             return
@@ -401,8 +272,10 @@ class System:
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
             return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
-        given = self.env, pool.role, plan, lambda: pool.instances, cost.rebalanced, transfer, self.event
-        self._experts[pool.role] = ExpertBalancing(*given)
+        def members() -> list[Instance]:
+            return [instance for instance in pool.instances if self._group[instance.name] == group]
+
+        self._experts[group] = ExpertBalancing(self.env, group, plan, members, cost.rebalanced, transfer, self.event)
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""
@@ -427,9 +300,9 @@ class System:
         """Whether anything is random: a workload, experts, acceptance, clients, routers, or paths over the fabric."""
         serving, pools = self.blueprint.scenario.serving, self.blueprint.pools
         assert serving is not None
-        routers = {(pool.router or serving.router).name for pool in serving.pools.values()}
+        routers = {serving.router_of(role)[0].name for role in serving.roles}
         chance = serving.cancel is not None or routers & {"random", "power_of_two"}
-        experts = any(plan.experts is not None or plan.engine.speculation is not None for plan in pools)
+        experts = any(group.experts or group.engine.speculation for group in self.blueprint.groups)
         return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1)
 
     @property
@@ -477,7 +350,7 @@ class System:
         return {
             "model": self.blueprint.model.name,
             "topology": topology.name,
-            "device": topology.device,
+            "device": ", ".join(topology.kinds),
             "devices": len(topology.sites),
             "devices_leased": self.blueprint.inventory.leased,
             **({"cost": self.blueprint.cost_lines} if self.blueprint.cost_lines else {}),

@@ -253,7 +253,7 @@ class System:
         """Return what the manifest says of the network."""
         return {
             "topology": self.topology.name,
-            "device": self.topology.device,
+            "device": ", ".join(self.topology.kinds),
             "devices": len(self.topology.sites),
             "devices_leased": 0,
         }

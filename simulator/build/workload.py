@@ -9,7 +9,8 @@ import numpy as np
 
 from simulator import catalog
 from simulator.errors import InputError, Problem
-from simulator.scenario.schema import KV, Scenario
+from simulator.scenario.pool import KV
+from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import Callers, SyntheticWorkload, TraceWorkload
 from simulator.serving.frontend import Arrivals
 from simulator.serving.prefix_cache import PrefixCache, session_keys
@@ -173,8 +174,8 @@ def _routed_by_session(scenario: Scenario) -> bool:
 def _router_columns(scenario: Scenario) -> Iterator[Sequence[str]]:
     serving = scenario.serving
     assert serving is not None
-    for role, pool in serving.pools.items():
-        columns = ROUTERS[(pool.router or serving.router).name].of_requests
+    for role in serving.roles:
+        columns = ROUTERS[serving.router_of(role)[0].name].of_requests
         # The engines of a prefill pool let go of a request before its answer's length matters.
         yield [name for name in columns if name != "predicted_tokens" or role != "prefill"]
 
@@ -184,9 +185,9 @@ def _read(scenario: Scenario) -> set[str]:
     serving = scenario.serving
     assert serving is not None
     read = {"cancel_ns"}
-    for pool in serving.pools.values():
-        read.update(ORDERS[pool.queue.name].reads)
-        if pool.kv.prefix_cache is not None:
+    for group in serving.groups:
+        read.update(ORDERS[group.pool.queue.name].reads)
+        if group.pool.kv.prefix_cache is not None:
             read.update(("prefix_hashes", "prefix", "prefix_tokens", "session", "turn"))
     for columns in _router_columns(scenario):
         read.update(columns)
@@ -215,30 +216,32 @@ def _check_predicted(scenario: Scenario, present: set[str]) -> None:
     assert scenario.workload is not None
     if scenario.workload.prediction is not None or "predicted_tokens" in present:
         return
-    for role, pool in scenario.serving.pools.items():
-        if "predicted_tokens" in ORDERS[pool.queue.name].reads:
-            what = f"{pool.queue.name} needs `workload.prediction`, or a trace with predicted_tokens"
-            raise InputError(scenario.located(Problem(what, path=f"serving.{role}.queue")))
+    for group in scenario.serving.groups:
+        queue = group.pool.queue.name
+        if "predicted_tokens" in ORDERS[queue].reads:
+            what = f"{queue} needs `workload.prediction`, or a trace with predicted_tokens"
+            raise InputError(scenario.located(Problem(what, path=f"{group.at}.queue")))
 
 
 def _one_unit(caches: dict[str, KV], hash_tokens: int | None) -> int:
-    units = {_unit(role, kv, hash_tokens) for role, kv in caches.items()}
+    units = {_unit(at, kv, hash_tokens) for at, kv in caches.items()}
     if len(units) > 1:
         what = f"prefix caches of one workload have one unit, not {' and '.join(map(str, sorted(units)))} tokens"
-        raise InputError(Problem(what, path=f"serving.{next(iter(caches))}.kv.prefix_cache.unit_tokens"))
+        raise InputError(Problem(what, path=f"{next(iter(caches))}.kv.prefix_cache.unit_tokens"))
     return units.pop()
 
 
 def _caches(scenario: Scenario) -> dict[str, KV]:
+    """Return the sections of KV memory with a prefix cache, by where their group stands."""
     assert scenario.serving is not None
-    return {role: pool.kv for role, pool in scenario.serving.pools.items() if pool.kv.prefix_cache is not None}
+    return {group.at: group.pool.kv for group in scenario.serving.groups if group.pool.kv.prefix_cache is not None}
 
 
-def _unit(role: str, kv: KV, hash_tokens: int | None) -> int:
+def _unit(at: str, kv: KV, hash_tokens: int | None) -> int:
     """Return the tokens of a unit of a pool's prefix caches; raises InputError when blocks or hashes do not fit it."""
     assert kv.prefix_cache is not None
     unit = kv.prefix_cache.unit_tokens or hash_tokens or kv.block_tokens
-    path = f"serving.{role}.kv.prefix_cache.unit_tokens"
+    path = f"{at}.kv.prefix_cache.unit_tokens"
     if hash_tokens is not None and unit != hash_tokens:
         what = f"the trace's prefix hashes are of {hash_tokens} tokens each, not {unit}"
         raise InputError(Problem(what, path=path, allowed=f"{hash_tokens}"))

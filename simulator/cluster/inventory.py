@@ -1,6 +1,7 @@
 """Inventory of devices: leases are granted and revoked here and nowhere else; serving and training ask the same one.
 
-Placement: first fit in node order; a lease that fits into a node never straddles two, a larger one takes whole nodes.
+Placement: first fit in node order; a lease that fits into a node never straddles two, a larger one takes whole nodes;
+none mixes kinds of devices.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,11 @@ class Site(Protocol):
 
     @property
     def node(self) -> int:
-        """The node that holds it."""
+        """The node that holds it; all of a node are of one kind."""
+
+    @property
+    def device(self) -> str:
+        """Its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +39,46 @@ class Inventory:
     """All devices of a topology, free or leased."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
-        self._total = len(sites)
-        self._free: dict[int, list[int]] = {}
+        self._free: dict[str, dict[int, list[int]]] = {}  # by kind and node
         for site in sites:
-            self._free.setdefault(site.node, []).append(site.index)
-        self._node_size = max((len(devices) for devices in self._free.values()), default=0)
-        self._node_of = {site.index: site.node for site in sites}
+            self._free.setdefault(site.device, {}).setdefault(site.node, []).append(site.index)
+        self._node_size = {kind: max(map(len, nodes.values())) for kind, nodes in self._free.items()}
+        self._site = {site.index: (site.device, site.node) for site in sites}
         self._leases: dict[str, Lease] = {}
 
     @property
     def free(self) -> int:
         """Devices that no lease holds."""
-        return sum(len(devices) for devices in self._free.values())
+        return sum(map(self._free_of, self._free))
 
     @property
     def leased(self) -> int:
         """Devices that leases hold."""
-        return self._total - self.free
+        return len(self._site) - self.free
 
-    def lease(self, owner: str, count: int) -> Lease:
-        """Grant `count` devices to `owner`; raises InputError when no placement fits."""
+    def _free_of(self, kind: str) -> int:
+        return sum(map(len, self._free[kind].values()))
+
+    def lease(self, owner: str, count: int, kind: str | None = None) -> Lease:
+        """Grant `count` devices of a kind (default: of the only one) to `owner`.
+
+        Raises InputError when no placement fits.
+        """
         if owner in self._leases:
             raise InvariantError(f"{owner} already holds a lease")
-        devices = first_fit(self._free, count, self._node_size)
+        [kind] = self._free if kind is None else [kind]
+        nodes, size = self._free[kind], self._node_size[kind]
+        devices = first_fit(nodes, count, size)
         if devices is None:
+            of = f" of {kind}" if len(self._free) > 1 else ""
+            total = sum(where[0] == kind for where in self._site.values())
             raise InputError(
-                f"{owner} needs {count} devices{' of one node' if count <= self._node_size else ' in whole nodes'}, "
-                f"but of {self._total} devices only {self.free} are free"
-                f" (most in one node: {max(map(len, self._free.values()), default=0)})"
+                f"{owner} needs {count} devices{' of one node' if count <= size else ' in whole nodes'}, "
+                f"but of {total} devices{of} only {self._free_of(kind)} are free"
+                f" (most in one node: {max(map(len, nodes.values()), default=0)})"
             )
         for device in devices:
-            self._free[self._node_of[device]].remove(device)
+            nodes[self._site[device][1]].remove(device)
         lease = self._leases[owner] = Lease(owner, devices)
         return lease
 
@@ -73,16 +87,18 @@ class Inventory:
         if self._leases.pop(lease.owner, None) is not lease:
             raise InvariantError(f"{lease.owner} holds no such lease")
         for device in lease.devices:
-            free = self._free[self._node_of[device]]
+            kind, node = self._site[device]
+            free = self._free[kind][node]
             free.append(device)
             free.sort()
 
     def check(self) -> None:
         """Raise InvariantError unless every device is free or leased exactly once."""
         held = [device for lease in self._leases.values() for device in lease.devices]
-        free = [device for devices in self._free.values() for device in devices]
-        if sorted(held + free) != sorted(self._node_of):
-            raise InvariantError(f"devices: {len(held)} leased + {len(free)} free are not the {self._total} there are")
+        free = [device for nodes in self._free.values() for devices in nodes.values() for device in devices]
+        if sorted(held + free) != sorted(self._site):
+            there = len(self._site)
+            raise InvariantError(f"devices: {len(held)} leased + {len(free)} free are not the {there} there are")
 
 
 def first_fit(free: dict[int, list[int]], count: int, node_size: int) -> tuple[int, ...] | None:

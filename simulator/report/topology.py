@@ -125,7 +125,7 @@ def compared_rows(bill: BillOfMaterials, costs: Costs) -> dict[str, str]:
     row = {
         "nodes": f"{bill.nodes:,}",
         "devices": f"{bill.devices:,}",
-        **({f"  {kind}": f"{count:,}" for kind, count in bill.accelerators.items()} if len(bill.accelerators) > 1 else {}),
+        **({f"  {kind}": f"{n:,}" for kind, n in bill.accelerators.items()} if len(bill.accelerators) > 1 else {}),
         "NICs": f"{bill.nics:,}",
         "planes": f"{len(bill.planes) or 1}",
         "switches": f"{switches:,}",

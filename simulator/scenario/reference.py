@@ -3,8 +3,9 @@
 The cluster must hold every engine, and every engine its model: the memory ledger and the inventory are those of a run.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,46 +22,48 @@ from simulator.errors import InputError, Problem, nearest
 from simulator.model.precision import Precision
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer, load_model
+from simulator.results.metrics import POOLS
 from simulator.scenario.experts import held
-from simulator.scenario.schema import Pool, Scenario, Serving
+from simulator.scenario.pool import Group, Pool, device_of, engine_names
+from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.speculation import cost_of
 from simulator.topology.presets import resolve_preset
 from simulator.topology.wiring import FamilyParameters
 
+DEVICES = "topologies/devices"
 TABLES = "tables"
 """Kind of a list of files, each a path or `{path: ...}`."""
 DRAFT = ("speculation", "draft", "model", "name")
 """Where a pool names its draft model."""
 REFERENCES: dict[PathKey, str] = {
     ("topology", "preset"): "topologies",
-    ("topology", "device"): "topologies/devices",
+    ("topology", "device"): DEVICES,
+    ("topology", "devices", "device"): DEVICES,
     ("serving", "model"): "workloads/models",
-    ("serving", "colocated", *DRAFT): "workloads/models",
-    ("serving", "decode", *DRAFT): "workloads/models",
+    **{("serving", role, "device"): DEVICES for role in POOLS},
+    **{("serving", role, *DRAFT): "workloads/models" for role in ("colocated", "decode")},
     ("topology", "graph"): "graphs",
     ("network", "collectives"): "topologies/collectives",
     ("traffic", "flows"): "flows",
     ("traffic", "changes"): "changes",
     ("serving", "cost", "measured", "tables"): TABLES,
-    **{
-        ("serving", role, "experts", "popularity", "measured", "file"): "experts"
-        for role in ("colocated", "prefill", "decode")
-    },
+    **{("serving", role, "experts", "popularity", "measured", "file"): "experts" for role in POOLS},
     ("workload", "trace"): "traces",
     ("workload", "prompt_tokens", "empirical", "trace"): "traces",
     ("workload", "output_tokens", "empirical", "trace"): "traces",
 }
-"""Where a scenario names shipped data or a file, and of which kind."""
+"""Where a scenario names shipped data or a file, and of which kind; of a list on the way each item."""
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A device and its node, as the inventory wants them."""
+    """A device, its node and its kind, as the inventory wants them."""
 
     index: int
     node: int
+    device: str
 
 
 class Nodes(Protocol):
@@ -69,6 +72,9 @@ class Nodes(Protocol):
     nodes: int
     devices_per_node: int
 
+    def kind_of(self, node: int) -> str:
+        """Return the kind of the devices in a node."""
+
 
 def value_at(document: Document, path: PathKey) -> Any:
     """Return what stands at `path`, or None."""
@@ -76,6 +82,19 @@ def value_at(document: Document, path: PathKey) -> Any:
     for part in path:
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def places(value: Any, path: PathKey, done: PathKey = ()) -> Iterator[tuple[dict[str, Any], PathKey]]:
+    """Yield each mapping that has the last key of `path`, and the path to its value; lists are entered on the way."""
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from places(item, path, (*done, index))
+    elif isinstance(value, dict) and path[0] in value:
+        at = (*done, path[0])
+        if len(path) == 1:
+            yield value, at
+        else:
+            yield from places(value[str(path[0])], path[1:], at)
 
 
 def attempt(
@@ -98,15 +117,14 @@ def attempt(
 
 def change_names(value: Any, change: Callable[[PathKey, str, str], str]) -> None:
     """Replace every name in a scenario's value that refers to something by `change(path, kind, name)`, in place."""
-    for path, kind in REFERENCES.items():
-        holder: Any = value
-        for part in path[:-1]:
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        found = holder.get(path[-1]) if isinstance(holder, dict) else None
-        if isinstance(found, str):
-            holder[path[-1]] = change(path, kind, found)
-        elif kind == TABLES and isinstance(found, tuple | list):
-            holder[path[-1]] = tuple(_changed(item, (*path, i), change) for i, item in enumerate(found))
+    for pattern, kind in REFERENCES.items():
+        for holder, path in places(value, pattern):
+            key = str(path[-1])
+            found = holder[key]
+            if isinstance(found, str):
+                holder[key] = change(path, kind, found)
+            elif kind == TABLES and isinstance(found, tuple | list):
+                holder[key] = tuple(_changed(item, (*path, i), change) for i, item in enumerate(found))
 
 
 def _changed(item: Any, path: PathKey, change: Callable[[PathKey, str, str], str]) -> Any:
@@ -124,21 +142,22 @@ class References:
     document: Document
     problems: list[Problem]
     parameters: FamilyParameters | None = None
-    device: Accelerator | None = None
+    devices: dict[str, Accelerator] = field(default_factory=dict)
     model: Transformer | None = None
 
     def look_up(self) -> None:
         """Find every reference of the document, and fill in the parameters of the topology."""
         # one after the other: a topology that is found fills in what the document says of its device
         for path, kind, name in chain.from_iterable(self._names(*entry) for entry in REFERENCES.items()):
-            if path == ("topology", "device") and value_at(self.document, ("traffic",)) is not None:
+            if kind == DEVICES and value_at(self.document, ("traffic",)) is not None:
                 continue  # the network alone computes nothing, so a device needs no data sheet
             if not self._is_readable(path, kind, name):
                 continue
             if path == ("topology", "preset"):
                 self._resolve_topology(name)
-            elif path == ("topology", "device"):
-                self.device = attempt(partial(load_accelerator, name), self.document, self.problems, path)
+            elif kind == DEVICES:
+                sheet = attempt(partial(load_accelerator, name), self.document, self.problems, path)
+                self.devices |= {name: sheet} if sheet is not None else {}
             elif path == ("serving", "model"):
                 self.model = attempt(partial(load_model, name), self.document, self.problems, path)
                 self._take_precision()
@@ -147,14 +166,16 @@ class References:
             elif kind == "traces":
                 self._check_trace(path, catalog.locate(kind, name))
 
-    def _names(self, path: PathKey, kind: str) -> list[tuple[PathKey, str, str]]:
-        found = value_at(self.document, path)
-        if isinstance(found, str):
-            return [(path, kind, found)]
-        if kind != TABLES or not isinstance(found, tuple):
-            return []
-        names = (((*path, i), item.get("path") if isinstance(item, dict) else item) for i, item in enumerate(found))
-        return [(at, kind, name) for at, name in names if isinstance(name, str)]
+    def _names(self, pattern: PathKey, kind: str) -> Iterator[tuple[PathKey, str, str]]:
+        for holder, path in places(self.document.value, pattern):
+            found = holder[str(path[-1])]
+            if isinstance(found, str):
+                yield path, kind, found
+            elif kind == TABLES and isinstance(found, tuple):
+                for index, item in enumerate(found):
+                    name = item.get("path") if isinstance(item, dict) else item
+                    if isinstance(name, str):
+                        yield (*path, index), kind, name
 
     def _is_readable(self, path: PathKey, kind: str, name: str) -> bool:
         file = attempt(partial(catalog.locate, kind, name), self.document, self.problems, path)
@@ -190,55 +211,78 @@ class References:
         try:
             self.parameters = resolve_preset(preset, Document(self.document.file, values, positions))
         except InputError as error:
-            own = {at.file for at in positions.values()}
+            files = {at.file for at in positions.values()}
             for problem in error.problems:
                 if problem.file is None:
                     problem = self.document.problem(("topology",), problem.what, problem.allowed, problem.nearest)
-                elif problem.file in own:
+                elif problem.file in files:
                     problem = replace(problem, path=".".join(filter(None, ("topology", problem.path))))
                 self.problems.append(problem)
             return
         written = self.parameters.model_dump()
-        if "device" not in values:  # the preset's own; a path in it starts at the preset's folder
-            beside = catalog.locate("topologies", preset).parent
-            written["device"] = catalog.canonical("topologies/devices", written["device"], beside)
+        beside = catalog.locate("topologies", preset).parent
+        own = [written] if "device" not in values else []
+        own += (written.get("devices") or ()) if "devices" not in values else ()
+        for holder in own:  # the preset's own; a path in it starts at the preset's folder
+            holder["device"] = catalog.canonical(DEVICES, holder["device"], beside)
         self.document.value["topology"] = {"preset": preset, "graph": section.get("graph"), **written}
 
 
 def check_fit(scenario: Scenario, found: References, document: Document, problems: list[Problem]) -> None:
     """Add what keeps the engines from running: a layout that does not split, too little memory, too few devices."""
-    model, device, parameters = found.model, found.device, found.parameters
-    serving = scenario.serving
-    if model is None or device is None or parameters is None or serving is None:
+    model, parameters, serving = found.model, found.parameters, scenario.serving
+    if model is None or parameters is None or serving is None:
         return
     before = len(problems)
-    device = device.in_nodes_of(getattr(parameters, "devices_per_node", 1))
-    for role, pool in serving.pools.items():
-        if any(problem.path and problem.path.startswith(f"serving.{role}.speculation") for problem in problems):
-            continue  # there is no such draft model
-        at = partial(_engine_key, role)
-        attempt(partial(check_layout, model, pool.layout), document, problems, at)
-        if pool.speculation is not None:
-            draft = attempt(partial(pool.speculation.model, model), document, problems, at)
-            if draft is not None:
-                attempt(partial(check_layout, draft, pool.layout), document, problems, at)
-        if len(problems) == before:
-            subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
-            if pool.expert_servers is None:
-                attempt(partial(cost_of, serving.cost, subject, pool.speculation), document, problems, at)
-            else:
-                share = pool.kv.memory_utilisation
-                check = partial(check_servers, model, pool.expert_servers, device, serving.precision, share)
-                attempt(check, document, problems, at)
-            attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
+    kinds = tuple(dict.fromkeys(parameters.kind_of(node) for node in range(getattr(parameters, "nodes", 1))))
+    if any(kind not in found.devices for kind in kinds):
+        return
+    devices: dict[PathKey, str] = {}
+    for group in serving.groups:
+        kind = attempt(partial(device_of, group.pool, kinds), document, problems, partial(_engine_key, group))
+        if kind is not None:
+            devices[group.keys] = kind
+            device = found.devices[kind].in_nodes_of(getattr(parameters, "devices_per_node", 1))
+            _check_engine(serving, group, model, device, document, problems, len(problems) == before)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
-        _check_devices(serving, cast(Nodes, parameters), document, problems)
+        _check_devices(serving, cast(Nodes, parameters), devices, document, problems)
 
 
-def _engine_key(role: str, problem: Problem) -> PathKey:
-    """Return the key of a pool, or of all pools for formats, that a problem of an engine names by its own path."""
+def _check_engine(
+    serving: Serving,
+    group: Group,
+    model: Transformer,
+    device: Accelerator,
+    document: Document,
+    problems: list[Problem],
+    thoroughly: bool,
+) -> None:
+    """Add what keeps an engine of a group from running; `thoroughly`: also its memory and costs."""
+    pool, before = group.pool, len(problems)
+    if any(problem.path and problem.path.startswith(f"{group.at}.speculation") for problem in problems):
+        return  # there is no such draft model
+    at = partial(_engine_key, group)
+    attempt(partial(check_layout, model, pool.layout), document, problems, at)
+    if pool.speculation is not None:
+        draft = attempt(partial(pool.speculation.model, model), document, problems, at)
+        if draft is not None:
+            attempt(partial(check_layout, draft, pool.layout), document, problems, at)
+    if len(problems) > before or not thoroughly:
+        return
+    subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
+    if pool.expert_servers is None:
+        attempt(partial(cost_of, serving.cost, subject, pool.speculation), document, problems, at)
+    else:
+        share = pool.kv.memory_utilisation
+        check = partial(check_servers, model, pool.expert_servers, device, serving.precision, share)
+        attempt(check, document, problems, at)
+    attempt(partial(kv_blocks_of, pool, model, device, serving.precision), document, problems, at)
+
+
+def _engine_key(group: Group, problem: Problem) -> PathKey:
+    """Return the key of a group, or of all engines for formats, that a problem of an engine names by its own path."""
     parts = tuple((problem.path or "layout.tensor").split("."))
-    return ("serving", *parts) if parts[0] in ("model", "precision", "cost") else ("serving", role, *parts)
+    return ("serving", *parts) if parts[0] in ("model", "precision", "cost") else ("serving", *group.keys, *parts)
 
 
 def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision: Precision) -> int:
@@ -263,25 +307,31 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     return blocks
 
 
-def _check_devices(serving: Serving, parameters: Nodes, document: Document, problems: list[Problem]) -> None:
-    pools = serving.pools
-    there = parameters.nodes * parameters.devices_per_node
-    servers = {role: pool.expert_servers.devices for role, pool in pools.items() if pool.expert_servers is not None}
-    needed = sum(pool.instances * pool.layout.devices for pool in pools.values()) + sum(servers.values())
-    if needed > there:
-        parts = " + ".join(f"{role} {pool.instances} x {pool.layout.devices}" for role, pool in pools.items())
-        parts += "".join(f" + {role} experts {count}" for role, count in servers.items())
-        what = f"the engines need {needed:,} devices ({parts}), the topology has {there:,}"
-        problems.append(document.problem(("serving", next(iter(pools)), "instances"), what))
-        return
-    inventory = Inventory([Site(index, index // parameters.devices_per_node) for index in range(there)])
-    for role, pool in pools.items():
-        for index in range(pool.instances):
-            owner = f"{role}-{index}"
-            lease = partial(inventory.lease, owner, pool.layout.devices)
-            if attempt(lease, document, problems, ("serving", role, "instances")) is None:
+def _check_devices(
+    serving: Serving, parameters: Nodes, devices: Mapping[PathKey, str], document: Document, problems: list[Problem]
+) -> None:
+    """Add the first lease that the cluster cannot grant; `devices` are the kinds of the groups."""
+    size = parameters.devices_per_node
+    sites = [Site(at, at // size, parameters.kind_of(at // size)) for at in range(parameters.nodes * size)]
+    for kind, there in Counter(site.device for site in sites).items():
+        groups = [group for group in serving.groups if devices[group.keys] == kind]
+        servers = {group.name: group.pool.expert_servers.devices for group in groups if group.pool.expert_servers}
+        needed = sum(group.pool.instances * group.pool.layout.devices for group in groups) + sum(servers.values())
+        if needed > there:
+            parts = " + ".join(f"{group.name} {group.pool.instances} x {group.pool.layout.devices}" for group in groups)
+            parts += "".join(f" + {name} experts {count}" for name, count in servers.items())
+            of = f" of {kind}" if there < len(sites) else ""
+            what = f"the engines need {needed:,} devices{of} ({parts}), the topology has {there:,}"
+            problems.append(document.problem(("serving", *groups[0].keys, "instances"), what))
+            return
+    inventory = Inventory(sites)
+    for group, names in zip(serving.groups, engine_names(serving.groups), strict=True):
+        pool, at, kind = group.pool, ("serving", *group.keys), devices[group.keys]
+        for name in names:
+            lease = partial(inventory.lease, name, pool.layout.devices, kind)
+            if attempt(lease, document, problems, (*at, "instances")) is None:
                 return
-        if role in servers:
-            lease = partial(inventory.lease, f"{role}-experts", servers[role])
-            if attempt(lease, document, problems, ("serving", role, "expert_servers", "devices")) is None:
+        if pool.expert_servers is not None:
+            lease = partial(inventory.lease, f"{names[0]}-experts", pool.expert_servers.devices, kind)
+            if attempt(lease, document, problems, (*at, "expert_servers", "devices")) is None:
                 return

@@ -4,6 +4,7 @@ Policies and laws come from the registries of the packages that own them, so a r
 """
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,10 +19,8 @@ from pydantic import (
 )
 
 from simulator.device.cost import COSTS
-from simulator.device.expert_servers import ExpertServers
 from simulator.documents import Document, path_key
 from simulator.errors import Problem
-from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.results.metrics import FLOW_METRICS, NETWORK_METRICS
 from simulator.scenario.expectation import (
@@ -30,35 +29,19 @@ from simulator.scenario.expectation import (
     parse_expectations,
     write_expectations,
 )
-from simulator.scenario.experts import Experts
 from simulator.scenario.front import AdmissionSection, CancelSection, GatewaySection, RouterView, TimeoutSection
 from simulator.scenario.network import FaultSection, Network
+from simulator.scenario.pool import Group, Pools, Router, groups_of
 from simulator.scenario.role_switch import RoleSwitch
-from simulator.scenario.speculation import SpeculationSection
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import SyntheticWorkload, Workload
-from simulator.serving.batching import BATCHERS
-from simulator.serving.prefix_cache import EVICTIONS, Pin
 from simulator.serving.queueing import ORDERS
-from simulator.serving.routing import ROUTERS
-from simulator.serving.swap import PREEMPTIONS
-from simulator.serving.tiers import TierSection
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
 
 if TYPE_CHECKING:
-    Batcher = OneOf
-    Router = OneOf
-    Eviction = OneOf
-    Queue = OneOf
-    Preemption = OneOf
     Cost = OneOf
 else:
-    Batcher = one_of("Batcher", {name: batcher.parameters for name, batcher in BATCHERS.items()})
-    Router = one_of("Router", {name: router.parameters for name, router in ROUTERS.items()})
-    Queue = one_of("Queue", {name: order.parameters for name, order in ORDERS.items()})
-    Preemption = one_of("Preemption", PREEMPTIONS)
-    Eviction = one_of("Eviction", {name: kind.parameters for name, kind in EVICTIONS.items()})
     Cost = one_of("Cost", {name: parameters for name, (parameters, _) in COSTS.items()})
 
 
@@ -87,85 +70,6 @@ class Topology(Strict):
         return dict(self.model_extra or {})
 
 
-class PrefixCaching(Strict):
-    """KV blocks of prompts stay in memory after their requests, for prompts that begin alike.
-
-    A trace's prefix hashes say which do, or its sessions, whose turns begin with the whole context of the turn before.
-    """
-
-    eviction: Eviction = Eviction.model_validate("lru")
-    """Which units that nobody uses are given up first."""
-    unit_tokens: Count | None = None
-    """Tokens that are cached or not as one; default: those of a trace's hash, or for sessions one block."""
-    pin: Pin | None = None
-    """Beginnings of prompts that are never given up."""
-    tiers: tuple[TierSection, ...] = ()
-    """Where units go that device memory gives up, one after the other, and whence they are loaded; default: nowhere."""
-
-
-class KV(Strict):
-    """Memory for keys and values of one instance, in paged blocks."""
-
-    block_tokens: Count = 16
-    """Tokens of one block."""
-    memory_utilisation: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each device's memory that the engine may use for weights, activations and KV together."""
-    watermark: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of the blocks that new prompts leave free for those who decode."""
-    blocks: Count | None = None
-    """Number of blocks, in the place of what the memory ledger finds."""
-    prefix_cache: PrefixCaching | None = None
-    """Keep what prompts have in common; default: every prompt is computed in full."""
-
-
-class Pool(Strict):
-    """Replicas of one engine with one role."""
-
-    instances: Count
-    """Number of engines."""
-    layout: Layout = Layout()
-    """Devices of one engine and how the model is split over them."""
-    batcher: Batcher = Batcher.model_validate("continuous")
-    """What an engine does in its next iteration; of an engine of several ranks (data-parallel attention, micro-batches
-    of a pipeline), what each of them does: its limits are those of a rank."""
-    queue: Queue = Queue.model_validate("fcfs")
-    """In which order those who wait are taken."""
-    preemption: Preemption = Preemption.model_validate("recompute")
-    """What becomes of a request that decodes when its KV blocks are needed."""
-    kv: KV = KV()
-    """KV memory of one engine, divided evenly among its ranks."""
-    router: Router | None = None
-    """Who takes a request that comes to this pool; default: the router of `serving`."""
-    expert_servers: ExpertServers | None = None
-    """Devices that hold the experts for all engines of the pool, which keep attention and KV cache; default: none."""
-    experts: Experts | None = None
-    """How tokens choose experts and where these lie; default: all alike, in order, without copies."""
-
-    @model_validator(mode="after")
-    def _experts_are_here(self) -> Self:
-        if self.experts is not None and self.expert_servers is not None:
-            raise LocatedError(Fault(("experts",), "excludes `expert_servers`, whose experts are all alike"))
-        return self
-
-    speculation: SpeculationSection | None = None
-    """Tokens are drafted and verified together; default: one token an iteration."""
-
-    @model_validator(mode="after")
-    def _can_speculate(self) -> Self:
-        if self.speculation is None:
-            return self
-        limits, fed = self.batcher.parameters, self.speculation.tokens + 1
-        if BATCHERS[self.batcher.name].to_completion:
-            what = f"{self.batcher.name} batches go on in step until the last has all its tokens"
-            raise LocatedError(Fault(("speculation",), what, "another batcher"))
-        if self.expert_servers is not None:
-            raise LocatedError(Fault(("speculation",), "engines with expert servers draft nothing", "one of the two"))
-        if self.batcher.name == "chunked_prefill" and limits.max_running * fed > limits.max_batch_tokens:
-            what = f"{limits.max_running} requests of {fed} tokens each cannot decode in {limits.max_batch_tokens}"
-            raise LocatedError(Fault(("batcher",), what, f"max_batch_tokens of {limits.max_running * fed} at least"))
-        return self
-
-
 class Serving(Strict):
     """Engines that serve one model: one pool for both phases, or one for prefill and one for decode."""
 
@@ -192,12 +96,12 @@ class Serving(Strict):
     """What routers know of the engines."""
     cost: Cost = Cost.model_validate("roofline")
     """How long an iteration lasts."""
-    colocated: Pool | None = None
-    """One pool that prefills and decodes."""
-    prefill: Pool | None = None
-    """The pool that prefills; needs `decode`."""
-    decode: Pool | None = None
-    """The pool that decodes; needs `prefill`."""
+    colocated: Pools | None = None
+    """Engines that prefill and decode: alike, or a list of groups."""
+    prefill: Pools | None = None
+    """Engines that prefill; need `decode`."""
+    decode: Pools | None = None
+    """Engines that decode; need `prefill`."""
     kv_transfer: TransferRules = TransferRules()
     """How KV caches move from prefill to decode engines."""
     role_switch: RoleSwitch | None = None
@@ -205,11 +109,12 @@ class Serving(Strict):
 
     @model_validator(mode="after")
     def _can_speculate(self) -> Self:
-        for role, pool in self.pools.items():
+        for group in self.groups:
+            pool = group.pool
             if pool.speculation is None:
                 continue
-            at = (role, "speculation")
-            if role == "prefill":
+            at = (*group.keys, "speculation")
+            if group.role == "prefill":
                 raise LocatedError(Fault(at, "engines that only prefill draft nothing", "the decode pool"))
             if self.role_switch is not None:
                 raise LocatedError(Fault(at, "engines that change roles draft nothing", "one of the two"))
@@ -238,19 +143,49 @@ class Serving(Strict):
         return self
 
     @model_validator(mode="after")
+    def _groups_go_together(self) -> Self:
+        for role in self.roles:
+            groups = [group for group in self.groups if group.role == role]
+            routers = [group for group in groups if group.pool.router is not None]
+            other = next((group for group in routers if group.pool.router != routers[0].pool.router), None)
+            if other is not None:
+                what = "one router chooses among all engines of a role, and another group names another"
+                raise LocatedError(Fault((*other.keys, "router"), what, "the same, or in one group alone"))
+            if self.role_switch is not None and len(groups) > 1:
+                what = f"engines change roles between pools of one group each, and {role} has {len(groups)}"
+                raise LocatedError(Fault(("role_switch",), what))
+            names = [group.pool.name for group in groups if group.pool.name is not None]
+            for group in groups:
+                if names.count(group.pool.name or "") > 1:
+                    raise LocatedError(Fault((*group.keys, "name"), f"two groups of {role} are called so"))
+        return self
+
+    @model_validator(mode="after")
     def _engines_that_switch_are_alike(self) -> Self:
-        if self.role_switch is not None and self.prefill is not None and self.decode is not None:
-            kinds = [(pool.layout, pool.experts) for pool in (self.prefill, self.decode)]
+        if self.role_switch is not None:
+            kinds = [(group.pool.layout, group.pool.experts) for group in self.groups]
             if any(experts is not None for _, experts in kinds) and kinds[0] != kinds[1]:
                 what = "with `experts` an engine changes roles only between pools of the same layout and experts"
                 raise LocatedError(Fault(("role_switch",), what))
         return self
 
     @property
-    def pools(self) -> dict[str, Pool]:
-        """The pools by role, in the order in which they lease devices."""
-        roles = {"colocated": self.colocated, "prefill": self.prefill, "decode": self.decode}
-        return {role: pool for role, pool in roles.items() if pool is not None}
+    def groups(self) -> tuple[Group, ...]:
+        """The sections of engines, in the order in which they lease devices."""
+        sections = {"colocated": self.colocated, "prefill": self.prefill, "decode": self.decode}
+        return tuple(chain.from_iterable(groups_of(role, part) for role, part in sections.items() if part is not None))
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles of engines, a pool each."""
+        return tuple(dict.fromkeys(group.role for group in self.groups))
+
+    def router_of(self, role: str) -> tuple[OneOf, str]:
+        """Return who takes a request that comes to a role, and where that is said."""
+        for group in self.groups:
+            if group.role == role and group.pool.router is not None:
+                return group.pool.router, f"{group.at}.router"
+        return self.router, "serving.router"
 
 
 class SLO(Strict):
@@ -383,19 +318,18 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _queues_have_what_they_go_by(self) -> Self:
         faults = []
-        for role, pool in self.serving.pools.items() if self.serving is not None else ():
+        for group in self.serving.groups if self.serving is not None else ():
+            pool, at = group.pool, ("serving", *group.keys)
             order = ORDERS[pool.queue.name]
             if order.needs_ttft and self.slo.ttft is None:
-                faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `slo.ttft`"))
+                faults.append(Fault((*at, "queue"), f"{pool.queue.name} needs `slo.ttft`"))
             # A trace may have predicted lengths: that shows when it is opened.
             unknown_length = isinstance(self.workload, SyntheticWorkload) and self.workload.prediction is None
             if "predicted_tokens" in order.reads and unknown_length:
-                faults.append(Fault(("serving", role, "queue"), f"{pool.queue.name} needs `workload.prediction`"))
+                faults.append(Fault((*at, "queue"), f"{pool.queue.name} needs `workload.prediction`"))
             if pool.preemption.name == "swap" and pool.queue.name == "priority" and pool.queue.parameters.preempt:
                 what = "who is swapped out comes back before new prompts, so priorities cannot preempt"
-                faults.append(
-                    Fault(("serving", role, "preemption"), what, "recompute, or priority with `preempt: false`")
-                )
+                faults.append(Fault((*at, "preemption"), what, "recompute, or priority with `preempt: false`"))
         if faults:
             raise LocatedError(*faults)
         return self
@@ -411,7 +345,7 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _expected_metrics_exist(self) -> Self:
         objectives = (self.slo.ttft, self.slo.tpot, self.slo.e2e)
-        pools = self.serving.pools if self.serving else {}
+        pools = self.serving.roles if self.serving else ()
         faults = []
         for metric, _, _ in self.expect:
             what, _, rest = metric.partition(".")

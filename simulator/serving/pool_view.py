@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from simulator.serving.request import UNFINISHED, Request
 
-TOKENS, BACKLOG, KV, PREFIX = "tokens", "backlog", "kv", "prefix"
+TOKENS, BACKLOG, KV, PREFIX, PRICE = "tokens", "backlog", "kv", "prefix", "price"
 """What a router may read; a pool counts requests always and the rest for routers that say so."""
 
 

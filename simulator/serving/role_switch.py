@@ -12,6 +12,7 @@ from simpy import Event
 from simulator.clock import Clock
 from simulator.serving.instance import Instance
 from simulator.serving.pool import Pool
+from simulator.serving.pool_view import EngineTraits
 from simulator.serving.role_policies import PoolLoad, View
 
 
@@ -29,8 +30,8 @@ class Times(NamedTuple):
 class Joins(Protocol):
     """Makes an engine in a role on the devices of another that has served in the other role."""
 
-    def __call__(self, instance: Instance, role: str) -> Instance:
-        """Return the engine; it is in no pool yet."""
+    def __call__(self, instance: Instance, role: str) -> tuple[Instance, EngineTraits]:
+        """Return the engine, which is in no pool yet, and what routers may know of it."""
 
 
 class RoleSwitching:
@@ -68,8 +69,8 @@ class RoleSwitching:
             yield self._drained(source, leaves)
             if times.delay_ns:
                 yield env.timeout(times.delay_ns)
-            joins = self._joins(leaves, target.role)
-            target.add(joins)
+            joins, traits = self._joins(leaves, target.role)
+            target.add(joins, traits)
             self.switched += 1
             self._event("joins pool", joins.name, f"was {leaves.name}")
             if times.cooldown_ns:

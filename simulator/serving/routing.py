@@ -15,6 +15,7 @@ from simulator.serving.pool_view import (
     BACKLOG,
     KV,
     PREFIX,
+    PRICE,
     TOKENS,
     Place,
     PoolView,
@@ -132,7 +133,7 @@ class RouterKind(NamedTuple):
     make: Callable[[Any, Place], Router]
     """(parameters, where it stands) -> the router."""
     reads: frozenset[str] = frozenset()
-    """Beyond engines and outstanding requests, of TOKENS, BACKLOG, KV and PREFIX."""
+    """Beyond engines and outstanding requests, of TOKENS, BACKLOG, KV, PREFIX and PRICE."""
     needs: Callable[[Any, Place], str | None] = lambda parameters, place: None
     """(parameters, where it stands) -> what it lacks there, if anything."""
     of_requests: Sequence[str] = ()
@@ -157,6 +158,6 @@ ROUTERS: dict[str, RouterKind] = {
     "session_affinity": RouterKind(SessionAffinity, session_affinity, of_requests=("session",)),
     "slo_aware": RouterKind(SLOAware, slo_aware, frozenset({BACKLOG, PREFIX}), SLOAware.unmet_need),
     "cost_aware": RouterKind(
-        CostAware, cost_aware, frozenset({BACKLOG, PREFIX, TOKENS}), CostAware.unmet_need, ("predicted_tokens",)
+        CostAware, cost_aware, frozenset({BACKLOG, PREFIX, TOKENS, PRICE}), CostAware.unmet_need, ("predicted_tokens",)
     ),
 }

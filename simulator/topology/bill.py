@@ -31,8 +31,9 @@ class Reach:
 class BillOfMaterials:
     """Counts of one fabric; tiers in order from the devices up.
 
-    `accelerators` counts devices by their data sheets; `device_kinds` (CPUs that are endpoints too) and `switches` count by tier (`scale_up`: NVLink switches and
-    domains among them), `planes` the switches of each plane by tier (empty where no switch belongs to one).
+    `accelerators` counts devices by their data sheets, `device_kinds` (CPUs that are endpoints too) and `switches` by
+    tier (`scale_up`: NVLink switches and domains among them), `planes` the switches of each plane by tier (empty where
+    no switch belongs to one).
     `cables` counts each two-way cable or on-board connection once, `cable_bytes_per_s` is one way, summed;
     `inter_switch_links` are those between two switches of the fabric, `nic_links` those from a NIC to one;
     `transceivers` is two per cable of both sorts (copper needs none).

@@ -78,9 +78,10 @@ class Operation:
 class Topology:
     """An immutable fabric; build one with `simulator.topology.build_topology`.
 
-    `device` names the data sheet of the accelerators, of the first where there are several `kinds`; `sites` are the accelerators by index, `hosts` further endpoints (CPUs)
-    whose indices go on where those of `sites` end; `links` is indexed by link index; `planes` are the networks in the
-    order in which they are tried. `operations` has what some operations reach (see `operation`).
+    `device` names the accelerators' data sheet (of several `kinds` that of the first); `sites` are the accelerators by
+    index, `hosts` further endpoints (CPUs) whose indices go on where those of `sites` end; `links` is indexed by link
+    index; `planes` are the networks in the order in which they are tried. `operations` has what some operations reach
+    (see `operation`).
     `bisection_bytes_per_s` is what can flow one way from the first half of the nodes to the others (of an odd number
     the smaller half sends); `oversubscription` is the down:up capacity of a leaf. `routing` is the policy (of
     `simulator.network.routing`) without which the fabric would not do what it is built for.
@@ -154,7 +155,7 @@ class Topology:
 
     @cached_property
     def kinds(self) -> Mapping[str, int]:
-        """How many accelerators there are of each kind, by the name of its data sheet, in the order of their indices."""
+        """How many accelerators there are of each kind (name of a data sheet), in the order of their indices."""
         return Counter(site.device for site in self.sites)
 
     @cached_property

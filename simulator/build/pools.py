@@ -1,0 +1,247 @@
+"""The pools of a serving scenario before they live: per role a router, and groups of engines with their leases.
+
+Every group has its own devices: their data sheet sets its costs, its memory, its power and its price.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from simulator.build.disaggregation import cost_with_servers
+from simulator.build.experts import experts_of
+from simulator.build.front import router_of
+from simulator.build.kv_memory import lower_of, swap_of
+from simulator.build.workload import prefixes_of
+from simulator.cluster.inventory import Inventory, Lease
+from simulator.device.accelerator import Accelerator, load_accelerator
+from simulator.device.cost import Cost, Subject
+from simulator.errors import InputError, Problem
+from simulator.model.layout import Layout
+from simulator.model.transformer import Transformer
+from simulator.network.collectives import Collectives
+from simulator.network.group_times import GroupTimes
+from simulator.scenario.pool import Group, device_of, engine_names
+from simulator.scenario.pool import Pool as PoolSection
+from simulator.scenario.reference import kv_blocks_of
+from simulator.scenario.schema import Scenario, Serving
+from simulator.scenario.speculation import cost_of
+from simulator.serving.batching import BATCHERS
+from simulator.serving.engine import Engine
+from simulator.serving.expert_balance import Plan as ExpertPlan
+from simulator.serving.jump import StepTicks
+from simulator.serving.pool_view import PRICE, EngineTraits, Router
+from simulator.serving.queueing import ORDERS, Setting
+from simulator.serving.speculation import Speculation
+from simulator.topology.graph import Topology
+
+
+class Switched(NamedTuple):
+    """What an engine is in the other role, on the same devices."""
+
+    engine: Engine
+    traits: EngineTraits
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Engines that are alike, before they live: what they share, and a lease for each."""
+
+    section: Group
+    device: str
+    """Data sheet of its devices."""
+    engine: Engine
+    traits: EngineTraits
+    """Of each engine but for its name."""
+    hourly: float | None
+    """Dollars per hour of one device, where they are known."""
+    leases: tuple[Lease, ...]
+    servers: Lease | None = None
+    """Devices of its expert servers."""
+    switched: Switched | None = None
+    """What its engines are in the other role, if they may have it."""
+    experts: ExpertPlan | None = None
+
+    @property
+    def name(self) -> str:
+        """What its engines are called, but for a number."""
+        return self.section.name
+
+    @property
+    def layout(self) -> Layout:
+        """How each engine splits the model."""
+        return self.section.pool.layout
+
+    @property
+    def devices(self) -> int:
+        """Devices that it leases."""
+        servers = len(self.servers.devices) if self.servers is not None else 0
+        return servers + sum(len(lease.devices) for lease in self.leases)
+
+    @property
+    def moves_experts(self) -> bool:
+        """Whether weights cross the network."""
+        return self.experts is not None and self.experts.interval_ns is not None and self.experts.moves_cost
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """All engines of one role, before they live, and who chooses among them."""
+
+    role: str
+    router: Router
+    reads: frozenset[str]
+    """What the router reads of the pool."""
+    groups: tuple[GroupPlan, ...]
+
+    @property
+    def devices(self) -> list[int]:
+        """Devices of its engines."""
+        return [at for group in self.groups for lease in group.leases for at in lease.devices]
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What groups are planned from."""
+
+    scenario: Scenario
+    model: Transformer
+    topology: Topology
+    inventory: Inventory
+    collectives: Callable[[str], Collectives]
+    """Of a kind of devices; asked for only where they are needed."""
+    unit_tokens: int | None
+    """Tokens of a unit of the prefix caches."""
+    notes: list[str]
+
+    @property
+    def serving(self) -> Serving:
+        """The section of the engines."""
+        assert self.scenario.serving is not None
+        return self.scenario.serving
+
+    def pools(self) -> tuple[PoolPlan, ...]:
+        """Lease devices for all engines, in order; raises InputError when something does not fit."""
+        groups = self.serving.groups
+        plans = [self._group(group, names) for group, names in zip(groups, engine_names(groups), strict=True)]
+        pools = []
+        for role in self.serving.roles:
+            own = tuple(plan for plan in plans if plan.section.role == role)
+            pools.append(PoolPlan(role, *self._router(role, own), own))
+        return tuple(pools)
+
+    def _router(self, role: str, groups: tuple[GroupPlan, ...]) -> tuple[Router, frozenset[str]]:
+        router, reads = router_of(role, self.scenario)
+        free = [group for group in groups if group.hourly is None]
+        if PRICE in reads and free and len({group.device for group in groups}) > 1:
+            what = f"{self.serving.router_of(role)[0].name} compares prices, and {free[0].device} has none per hour"
+            problem = Problem(what, path=f"{free[0].section.at}.price", allowed="that of one device, such as 1.2 $/h")
+            raise InputError(self.scenario.located(problem))
+        return router, reads
+
+    def _group(self, group: Group, names: tuple[str, ...]) -> GroupPlan:
+        section, scenario, model = group.pool, self.scenario, self.model
+        try:
+            device = device_of(section, tuple(self.topology.kinds))
+        except InputError as error:
+            raise InputError([scenario.located(problem) for problem in error.at(group.at)]) from None
+        devices_per_node = 1 + max(site.slot for site in self.topology.sites)
+        accelerator = load_accelerator(device).in_nodes_of(devices_per_node)
+        experts = experts_of(group, scenario, model, devices_per_node, self.notes)
+        leases = tuple(self.inventory.lease(name, section.layout.devices, device) for name in names)
+        servers = None
+        if section.expert_servers is not None:
+            servers = self.inventory.lease(f"{names[0]}-experts", section.expert_servers.devices, device)
+        cost = self._cost(group, accelerator, leases, servers, experts)
+        engine = self._engine_of(group.role, section, accelerator, cost)
+        hourly = section.price if section.price is not None else accelerator.price.hourly
+        per_h = section.layout.devices * (hourly or 0.0)
+        switched = None
+        if self.serving.role_switch is not None:
+            [other] = [each for each in self.serving.groups if each.role != group.role]
+            its = other.pool.model_copy(update={"layout": section.layout})
+            there = self._engine_of(other.role, its, accelerator, cost)
+            switched = Switched(there, engine_traits(there, per_h))
+        traits = engine_traits(engine, per_h)
+        return GroupPlan(group, device, engine, traits, hourly, leases, servers, switched, experts)
+
+    def _cost(
+        self,
+        group: Group,
+        accelerator: Accelerator,
+        leases: tuple[Lease, ...],
+        servers: Lease | None,
+        experts: ExpertPlan | None,
+    ) -> Cost:
+        serving, model, section = self.serving, self.model, group.pool
+        layout, kind = section.layout, device_of(section, tuple(self.topology.kinds))
+        if section.expert_servers is not None and servers is not None:
+            clients = [lease.devices for lease in leases]
+            given = serving, model, layout, accelerator, section.expert_servers, self.topology
+            return cost_with_servers(*given, self.collectives(kind).constants, clients, servers.devices)
+        links = None
+        if layout.devices > layout.tensor or layout.tensor > accelerator.domain:
+            links = GroupTimes(self.collectives(kind), layout, leases[0].devices)
+        balance = experts.balance if experts else None
+        subject = Subject(model, layout, accelerator, serving.precision, links, balance)
+        return cost_of(serving.cost, subject, section.speculation)
+
+    def _engine_of(self, role: str, section: PoolSection, accelerator: Accelerator, cost: Cost) -> Engine:
+        blocks = kv_blocks_of(section, self.model, accelerator, self.serving.precision)
+        return _engine(role, section, self.scenario, self.model, cost, blocks, self.unit_tokens)
+
+
+def _engine(
+    role: str,
+    section: PoolSection,
+    scenario: Scenario,
+    model: Transformer,
+    cost: Cost,
+    blocks: int,
+    unit_tokens: int | None,
+) -> Engine:
+    """Return the engine of a group whose ranks divide so many KV blocks."""
+    batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
+    order, parameters = ORDERS[section.queue.name], section.queue.parameters
+    setting = Setting(scenario.slo.ttft, cost.prefill_ns)
+    ranks = section.layout.data * section.layout.pipeline
+    each, size = blocks // ranks, section.kv.block_tokens
+    watermark = int(section.kv.watermark * each)
+    prefixes = prefixes_of(section.kv, each, unit_tokens)
+    assert scenario.serving is not None
+    swap = swap_of(section, model, scenario.serving.precision)
+    return Engine(
+        role,
+        cost,
+        StepTicks(cost),
+        batcher.policy,
+        limits,
+        each,
+        size,
+        watermark,
+        ranks,
+        prefixes,
+        lambda: order.make(parameters, setting),
+        batcher.to_completion,
+        counts_service=section.queue.name == "fair",
+        by_priority=section.queue.name == "priority" and parameters.preempt,
+        speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
+        swap=swap,
+        lower=lower_of(section, model, scenario.serving.precision, unit_tokens),
+    )
+
+
+def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
+    """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
+    tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
+    prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
+
+    drafted, gain = 0, 1.0
+    if engine.speculation is not None:
+        drafted, gain = engine.speculation.tokens, engine.speculation.mean_gain
+
+    def step_ns(batch: int, context: int) -> float:
+        each = context / ranks + drafted * -(-batch // ranks)
+        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), each)
+        return (fixed_ns + slope_ns * each) / gain
+
+    return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)
