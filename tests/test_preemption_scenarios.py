@@ -55,7 +55,7 @@ def test_with_memory_for_all_nothing_changes(tmp_path):
     ("layout", "parts", "spaces"), [("{tensor: 1}", 1, 1), ("{tensor: 4}", 4, 1), ("{data: 2}", 1, 2)]
 )
 def test_a_device_copies_its_share_of_a_block(tmp_path, layout, parts, spaces):
-    engine = plan(scenario(tmp_path, "{swap: {host: 1 GiB}}", layout=layout)).pools[0].engine
+    engine = plan(scenario(tmp_path, "{swap: {host: 1 GiB}}", layout=layout)).groups[0].engine
     found = engine.swap()
     assert len(found) == spaces
     block = ceil(16 * load_model("llama-3.1-8b").kv_bytes_per_token() / parts)
@@ -63,7 +63,7 @@ def test_a_device_copies_its_share_of_a_block(tmp_path, layout, parts, spaces):
 
 
 def test_micro_batches_share_the_memory_of_their_devices(tmp_path):
-    first, second = plan(scenario(tmp_path, "swap", layout="{pipeline: 2}")).pools[0].engine.swap()
+    first, second = plan(scenario(tmp_path, "swap", layout="{pipeline: 2}")).groups[0].engine.swap()
     assert first is not second
     assert first.host is second.host
 

@@ -81,6 +81,12 @@ class Blueprint:
         return tuple(group for pool in self.pools for group in pool.groups)
 
     @property
+    def hourly(self) -> float | None:
+        """Dollars per hour of all that is leased; None if some of it has no price."""
+        each = [None if group.hourly is None else group.hourly * group.devices for group in self.groups]
+        return None if None in each else sum(price for price in each if price is not None)
+
+    @property
     def reckons_power(self) -> bool:
         """Whether the kernels of all engines are known one by one, so that what all of them draw is."""
         costs = [group.engine.cost for group in self.groups]
@@ -340,7 +346,8 @@ class System:
         limits = {name: limit for name in ("ttft", "tpot", "e2e") if (limit := getattr(slo, name)) is not None}
         if not limits:
             self.notes.append("slo: none given, so goodput counts every finished request")
-        summary = summarise(folder, limits, self.recording.itl, self.env.now, self.blueprint.inventory.leased)
+        leased, hourly = self.blueprint.inventory.leased, self.blueprint.hourly
+        summary = summarise(folder, limits, self.recording.itl, self.env.now, leased, hourly)
         summary["requests"]["rejected_by"] = self.frontend.reasons
         return summary
 

@@ -260,6 +260,11 @@ def _throughput(summary: Mapping[str, Any], console: Console, symbols: _Symbols)
         power = _number(energy["mean_w"] / summary["devices"])
         _line(f"{power} W per device{symbols.dot}{each} J per output token{symbols.dot}{kwh} kWh", console)
 
+    price = summary.get("price")
+    if price and price["dollars_per_million_output_tokens"] is not None:
+        each = _number(price["dollars_per_million_output_tokens"])
+        _line(f"{_number(price['dollars_per_h'])} $/h{symbols.dot}{each} $ per million output tokens", console)
+
 
 def _bar(pool: Mapping[str, Any], symbols: _Symbols) -> Text:
     prefill = round(_BAR_WIDTH * (pool["prefill"] or 0))
@@ -276,9 +281,14 @@ def _pools(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
         return
     _title("Pools", console, f"{symbols.work} prefill  {symbols.other_work} decode  {symbols.rest} idle")
     table = _grid(("", "time", "busy", "instances", "KV mean", "KV max"), left=2)
-    for role, pool in summary["utilisation"].items():
+    rows = [
+        row
+        for role, pool in summary["utilisation"].items()
+        for row in ((role, pool), *((f"  {name}", group) for name, group in pool.get("groups", {}).items()))
+    ]
+    for name, pool in rows:
         busy, kv_mean, kv_max = (Text(_share(pool[key])) for key in ("busy", "kv_mean", "kv_max"))
-        table.add_row(Text(role), _bar(pool, symbols), busy, Text(f"{pool['instances']:,}"), kv_mean, kv_max)
+        table.add_row(Text(name), _bar(pool, symbols), busy, Text(f"{pool['instances']:,}"), kv_mean, kv_max)
     _indented(table, console)
 
 

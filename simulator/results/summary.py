@@ -27,12 +27,18 @@ _OUTCOMES = ("finished", "rejected", "timed_out", "cancelled", "unfinished")
 
 
 def summarise(
-    folder: Path, slo: Mapping[str, int], itl: LogHistogram, duration_ns: int, devices: int
+    folder: Path,
+    slo: Mapping[str, int],
+    itl: LogHistogram,
+    duration_ns: int,
+    devices: int,
+    hourly: float | None = None,
 ) -> dict[str, Any]:
     """Return the content of summary.json from the closed tables in `folder`; times in seconds, no value is None.
 
     `slo` maps ttft, tpot and e2e, those that were given, to limits in ns; `itl` holds the gaps between tokens,
-    `duration_ns` is the simulated time, `devices` the number of accelerators leased. An absent instances, power or
+    `duration_ns` is the simulated time, `devices` the number of accelerators leased, `hourly` what all of them cost in
+    dollars per hour. An absent instances, power or
     links table gives no figures of that kind. Raises InvariantError when rows contradict themselves.
     """
     requests = folder / REQUESTS.file
@@ -70,6 +76,7 @@ def summarise(
         },
         "utilisation": _utilisation(folder / INSTANCES.file),
         "energy": _energy(folder / POWER.file, seconds, totals["generated_tokens"]),
+        "price": _price(hourly, seconds, totals),
         "links": link_figures(folder),
         "preemptions": totals["preemptions"],
         "retries": totals["retries"],
@@ -210,32 +217,72 @@ def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]
 
 
 def _utilisation(path: Path) -> dict[str, Any]:
-    """Per pool: shares of its instances' time and of their KV blocks, weighted by time."""
+    """Per role: shares of its instances' time and of their KV blocks, weighted by time; by group where it has several.
+
+    An engine `decode-small-3` is of the group `small` of its role.
+    """
     if not path.exists():
         return {}
     import numpy as np
 
-    sums: dict[str, dict[str, float]] = {}
-    instances: dict[str, dict[str, None]] = {}
+    sums: dict[tuple[str, str], dict[str, float]] = {}
+    instances: dict[tuple[str, str], dict[str, None]] = {}
     numbers = ("start_ns", "end_ns", "prefill_ns", "decode_ns", "idle_ns", "kv_blocks_max", "kv_total_blocks")
-    for group in _row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
-        columns = _integers(group, numbers)
-        roles = group["role"].combine_chunks().to_numpy(zero_copy_only=False)
-        kv_blocks = group["kv_blocks"].to_numpy()
-        names = group["instance"].combine_chunks()
+    for rows in _row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
+        columns = _integers(rows, numbers)
+        roles = rows["role"].combine_chunks().to_numpy(zero_copy_only=False)
+        kv_blocks = rows["kv_blocks"].to_numpy()
+        names = rows["instance"].combine_chunks().dictionary_encode()
+        places, firsts = np.unique(names.indices.to_numpy(), return_index=True)
+        found = names.dictionary.to_pylist()
+        owners = {found[place]: _group(roles[first], found[place]) for place, first in zip(places, firsts, strict=True)}
+        known = {group: at for at, group in enumerate(sorted(set(owners.values())))}
+        group_of = np.array([known[owners[name]] for name in found], dtype=np.int64)[names.indices.to_numpy()]
         length_ns = (columns["end_ns"] - columns["start_ns"]).astype(np.float64)
-        for role in sorted(set(roles)):
-            mine = roles == role
-            pool = sums.setdefault(role, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
+        for group, at in known.items():
+            mine = group_of == at
+            pool = sums.setdefault(group, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
             for state in ("prefill", "decode", "idle"):
                 pool[state] += float(columns[f"{state}_ns"][mine].sum(dtype=np.float64))
             pool["kv"] += float((kv_blocks * length_ns)[mine].sum())
             pool["kv_total"] += float((columns["kv_total_blocks"] * length_ns)[mine].sum())
             most = columns["kv_blocks_max"][mine] / np.maximum(columns["kv_total_blocks"][mine], 1)
             pool["kv_max"] = max(pool["kv_max"], float(most.max()))
-            instances.setdefault(role, {}).update(dict.fromkeys(names.filter(_mask(mine)).unique().to_pylist()))
-    order = [*(role for role in POOLS if role in sums), *sorted(role for role in sums if role not in POOLS)]
-    return {role: _pool(sums[role], len(instances[role])) for role in order}
+            instances.setdefault(group, {}).update((name, None) for name, owner in owners.items() if owner == group)
+    roles_there = dict.fromkeys(role for role, _ in sums)
+    order = [*(role for role in POOLS if role in roles_there), *sorted(roles_there.keys() - set(POOLS))]
+    return {role: _role(role, sums, {group: len(names) for group, names in instances.items()}) for role in order}
+
+
+def _group(role: str, instance: str) -> tuple[str, str]:
+    """Return the role and the group of an instance, whose name begins with them."""
+    name = instance.rpartition("-")[0]
+    return role, name.removeprefix(f"{role}-") if name.startswith(f"{role}-") else role
+
+
+def _role(
+    role: str, sums: Mapping[tuple[str, str], Mapping[str, float]], instances: Mapping[tuple[str, str], int]
+) -> dict[str, Any]:
+    groups = [group for group in sums if group[0] == role]
+    whole = {key: sum(sums[group][key] for group in groups) for key in sums[groups[0]]}
+    whole["kv_max"] = max(sums[group]["kv_max"] for group in groups)
+    figures = _pool(whole, sum(instances[group] for group in groups))
+    if len(groups) == 1:
+        return figures
+    return figures | {"groups": {group[1]: _pool(sums[group], instances[group]) for group in groups}}
+
+
+def _price(hourly: float | None, seconds: float, totals: Mapping[str, int]) -> dict[str, float | None]:
+    """Return what the leased devices cost in dollars, idle or not; nothing if that is unknown."""
+    if hourly is None:
+        return {}
+    dollars = hourly * seconds / 3600
+    return {
+        "dollars_per_h": hourly,
+        "dollars": dollars,
+        "dollars_per_request": _ratio(dollars, totals["finished"]),
+        "dollars_per_million_output_tokens": _ratio(1e6 * dollars, totals["generated_tokens"]),
+    }
 
 
 def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
@@ -258,12 +305,6 @@ def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
         "joules_per_output_token": _ratio(total, tokens),
         "pools": pools,
     }
-
-
-def _mask(values: "npt.NDArray[np.bool_]") -> Any:
-    import pyarrow as pa
-
-    return pa.array(values)
 
 
 def _pool(sums: Mapping[str, float], instances: int) -> dict[str, Any]:

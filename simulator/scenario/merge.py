@@ -233,6 +233,9 @@ def _nest(path: PathKey, done: PathKey, value: Any, old: Any, current: Document,
         return value
     part, rest = path[0], path[1:]
     if isinstance(part, str):
+        if isinstance(old, tuple):
+            what = f"{dotted(done)} is a list of {len(old)}: say which item, such as {dotted((*done, 0, part))}"
+            raise InputError(Problem(what, into.file))
         inner = old.get(part) if isinstance(old, Mapping) else None
         return {part: _nest(rest, (*done, part), value, inner, current, into)}
     if not isinstance(old, tuple) or part >= len(old):

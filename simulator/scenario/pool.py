@@ -3,11 +3,12 @@
 Policies come from the registries of the packages that own them, so a registered plug-in is a legal name here.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from simulator.device.expert_servers import ExpertServers
 from simulator.documents import PathKey, dotted
@@ -68,10 +69,16 @@ class KV(Strict):
     """Keep what prompts have in common; default: every prompt is computed in full."""
 
 
+def _group_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):
+        raise ValueError(f"{name[:40]!r} is no name: at most 32 small letters, digits and '_', a letter first")
+    return name
+
+
 class Pool(Strict):
     """Replicas of one engine with one role: all of a role's engines, or a group of them."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
+    name: Annotated[str, AfterValidator(_group_name)] | None = None
     """What its engines are called after their role, where a role has several groups."""
     device: str | None = None
     """Data sheet of the devices that it leases; default: the only kind that the cluster has."""

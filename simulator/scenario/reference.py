@@ -28,7 +28,8 @@ from simulator.scenario.pool import Group, Pool, device_of, engine_names
 from simulator.scenario.schema import Scenario, Serving
 from simulator.scenario.speculation import cost_of
 from simulator.topology.presets import resolve_preset
-from simulator.topology.wiring import FamilyParameters
+from simulator.topology.wiring import FamilyParameters, NodeParameters
+from simulator.units import format_bandwidth
 
 DEVICES = "topologies/devices"
 TABLES = "tables"
@@ -237,6 +238,7 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
     kinds = tuple(dict.fromkeys(parameters.kind_of(node) for node in range(getattr(parameters, "nodes", 1))))
     if any(kind not in found.devices for kind in kinds):
         return
+    _check_scale_up(parameters, found, document, problems)
     devices: dict[PathKey, str] = {}
     for group in serving.groups:
         kind = attempt(partial(device_of, group.pool, kinds), document, problems, partial(_engine_key, group))
@@ -246,6 +248,21 @@ def check_fit(scenario: Scenario, found: References, document: Document, problem
             _check_engine(serving, group, model, device, document, problems, len(problems) == before)
     if len(problems) == before and hasattr(parameters, "nodes"):  # other families: the run's inventory sees to it
         _check_devices(serving, cast(Nodes, parameters), devices, document, problems)
+
+
+def _check_scale_up(
+    parameters: FamilyParameters, found: References, document: Document, problems: list[Problem]
+) -> None:
+    """Add nodes of another device whose scale-up links, left out, would be those of the others."""
+    if not isinstance(parameters, NodeParameters) or parameters.devices_per_node == 1:
+        return
+    for index, kind in enumerate(parameters.devices or ()):
+        domain, wire = found.devices[kind.device].scale_up, parameters.nvlink
+        if kind.nvlink is None and (domain is None or domain.bandwidth != wire.bandwidth):
+            own = f"{format_bandwidth(domain.bandwidth)} each" if domain is not None else "no scale-up links"
+            what = f"{kind.device} has {own} by its data sheet, the other nodes {format_bandwidth(wire.bandwidth)}"
+            at = ("topology", "devices", index, "device")
+            problems.append(document.problem(at, what, "`nvlink` beside it: bandwidth and latency in these nodes"))
 
 
 def _check_engine(

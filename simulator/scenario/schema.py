@@ -154,10 +154,10 @@ class Serving(Strict):
             if self.role_switch is not None and len(groups) > 1:
                 what = f"engines change roles between pools of one group each, and {role} has {len(groups)}"
                 raise LocatedError(Fault(("role_switch",), what))
-            names = [group.pool.name for group in groups if group.pool.name is not None]
-            for group in groups:
-                if names.count(group.pool.name or "") > 1:
-                    raise LocatedError(Fault((*group.keys, "name"), f"two groups of {role} are called so"))
+            names = [group.pool.name for group in groups]
+            for at, group in enumerate(groups):
+                if group.pool.name is not None and group.pool.name in names[:at]:
+                    raise LocatedError(Fault((*group.keys, "name"), f"another group of {role} is called so"))
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -103,9 +103,18 @@ def _block(value: Mapping[str, Any], indent: str) -> list[str]:
         short = _flow(item)
         if isinstance(item, dict) and item and (len(indent) + len(key) + len(short) > _LINE or _nested(item)):
             lines += [f"{indent}{_scalar(key)}:", *_block(item, indent + "  ")]
+        elif isinstance(item, list | tuple) and len(indent) + len(key) + len(short) > _LINE and _mappings(item):
+            lines.append(f"{indent}{_scalar(key)}:")
+            for part in item:
+                first, *rest = _block(part, indent + "    ")
+                lines += [f"{indent}  - {first.lstrip()}", *rest]
         else:
             lines.append(f"{indent}{_scalar(key)}: {short}")
     return lines
+
+
+def _mappings(item: Sequence[Any]) -> bool:
+    return all(isinstance(part, dict) and part for part in item)
 
 
 def _nested(item: dict[str, Any]) -> bool:

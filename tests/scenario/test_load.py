@@ -53,7 +53,7 @@ def test_the_later_value_wins_and_the_rest_stays(folder: Path) -> None:
     scenario = child(folder, "slo: {ttft: 2 s}\nserving: {colocated: {instances: 3}}")
     assert scenario.slo.ttft == 2_000_000_000
     assert scenario.slo.tpot == 50_000_000
-    pool = scenario.serving.pools["colocated"]
+    pool = scenario.serving.colocated
     assert (pool.instances, pool.layout.tensor, pool.batcher.parameters.max_running) == (3, 2, 8)
 
 
@@ -68,7 +68,7 @@ def test_null_takes_away_what_the_base_has(folder: Path) -> None:
     assert child(folder, "slo: {ttft: null}").slo.ttft is None
     assert child(folder, "slo: null").slo.tpot is None
     assert child(folder, "", "slo.tpot=null").slo.tpot is None
-    assert child(folder, "", "serving.colocated.batcher=null").serving.pools["colocated"].batcher.name == "continuous"
+    assert child(folder, "", "serving.colocated.batcher=null").serving.colocated.batcher.name == "continuous"
 
 
 def test_another_law_replaces_the_first_and_the_same_law_merges(folder: Path) -> None:
@@ -92,12 +92,12 @@ def test_a_trace_replaces_drawn_requests_and_the_other_way_round(folder: Path) -
 
 def test_pools_replace_colocated_engines_and_the_other_way_round(folder: Path) -> None:
     split = child(folder, "serving: {prefill: {instances: 1}, decode: {instances: 3}}")
-    assert list(split.serving.pools) == ["prefill", "decode"]
+    assert list(split.serving.roles) == ["prefill", "decode"]
     assert split.serving.model == "llama-3-8b"
     (folder / "grandchild.yaml").write_text("schema: 1\nbase: child.yaml\nserving: {colocated: {instances: 5}}\n")
     again = load(folder / "grandchild.yaml")
-    assert list(again.serving.pools) == ["colocated"]
-    assert again.serving.pools["colocated"].layout.tensor == 1  # nothing of the first base comes back
+    assert list(again.serving.roles) == ["colocated"]
+    assert again.serving.colocated.layout.tensor == 1  # nothing of the first base comes back
 
 
 def test_another_preset_drops_the_overrides_of_the_first(folder: Path) -> None:
