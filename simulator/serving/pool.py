@@ -141,13 +141,14 @@ class Pool:
         """Return per instance how many tokens of the request's prompt the prefix cache of a rank holds, the best."""
         caches = self._caches
         none = [0] * len(caches)
-        if not request.keys or not caches[0]:
+        first = next((ranks[0] for ranks in caches if ranks), None)  # all are of one unit; some engines may have none
+        if not request.keys or first is None:
             return none
-        size = caches[0][0].unit_tokens
+        size = first.unit_tokens
         units = self._prefixes.units(request.keys, usable_units(request, size))
         if not units:
             return none
-        return [size * max(units.get(cache.bit, 0) for cache in ranks) for ranks in caches]
+        return [size * max((units.get(cache.bit, 0) for cache in ranks), default=0) for ranks in caches]
 
     def _expected(self, request: Request) -> int:
         """Return the output tokens to expect: as predicted, or the mean of those who have left; none in prefill."""

@@ -11,7 +11,12 @@ from simulator.serving.routing import ROUTERS
 SMALL = {"device": "l40s", "nodes": 2, "nvlink": {"bandwidth": "31.5 GB/s", "latency": "2 us"}}
 """Nodes of eight L40S, which reach each other through their host."""
 MIXED = {"preset": "clos-h100", "nodes": 4, "devices": [SMALL]}
-quick = settings(max_examples=20, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate], suppress_health_check=list(HealthCheck))
+quick = settings(
+    max_examples=20,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def groups(draw, section, name):
@@ -43,7 +48,11 @@ def whole(draw):
     else:
         pools = {role: draw(pool(one_rank)) for role in ("prefill", "decode")}
         pools["kv_transfer"] = draw(transfers)
-    serving = {"model": "llama-3.1-8b", "cost": {"linear": draw(linear)}, "router": draw(st.sampled_from(sorted(ROUTERS)))}
+    serving = {
+        "model": "llama-3.1-8b",
+        "cost": {"linear": draw(linear)},
+        "router": draw(st.sampled_from(sorted(ROUTERS))),
+    }
     for role in pools.keys() & {"colocated", "prefill", "decode"}:
         without_shared_tiers(pools[role])
     return {

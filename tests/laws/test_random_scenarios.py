@@ -167,10 +167,32 @@ transfers = st.one_of(
 switches = st.fixed_dictionaries(
     {"policy": st.sampled_from(sorted(SWITCHES)), "interval": duration(5000, 100_000), "delay": duration(0, 50_000)}
 )
+KINDS = ("h100-sxm-80gb", "l40s")
+SMALL = {"device": "l40s", "nodes": 2, "nvlink": {"bandwidth": "31.5 GB/s", "latency": "2 us"}}
+
+
+def sections(layouts):
+    """The engines of a role: a section, or two groups on devices of any kind, one router at most among them."""
+
+    def together(drawn):
+        pools, kinds, names = drawn
+        found = []
+        for index, (section, kind) in enumerate(zip(pools, kinds, strict=True)):
+            named = {"name": f"g{index}"} if names else {}
+            routers = {"router": section.get("router", "random")} if index and "router" in section else {}
+            rest = {key: value for key, value in section.items() if key != "router"}
+            found.append(rest | named | routers | {"device": kind, "instances": min(2, section["instances"])})
+        return tuple(found)
+
+    pair = st.tuples(pool(layouts), pool(layouts))
+    groups = st.tuples(pair, st.tuples(*[st.sampled_from(KINDS)] * 2), st.booleans()).map(together)
+    return st.one_of(pool(layouts), groups)
+
+
 serving = st.one_of(
-    st.fixed_dictionaries({"colocated": pool(some_ranks)}),
+    st.fixed_dictionaries({"colocated": sections(some_ranks)}),
     st.fixed_dictionaries(
-        {"prefill": pool(some_ranks), "decode": pool(some_ranks)},
+        {"prefill": sections(some_ranks), "decode": sections(some_ranks)},
         optional={"kv_transfer": transfers, "role_switch": switches},
     ),
 ).flatmap(
@@ -188,6 +210,20 @@ serving = st.one_of(
         },
     ).map(lambda rest: rest | pools)
 )
+
+
+def placed(value):
+    """Give a scenario with groups a cluster of two kinds, and every section one of them; groups keep their roles."""
+    roles = [role for role in ("colocated", "prefill", "decode") if role in value["serving"]]
+    if not any(isinstance(value["serving"][role], tuple) for role in roles):
+        return value
+    serving = {key: part for key, part in value["serving"].items() if key != "role_switch"}
+    for index, role in enumerate(roles):
+        if isinstance(serving[role], dict):
+            serving[role] = serving[role] | {"device": KINDS[index % 2]}
+    return value | {"serving": serving, "topology": {"preset": "clos-h100", "nodes": 4, "devices": [SMALL]}}
+
+
 scenarios = st.fixed_dictionaries(
     {
         "schema": st.just(1),
@@ -198,7 +234,7 @@ scenarios = st.fixed_dictionaries(
         "slo": st.just({"ttft": "100 ms", "tpot": "20 ms"}),
     },
     optional={"until": duration(1000, 400_000)},
-)
+).map(placed)
 
 
 def run(folder, value, name):
