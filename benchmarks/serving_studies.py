@@ -40,6 +40,11 @@ def _ratio(prefill: int) -> Variant:
     return Variant(f"{prefill}:{decode}", sets)
 
 
+def _on_h100(prefill: int) -> tuple[str, ...]:
+    decode = f"{{device: h100-sxm-80gb, instances: {12 - prefill}, layout: {{tensor: 4}}}}"
+    return f"serving.prefill.instances={prefill}", f"serving.decode={decode}"
+
+
 def _ranks(ranks: int, topology: str, plane: str, experts: str, precision: str) -> tuple[str, ...]:
     return (
         f"topology={topology}",
@@ -116,6 +121,30 @@ STUDIES: dict[str, Study] = {
         "traces/servegen-m-large",
         tuple(Variant(f"{n} engines", (f"serving.colocated.instances={n}",)) for n in (20, 24, 28, 32)),
     ),
+    "mixed-devices": Study(
+        "serving/mixed-devices",
+        tuple(
+            Variant(f"{rate} a second: {name}", (f"workload.arrivals.poisson.rate={rate} / s", *sets))
+            for rate in (10, 16, 24)
+            for name, sets in (
+                ("6 on H100, 13 on H20", ()),
+                ("6:6 on H100", _on_h100(6)),
+                ("4:8 on H100", _on_h100(4)),
+            )
+        ),
+        ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "goodput"),
+    ),
+    "mixed-fleet": Study(
+        "serving/mixed-fleet",
+        (
+            *(
+                Variant(router, (f"serving.router={router}",))
+                for router in ("round_robin", "least_loaded", "slo_aware", "cost_aware")
+            ),
+            Variant("cost_aware, 30 ms"),
+        ),
+        ("ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "goodput", "to H100", "H100 busy"),
+    ),
     "mooncake": Study(
         "traces/mooncake-conversation",
         tuple(
@@ -136,6 +165,10 @@ def cell(run: Run, column: str) -> str:
         rows = run.instances[run.instances.role == "decode"]
         devices = load(run.path / "scenario.yaml").serving.decode.layout.devices
         return f"{(rows.output_tokens / (rows.end_ns - rows.start_ns)).max() * 1e9 / devices:,.0f}"
+    if column == "to H100":
+        return f"{run.requests.prefill_instance.str.startswith('colocated-fast').mean():.1%}"
+    if column == "H100 busy":
+        return f"{run.summary['utilisation']['colocated']['groups']['fast']['busy']:.1%}"
     value = lookup(run.summary, NAMES.get(column, column))
     if value is None:
         return "-"
