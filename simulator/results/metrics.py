@@ -91,19 +91,22 @@ def _metrics() -> tuple[Metric, ...]:
         ("joules_per_output_token", "that energy in J over the output tokens of every request"),
     )
     found += [Metric(f"energy.{name}", ("energy", name), "", doc) for name, doc in energies]
+    found += [
+        Metric("kv_transfer_share", ("kv_transfer_share",), "", "network time of KV caches over end-to-end time"),
+        Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),
+        Metric("simulated_s", ("simulated_s",), "s", "simulated duration of the run"),
+    ]
+    return tuple(found + _prices() + _flow_metrics())
+
+
+def _prices() -> list[Metric]:
     prices = (
         ("dollars_per_h", "rent of all leased devices, in dollars per hour"),
         ("dollars", "that over the simulated duration"),
         ("dollars_per_request", "that over finished requests"),
         ("dollars_per_million_output_tokens", "that over the output tokens of every request, for a million"),
     )
-    found += [Metric(f"price.{name}", ("price", name), "", doc) for name, doc in prices]
-    found += [
-        Metric("kv_transfer_share", ("kv_transfer_share",), "", "network time of KV caches over end-to-end time"),
-        Metric("link_utilisation_max", ("links", "utilisation_max"), "", "mean utilisation of the hottest link"),
-        Metric("simulated_s", ("simulated_s",), "s", "simulated duration of the run"),
-    ]
-    return tuple(found + _flow_metrics())
+    return [Metric(f"price.{name}", ("price", name), "", doc) for name, doc in prices]
 
 
 def _flow_metrics() -> list[Metric]:
