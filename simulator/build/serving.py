@@ -39,7 +39,7 @@ from simulator.results.folder import RunFolder
 from simulator.results.summary import summarise
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.schema import Scenario, Serving
-from simulator.scenario.workload import TraceWorkload
+from simulator.scenario.workload import SyntheticWorkload, TraceWorkload
 from simulator.serving.admission import Admission
 from simulator.serving.disaggregation import KVTransfer
 from simulator.serving.engine import Engine
@@ -181,7 +181,8 @@ class System:
         age = Age(view.report_interval, view.counts_sent)
         self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
         self.transfer = self._transfer() if len(self.pools) > 1 else None
-        clients = getattr(getattr(scenario.workload, "arrivals", None), "closed_loop", None)
+        drawn = scenario.workload if isinstance(scenario.workload, SyntheticWorkload) else None
+        clients = drawn.arrivals.closed_loop if drawn is not None else None  # type: ignore[attr-defined]
         self.frontend = Frontend(
             self.env,
             self.pools[0],
@@ -196,7 +197,8 @@ class System:
         )
         self._experts: dict[str, ExpertBalancing] = {}  # by group
         self._group: dict[str, str] = {}  # of each engine, by name
-        self.instances: list[Instance] = []  # those that are in a pool, or on their way from one to the other
+        self.instances: dict[str, Instance] = {}  # those that are in a pool, or on their way from one to the other
+        self._power: dict[int, InstancePower] = {}  # by what engines share
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for group in plan.groups:
                 for lease in group.leases:
@@ -234,11 +236,14 @@ class System:
 
         if self.blueprint.reckons_power:
             assert isinstance(engine.cost, RooflineCost)
-            power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
+            power = self._power.get(id(engine))
+            if power is None:
+                power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
+                self._power[id(engine)] = power
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
         instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
-        self.instances.append(instance)
+        self.instances[name] = instance
         self._group[name] = group
         if group in self._experts:
             self._experts[group].joined(instance)
@@ -258,7 +263,7 @@ class System:
             assert self.transfer is not None
             instance.settle()
             self.recording.retire(instance.name, self.env.now)
-            self.instances.remove(instance)
+            del self.instances[instance.name]
             name = f"{groups[role]}-{numbers[role]}"
             numbers[role] += 1
             plans[name] = plan
@@ -285,9 +290,8 @@ class System:
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""
-        live = {instance.name: instance for instance in self.instances}
         for name in (request.decode_instance, request.prefill_instance):
-            if name in live and live[name].cancel(request):
+            if name in self.instances and self.instances[name].cancel(request):
                 return
         if self.transfer is not None and self.transfer.withdraw(request):
             return
@@ -298,7 +302,7 @@ class System:
         self.frontend.check()
         self.blueprint.inventory.check()
         self.fabric.check()
-        for instance in self.instances:
+        for instance in self.instances.values():
             instance.check()
 
     @property
@@ -318,7 +322,7 @@ class System:
 
     def settle(self, expected_end: bool) -> None:
         """Bring every record up to now; requests still open become rows. `expected_end`: none should be open."""
-        for instance in self.instances:
+        for instance in self.instances.values():
             instance.settle()
         if self.transfer is not None:
             self.transfer.settle()
