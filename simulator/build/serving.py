@@ -138,7 +138,7 @@ def plan(scenario: Scenario) -> Blueprint:
         for role, section in serving.pools.items()
     )
     check_plane(serving, topology, [[at for lease in pool.leases for at in lease.devices] for pool in pools])
-    admission = Admission(serving.max_context or model.max_context, *_least_kv_tokens(pools))
+    admission = _admission(serving.max_context or model.max_context, pools)
     _note_limits(serving, model, notes)
     routers = [(section.router or serving.router).name for section in serving.pools.values()]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
@@ -160,13 +160,14 @@ def plan(scenario: Scenario) -> Blueprint:
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
 
-def _least_kv_tokens(pools: Sequence[PoolPlan]) -> tuple[int, int]:
-    """Return the tokens that the smallest KV cache of any engine holds that may prefill, and of any that may decode."""
+def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
+    """Return what the smallest of the engines that may prefill, and of those that may decode, can hold."""
     first, last = [pools[0].engine], [pools[-1].engine]
     first += [pools[-1].switched] if pools[-1].switched is not None else []
     last += [pools[0].switched] if pools[0].switched is not None else []
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
-    return prefill, decode
+    seats = min(engine.limits.max_running for engine in (*first, *last))
+    return Admission(max_context, prefill, decode, seats, {(engine.kv_blocks, engine.block_tokens) for engine in last})
 
 
 def _most_tokens(engine: Engine) -> int:
