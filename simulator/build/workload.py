@@ -229,7 +229,7 @@ def _check_samples(scenario: Scenario, recorded: bool) -> None:
     assert scenario.serving is not None
     assert scenario.workload is not None
     drawn = scenario.workload.samples
-    if (not recorded if drawn is None else drawn.parameters.law() == Fixed(1)):
+    if not recorded if drawn is None else drawn.parameters.law() == Fixed(1):
         return
     for role, pool in scenario.serving.pools.items():
         if pool.speculation is not None:

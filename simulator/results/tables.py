@@ -64,7 +64,12 @@ REQUESTS = Table(
         _time("finish_ns", "its last output token was ready", nullable=True),
         Column("prompt_tokens", "int64", "tokens", "length of the prompt"),
         Column("output_tokens", "int64", "tokens", "length of the answer, or of each of several, that was asked for"),
-        Column("generated_tokens", "int64", "tokens", "output tokens, of all its answers, that were ready when the request ended"),
+        Column(
+            "generated_tokens",
+            "int64",
+            "tokens",
+            "output tokens, of all its answers, that were ready when the request ended",
+        ),
         Column("cached_tokens", "int64", "tokens", "prompt tokens found in a prefix cache, so not computed"),
         _text("prefill_instance", "instance that computed the prompt", nullable=True),
         _text("decode_instance", "instance that generated the answer", nullable=True),

@@ -114,7 +114,7 @@ class DecodeBatch(Members):
         return request.samples - 1 if held == request.prompt_tokens and held % self.block_tokens else 0
 
     def generated(self, request: Request, steps: int = 0) -> int:
-        """Return the output tokens that each sequence of a member has generated when so many more iterations are over."""
+        """Return the output tokens of each sequence of a member when so many more iterations are over."""
         return request.output_tokens - (request.finish_iteration - self.iteration) + steps
 
     def room(self, request: Request, steps: int = 0) -> int:
@@ -155,8 +155,8 @@ class DecodeBatch(Members):
     def blocks_after(self, steps: int) -> int:
         """Return the KV blocks that the members hold after so many more steps: the sum of ceil(held / block).
 
-        A sequence takes a block at the step before which its blocks are full: those of phase n do so at iteration n + 1
-        and then once every block, so whole rounds add the batch and the rest is a slice of the phases.
+        A sequence takes a block at the step before which its blocks are full: those of phase n at iteration n + 1 and
+        then once every block, so whole rounds add the batch and the rest is a slice of the phases.
         """
         size, phases = self.block_tokens, self._phases
         rounds, rest = divmod(steps, size)

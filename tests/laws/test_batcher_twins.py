@@ -7,7 +7,7 @@ over all of them says.
 
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 import numpy as np
