@@ -167,7 +167,7 @@ class DecodeBatch(Members):
         return self.blocks + rounds * self.sequences + taken + (self._copies if steps else 0)
 
     def blocks_at_most(self, steps: int) -> int:
-        """Return a bound on `blocks_after(steps)` that costs nothing: every sequence one token short of another block."""
+        """Return a bound on `blocks_after(steps)` that costs nothing: every sequence a token short of a block."""
         size, count = self.block_tokens, self.sequences
         return (self.context + (steps + size - 1) * count) // size
 

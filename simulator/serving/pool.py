@@ -150,7 +150,7 @@ class Pool:
         return [size * max(units.get(cache.bit, 0) for cache in ranks) for ranks in caches]
 
     def _expected(self, request: Request) -> int:
-        """Return the output tokens to expect of an answer: as predicted, or the mean of who has left; none in prefill."""
+        """Return the output tokens to expect of an answer: as predicted, or the mean of those gone; none in prefill."""
         if self.role == "prefill":
             return 0
         predicted = request.traits.predicted_tokens

@@ -54,7 +54,7 @@ def test_what_no_engine_could_hold_is_refused():
 
 @pytest.mark.parametrize(("samples", "refused"), [(1, False), (2, True)])
 def test_drafts_are_for_one_answer(tmp_path, samples, refused):
-    pool = {"instances": 1, "speculation": {"tokens": 2, "acceptance": 0.5}}
+    pool = {"instances": 1, "speculation": {"draft": "ngram", "tokens": 2, "acceptance": 0.5}}
     file = tmp_path / "drafted.yaml"
     workload = {"requests": 3, "arrivals": {"poisson": {"rate": "9 / s"}}, "prompt_tokens": 9, "output_tokens": 9}
     file.write_text(
