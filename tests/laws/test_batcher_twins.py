@@ -457,6 +457,7 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
     workload, batcher, order = draw(workloads), draw(st.sampled_from([*BATCHERS])), draw(st.sampled_from([*ORDERS]))
     running, more = draw(st.integers(1, 6)), draw(st.integers(0, 60))
     if draw(st.booleans()):
+        running *= 2
         workload = [(*w, min(n, running)) for w, n in zip(workload, draw(several_answers), strict=False)]
     given = {"max_running": running, "max_batch_tokens": running + more}
     if batcher == "continuous":
