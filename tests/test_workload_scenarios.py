@@ -102,14 +102,13 @@ def test_columns_that_nothing_reads_are_said(
     tmp_path: Path, leave_out: tuple[str, ...], pool: dict[str, Any], serving: dict[str, Any], read: set[str]
 ) -> None:
     found = without_effect(tmp_path, trace(tmp_path, leave_out), pool, **serving)
-    assert found == set(OPTIONAL) - set(leave_out) - read - {"cancel_ns"}
+    assert found == set(OPTIONAL) - set(leave_out) - read - {"cancel_ns", "samples"}
 
 
 def test_laws_that_nothing_reads_are_said(tmp_path: Path) -> None:
     more = {
         "tenants": {"a": 1, "b": 2},
         "priorities": {"0": 1, "3": 1},
-        "samples": 2,
         "prediction": {},
         "prefixes": {"count": 3, "tokens": 64},
         "sessions": {"turns": 2, "think_time": {"constant": {"value": "1 s"}}},
@@ -119,7 +118,7 @@ def test_laws_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert [note.split(" ")[0] for note in notes] == [f"workload.{key}" for key in more]
     notes.clear()
     plan_workload(load(scenario(tmp_path, DRAWN | more, CACHED | {"queue": "priority"}, router="least_tokens")), notes)
-    assert [note.split(" ")[0] for note in notes] == ["workload.tenants", "workload.samples"]
+    assert [note.split(" ")[0] for note in notes] == ["workload.tenants"]
 
 
 def test_what_callers_say_reaches_the_requests(tmp_path: Path) -> None:

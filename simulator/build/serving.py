@@ -112,7 +112,7 @@ def plan(scenario: Scenario) -> Blueprint:
     pools = Planning(scenario, model, topology, inventory, collectives, workload.unit_tokens, notes).pools()
     groups = [group for pool in pools for group in pool.groups]
     check_plane(serving, topology, [pool.devices for pool in pools])
-    admission = Admission(serving.max_context or model.max_context, *_least_kv_tokens(pools))
+    admission = _admission(serving.max_context or model.max_context, pools)
     _note_limits(serving, model, notes)
     routers = [serving.router_of(role)[0].name for role in serving.roles]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
@@ -134,13 +134,14 @@ def plan(scenario: Scenario) -> Blueprint:
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
 
-def _least_kv_tokens(pools: Sequence[PoolPlan]) -> tuple[int, int]:
-    """Return the tokens that the smallest KV cache of any engine holds that may prefill, and of any that may decode."""
+def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
+    """Return what the smallest of the engines that may prefill, and of those that may decode, can hold."""
     first, last = ([group.engine for group in pool.groups] for pool in (pools[0], pools[-1]))
     first += [group.switched.engine for group in pools[-1].groups if group.switched is not None]
     last += [group.switched.engine for group in pools[0].groups if group.switched is not None]
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
-    return prefill, decode
+    seats = min(engine.limits.max_running for engine in (*first, *last))
+    return Admission(max_context, prefill, decode, seats, {(engine.kv_blocks, engine.block_tokens) for engine in last})
 
 
 def _most_tokens(engine: Engine) -> int:

@@ -33,7 +33,6 @@ _WITHOUT_EFFECT = {
     "tenant": "no queue and no limit goes by tenants",
     "priority": "no queue goes by priorities",
     "predicted_tokens": "no queue and no router goes by predicted lengths",
-    "samples": "every request gets one answer",
 }
 """Why an optional column of a trace has no effect, where nothing reads it."""
 _DRAWN = {
@@ -123,6 +122,7 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
 
     section, caches = scenario.workload, _caches(scenario)
     assert isinstance(section, SyntheticWorkload)
+    _check_samples(scenario, False)
     choices = section.arrivals, section.prompt_tokens, section.output_tokens
     arrivals, prompts, outputs = (choice.parameters.law() for choice in choices)
     prefixes = section.prefixes.law() if section.prefixes is not None else None
@@ -144,6 +144,7 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     trace = open_trace(path, section.format, mapping, section.strict_rows, scenario.seed)
     present = set(trace.columns_present)
     _check_predicted(scenario, present)
+    _check_samples(scenario, "samples" in present)
     notes += [f"trace {path.name}: {note}" for note in trace.notes]
     hashed, known = "prefix_hashes" in present, bool(present & {"prefix_hashes", "session", "prefix"})
     if caches and not known:
@@ -184,7 +185,7 @@ def _read(scenario: Scenario) -> set[str]:
     """Return which columns of a trace something in the scenario goes by."""
     serving = scenario.serving
     assert serving is not None
-    read = {"cancel_ns"}
+    read = {"cancel_ns", "samples"}
     for group in serving.groups:
         read.update(ORDERS[group.pool.queue.name].reads)
         if group.pool.kv.prefix_cache is not None:
@@ -221,6 +222,22 @@ def _check_predicted(scenario: Scenario, present: set[str]) -> None:
         if "predicted_tokens" in ORDERS[queue].reads:
             what = f"{queue} needs `workload.prediction`, or a trace with predicted_tokens"
             raise InputError(scenario.located(Problem(what, path=f"{group.at}.queue")))
+
+
+def _check_samples(scenario: Scenario, recorded: bool) -> None:
+    """Raise InputError where tokens are drafted for requests that want several answers of one prompt."""
+    from simulator.workload.lengths import Fixed
+
+    assert scenario.serving is not None
+    assert scenario.workload is not None
+    drawn = scenario.workload.samples
+    if not recorded if drawn is None else drawn.parameters.law() == Fixed(1):
+        return
+    for group in scenario.serving.groups:
+        if group.pool.speculation is not None:
+            what = "tokens are drafted for one answer of each prompt only"
+            problem = Problem(what, path=f"{group.at}.speculation", allowed="none, or `workload.samples: 1`")
+            raise InputError(scenario.located(problem))
 
 
 def _one_unit(caches: dict[str, KV], hash_tokens: int | None) -> int:

@@ -89,7 +89,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 _DURATIONS: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArray[np.int64]"]]] = {
     "ttft": (("arrival_ns", "first_token_ns"), lambda c: c["first_token_ns"] - c["arrival_ns"]),
-    "tpot": (("first_token_ns", "finish_ns", "generated_tokens"), lambda c: _tpot(c)),
+    "tpot": (("first_token_ns", "finish_ns", "output_tokens"), lambda c: _tpot(c)),
     "e2e": (("arrival_ns", "finish_ns"), lambda c: c["finish_ns"] - c["arrival_ns"]),
     "queue": (("queued_ns", "prefill_start_ns"), lambda c: c["prefill_start_ns"] - c["queued_ns"]),
     "kv_wait": (("kv_wait_ns", "kv_transfer_bytes"), lambda c: c["kv_wait_ns"][c["kv_transfer_bytes"] > 0]),
@@ -98,8 +98,8 @@ _DURATIONS: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArr
 
 
 def _tpot(columns: "Columns") -> "npt.NDArray[np.int64]":
-    """Per request with two tokens or more, rounded to the nearest nanosecond, halves up."""
-    gaps = columns["generated_tokens"] - 1
+    """Per finished request with two tokens in an answer or more, rounded to the nearest nanosecond, halves up."""
+    gaps = columns["output_tokens"] - 1
     several = gaps > 0
     spent_ns, gaps = (columns["finish_ns"] - columns["first_token_ns"])[several], gaps[several]
     return spent_ns // gaps + (2 * (spent_ns % gaps) >= gaps)
@@ -166,7 +166,7 @@ def _sum(values: "npt.NDArray[np.int64]") -> int:
 
 
 _COUNTED = (
-    *("arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "generated_tokens"),
+    *("arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens", "generated_tokens"),
     *("kv_transfer_ns", "kv_transfer_bytes", "preemptions", "retries"),
 )
 
@@ -203,11 +203,11 @@ def _totals(path: Path, slo: Mapping[str, int]) -> dict[str, int]:
 
 
 def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]":
-    """Which requests are within an objective; a request of one token has no time per output token to fail."""
+    """Which finished requests are within an objective; an answer of one token has no time per token to fail."""
     import numpy as np
 
     if name == "tpot":
-        gaps = np.maximum(columns["generated_tokens"] - 1, 1)
+        gaps = np.maximum(columns["output_tokens"] - 1, 1)
         spent_ns = columns["finish_ns"] - columns["first_token_ns"]
         met: npt.NDArray[np.bool_] = (
             -(-spent_ns // gaps) <= limit_ns

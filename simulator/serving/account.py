@@ -10,7 +10,7 @@ from simulator.serving.rank import Rank
 
 
 class Account:
-    """Requests and KV blocks of an instance's ranks as last reported; `tokens` of the jump under way are reported."""
+    """Sequences and KV blocks of an instance's ranks as last reported; `tokens` of the jump under way are reported."""
 
     __slots__ = ("_grown", "_observe", "_only", "_others", "_ranks", "env", "kv_blocks", "running", "tokens", "waiting")
 
@@ -29,7 +29,7 @@ class Account:
         """Take stock: an iteration begins, or the instance has nothing to do."""
         running = waiting = 0
         for rank in self._ranks:
-            running += rank.running - rank.reserved
+            running += rank.running - rank.reserved_seats
             waiting += rank.queued + rank.reserved
         self.running, self.waiting = running, waiting
         self.kv_blocks = self.blocks()

@@ -3,10 +3,11 @@ are refused too (HTTP 429), or wait in order of arrival, a tenant at its limit n
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from simulator.serving.request import Request
+from simulator.serving.samples import group_blocks
 
 
 class Admission(NamedTuple):
@@ -17,20 +18,31 @@ class Admission(NamedTuple):
     """Tokens of KV that a prefill engine holds in all."""
     decode_tokens: int
     """Tokens of KV that a decode engine holds in all; with one pool for both phases the same."""
+    seats: int = 2**31
+    """Sequences that run at once on an engine, prefill or decode."""
+    decode_caches: Collection[tuple[int, int]] = ()
+    """(KV blocks, tokens of a block) of decode engines: what copies of a prompt's last block have to fit in."""
 
-    def refusal(self, prompt_tokens: int, output_tokens: int) -> str | None:
+    def refusal(self, request: Request) -> str | None:
         """Return why a request cannot be served, or None. The last token generated needs no KV."""
-        if prompt_tokens + output_tokens > self.max_context:
+        prompt, most = request.prompt_tokens, request.prompt_tokens + request.output_tokens
+        if most > self.max_context:
             return "longer than max_context"
-        if prompt_tokens > self.prefill_tokens:
+        if prompt > self.prefill_tokens:
             return "prompt larger than the prefill KV cache"
-        if prompt_tokens + output_tokens - 1 > self.decode_tokens:
+        if most - 1 > self.decode_tokens:
+            return "larger than the decode KV cache"
+        if request.samples == 1:
+            return None
+        if request.samples > self.seats:
+            return "more samples than seats"
+        if any(group_blocks(request, most - 1, size) > blocks for blocks, size in self.decode_caches):
             return "larger than the decode KV cache"
         return None
 
 
 class Bound(NamedTuple):
-    """Outstanding requests and tokens (prompt and output asked for) at most; None is no limit."""
+    """Outstanding requests and tokens (prompt and all answers asked for) at most; None is no limit."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -69,7 +81,7 @@ class Limits:
 
     def ask(self, request: Request) -> str | None:
         """Let a request in and return None, or say why it may not come in now."""
-        tokens, tenant = request.prompt_tokens + request.output_tokens, request.traits.tenant
+        tokens, tenant = _asked_tokens(request), request.traits.tenant
         own = self._tenants.get(tenant)
         if own is None:
             own = self._tenants[tenant] = Count(self._tenant)
@@ -108,7 +120,7 @@ class Limits:
     def next_in(self) -> Iterator[Request]:
         """Let in, and yield, those in line for whom there is room now: in order of arrival, full tenants skipped."""
         while (request := self._first_in_line()) is not None:
-            tokens = request.prompt_tokens + request.output_tokens
+            tokens = _asked_tokens(request)
             if not self._all.has_room(tokens):
                 return
             self._held[request.traits.tenant].popleft()
@@ -121,7 +133,7 @@ class Limits:
         for tenant, line in self._held.items():
             if line and (first is None or line[0].request_id < first.request_id):
                 request = line[0]
-                if self._tenants[tenant].has_room(request.prompt_tokens + request.output_tokens):
+                if self._tenants[tenant].has_room(_asked_tokens(request)):
                     first = request
         return first
 
@@ -129,3 +141,7 @@ class Limits:
         self._let_in[request.request_id] = tokens
         self._all.add(1, tokens)
         self._tenants[request.traits.tenant].add(1, tokens)
+
+
+def _asked_tokens(request: Request) -> int:
+    return request.prompt_tokens + request.samples * request.output_tokens

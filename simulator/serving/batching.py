@@ -12,6 +12,7 @@ from pydantic import model_validator
 from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.request import Request
 from simulator.serving.request_batching import Dynamic, Orca, Static, dynamic, orca, static
+from simulator.serving.samples import computed_blocks
 from simulator.strict import Count, Fault, LocatedError, Strict
 
 
@@ -19,7 +20,7 @@ class Continuous(Strict):
     """Continuous batching, prefill first: a prompt that fits is prefilled before anyone decodes on."""
 
     max_running: Count = 256
-    """Requests decoding together at most (vLLM: max_num_seqs)."""
+    """Requests decoding together at most, each sample counted (vLLM: max_num_seqs)."""
     max_batch_tokens: Count = 8192
     """Prompt tokens of one prefill at most (vLLM: max_num_batched_tokens); a longer prompt goes alone, in slices."""
     decode_steps: Count | None = None
@@ -45,7 +46,8 @@ def continuous(limits: Continuous, engine: EngineView) -> Step:
         tokens, taken = claim(request)
         blocks -= taken
         budget -= tokens
-        if len(prompts) >= seats or blocks < 0 or (budget < 0 and prompts):
+        seats -= request.samples
+        if seats < 0 or blocks < 0 or (budget < 0 and prompts):
             break
         prompts.append((request, tokens if budget >= 0 else limits.max_batch_tokens))
     return Step(prompts, reserves=True)
@@ -67,9 +69,9 @@ class ChunkedPrefill(Strict):
     """Chunked prefill: every iteration decodes, and fills up to a budget of tokens with parts of prompts."""
 
     max_running: Count = 256
-    """Requests running together at most, each decoding or partly prefilled (vLLM: max_num_seqs)."""
+    """Requests running together at most, decoding or partly prefilled, each sample counted (vLLM: max_num_seqs)."""
     max_batch_tokens: Count = 8192
-    """Tokens of one iteration at most, one for each who decodes (vLLM: max_num_batched_tokens)."""
+    """Tokens of one iteration at most, one for each sequence that decodes (vLLM: max_num_batched_tokens)."""
     long_prefill_threshold: Count | None = None
     """Tokens of one prompt in one iteration at most (vLLM: long_prefill_token_threshold); default: no such limit."""
 
@@ -104,7 +106,7 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
             tokens, blocks = chosen.pop(victim.request, (0, 0))
             free, budget = free + blocks, budget + tokens
         else:
-            budget += engine.positions
+            budget += victim.request.samples * engine.positions
 
     while free < 0:
         preempt()
@@ -114,7 +116,7 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
         done = request.computed
         tokens = min(request.prefill_tokens - done, most, budget)
         held = request.blocks + request.shared_blocks  # whose prefix was loaded holds blocks for all of its prompt
-        blocks = max(0, -(-(done + tokens) // size) - held)
+        blocks = max(0, computed_blocks(request, done + tokens, size) - held)
         while blocks > free and request in partial:
             preempt()
         if request in partial:
@@ -128,12 +130,14 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
     seats = limits.max_running - engine.running
     for request in engine.waiting if budget and seats else ():
         whole, blocks = engine.claim(request)
-        if not budget or not seats or blocks > free:
+        if not budget or seats < request.samples or blocks > free:
             break
-        tokens = min(whole, most, budget)
-        free -= blocks - (-(-whole // size) - -(-tokens // size))
+        tokens, all_tokens = min(whole, most, budget), request.prefill_tokens
+        later = computed_blocks(request, all_tokens, size)
+        later -= computed_blocks(request, all_tokens - whole + tokens, size)
+        free -= blocks - later
         budget -= tokens
-        seats -= 1
+        seats -= request.samples
         prompts.append((request, tokens))
     return Step(prompts, True)
 

@@ -1,9 +1,10 @@
 """Copies that bring a rank's requests back to device memory: whole ones from the host, prefixes from lower tiers.
 
-Model: a request takes its KV blocks and its seat as its copy begins, and goes on as it ends; see swap.py, tiers.py.
+Model: a request takes its KV blocks and its seats as its copy begins, and goes on as it ends; see swap.py, tiers.py.
 """
 
 from simulator.serving.rank import Rank
+from simulator.serving.samples import group_blocks
 from simulator.serving.swap import SwapSpace
 from simulator.serving.tiers import LowerTiers
 
@@ -21,13 +22,13 @@ def _swapped_in(rank: Rank, swap: SwapSpace, ticks: int) -> list[int]:
     swap.now = ticks
     _decode_on(rank, swap)
     before = len(swap.coming)
-    while swap.out and rank.running < rank.limits.max_running:
+    while swap.out and rank.running + swap.out[0].samples <= rank.limits.max_running:
         head = swap.out[0]
         if rank.claim(head)[1] + rank.step_blocks > rank.admissible_blocks:
             break
         rank.adopt(head)
-        rank.take(head, head.prefill_tokens)  # of what it held and of the token to be fed, which is not copied
-        swap.bring(rank.kv.blocks_for(head.prefill_tokens - 1) - head.shared_blocks)
+        rank.take(head, head.context_tokens)  # of what it held and of the token to be fed, which is not copied
+        swap.bring(group_blocks(head, head.context_tokens - 1, rank.block_tokens) - head.shared_blocks)
         _decode_on(rank, swap)
     return [end for end, _ in swap.coming[before:]]
 
@@ -42,8 +43,10 @@ def _loaded(rank: Rank, lower: LowerTiers, ticks: int) -> list[int]:
     assert prefixes is not None
     _prefill_on(rank, lower, ticks)
     before = len(lower.loading)
-    while rank.waiting and not rank.swapped and rank.running < rank.limits.max_running:
+    while rank.waiting and not rank.swapped:
         head = next(iter(rank.waiting))
+        if rank.running + head.samples > rank.limits.max_running:
+            break
         first, units = lower.match(head, prefixes)
         if not units or rank.claim(head)[1] > rank.admissible_blocks:
             break
@@ -52,7 +55,7 @@ def _loaded(rank: Rank, lower: LowerTiers, ticks: int) -> list[int]:
             head.prefill_start_ns = rank.now_ns
         rank.adopt(head)
         lower.load(head, first, units, ticks)
-        rank.take(head, head.prefill_tokens)
+        rank.take(head, head.context_tokens)
         _prefill_on(rank, lower, ticks)
     return [row.end for row in lower.loading[before:]]
 

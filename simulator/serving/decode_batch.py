@@ -9,16 +9,18 @@ from heapq import heappop, heappush
 
 from simulator.errors import InvariantError
 from simulator.serving.request import Request
+from simulator.serving.samples import group_blocks
 
 
 class Members:
     """Requests of a batch in the order in which they joined, and the iteration at which each finishes."""
 
-    __slots__ = ("_finishes", "iteration", "members")
+    __slots__ = ("_finishes", "iteration", "members", "sequences")
 
     def __init__(self) -> None:
         self.iteration = 0
         self.members: dict[int, Request] = {}
+        self.sequences = 0  # of the members: each decodes as many as it has samples
         self._finishes: list[tuple[int, int, Request]] = []
 
     def __len__(self) -> int:
@@ -28,6 +30,7 @@ class Members:
         """Add a request that finishes after so many iterations."""
         request.finish_iteration = self.iteration + iterations
         self.members[request.request_id] = request
+        self.sequences += request.samples
         heappush(self._finishes, (request.finish_iteration, request.request_id, request))
 
     def steps_to_finish(self) -> int:
@@ -52,53 +55,78 @@ class DecodeBatch(Members):
     lookahead = 0
     """Tokens beyond the next that an iteration needs KV blocks for."""
     positions = 1
-    """Tokens fed for each member in an iteration."""
+    """Tokens fed for each sequence in an iteration."""
 
-    __slots__ = ("_phases", "block_tokens", "blocks", "context", "ghost_blocks", "ghost_context", "ghosts", "keeps")
+    __slots__ = (
+        "_copies",
+        "_phases",
+        "block_tokens",
+        "blocks",
+        "context",
+        "ghost_blocks",
+        "ghost_context",
+        "ghosts",
+        "keeps",
+    )
 
     def __init__(self, block_tokens: int, keeps: bool = False) -> None:
         super().__init__()
         self.keeps = keeps  # whether who has finished goes on in the batch, as padding, until all have
         self.ghosts = self.ghost_context = self.ghost_blocks = 0  # of those
         self.block_tokens = block_tokens
-        self.context = 0  # tokens whose keys and values the members hold now
+        self.context = 0  # tokens that a step attends to beside those it feeds: all that each sequence holds
         self.blocks = 0  # KV blocks of their own that they hold now
-        self._phases = [0] * block_tokens  # members by (iteration - held tokens) modulo a block
+        self._phases = [0] * block_tokens  # sequences by (iteration - held tokens) modulo a block
+        self._copies = 0  # blocks that the next step takes for copies of prompts' last blocks
 
     def join(self, request: Request) -> None:
         """Add a request whose prefill is done: it holds `prefill_tokens - 1` tokens; the last one is yet to be fed."""
         held = request.prompt_tokens + request.generated - 1
         request.offset = self.iteration - held
         self.enter(request, request.output_tokens - request.generated)
-        self.context += held
-        self.blocks += -(-held // self.block_tokens) - request.shared_blocks
-        self._phases[request.offset % self.block_tokens] += 1
+        self._count(request, held, 1)
 
     def leave(self, request: Request) -> None:
         """Take a member out and write down how many tokens it has generated."""
         del self.members[request.request_id]
         request.generated = self.generated(request)
         request.finish_iteration = -1
-        held = self.iteration - request.offset
-        self.context -= held
-        self.blocks -= -(-held // self.block_tokens) - request.shared_blocks
-        self._phases[request.offset % self.block_tokens] -= 1
+        self.sequences -= request.samples
+        self._count(request, self.iteration - request.offset, -1)
         if self.ghosts and not self.members:  # finished, preempted or cancelled, the last one leaves no batch behind
             self.drop_padding()
 
+    def _count(self, request: Request, held: int, sign: int) -> None:
+        """Count what a member holds, `held` tokens in each sequence, in (+1) or out (-1)."""
+        size = self.block_tokens
+        if request.samples == 1:
+            self.context += sign * held
+            self.blocks += sign * (-(-held // size) - request.shared_blocks)
+            self._phases[request.offset % size] += sign
+            return
+        self.context += sign * held * request.samples
+        self.blocks += sign * (group_blocks(request, held, size) - request.shared_blocks)
+        self._phases[request.offset % size] += sign * request.samples
+        self._copies += sign * self._due_copies(request, held)
+
+    def _due_copies(self, request: Request, held: int) -> int:
+        """Return the copies of its prompt's last block that a member still has to make, with its first step."""
+        return request.samples - 1 if held == request.prompt_tokens and held % self.block_tokens else 0
+
     def generated(self, request: Request, steps: int = 0) -> int:
-        """Return the output tokens that a member has generated when so many more iterations are over."""
+        """Return the output tokens of each sequence of a member when so many more iterations are over."""
         return request.output_tokens - (request.finish_iteration - self.iteration) + steps
 
     def room(self, request: Request, steps: int = 0) -> int:
         """Return a member's KV blocks, shared ones included, when so many more iterations have begun."""
-        return -(-(self.iteration - request.offset + steps) // self.block_tokens)
+        return group_blocks(request, self.iteration - request.offset + steps, self.block_tokens)
 
     def advance(self, steps: int) -> None:
-        """Let every member generate `steps` tokens."""
+        """Let every sequence generate `steps` tokens, one at least."""
         self.blocks = self.blocks_after(steps)
+        self._copies = 0
         self.iteration += steps
-        self.context += steps * (len(self.members) + self.ghosts)
+        self.context += steps * (self.sequences + self.ghosts)
         self.ghost_context += steps * self.ghosts
 
     def pop_finished(self) -> list[Request]:
@@ -109,12 +137,12 @@ class DecodeBatch(Members):
             self.leave(request)
             done.append(request)
             if self.keeps and self.members:
-                self.pad(context - self.context, blocks - self.blocks)
+                self.pad(request.samples, context - self.context, blocks - self.blocks)
         return done
 
-    def pad(self, context: int, blocks: int) -> None:
-        """Keep the place of one who has finished with so much context, until nobody is left."""
-        self.ghosts += 1
+    def pad(self, sequences: int, context: int, blocks: int) -> None:
+        """Keep the places of sequences that have finished with so much context in all, until nobody is left."""
+        self.ghosts += sequences
         self.ghost_context, self.context = self.ghost_context + context, self.context + context
         self.ghost_blocks, self.blocks = self.ghost_blocks + blocks, self.blocks + blocks
 
@@ -127,8 +155,8 @@ class DecodeBatch(Members):
     def blocks_after(self, steps: int) -> int:
         """Return the KV blocks that the members hold after so many more steps: the sum of ceil(held / block).
 
-        A member takes a block at the step before which its blocks are full: those of phase n do so at iteration n + 1
-        and then once every block, so whole rounds add the batch and the rest is a slice of the phases.
+        A sequence takes a block at the step before which its blocks are full: those of phase n at iteration n + 1 and
+        then once every block, so whole rounds add the batch and the rest is a slice of the phases.
         """
         size, phases = self.block_tokens, self._phases
         rounds, rest = divmod(steps, size)
@@ -136,21 +164,26 @@ class DecodeBatch(Members):
         taken = sum(phases[first : first + rest])
         if first + rest > size:
             taken += sum(phases[: first + rest - size])
-        return self.blocks + rounds * len(self.members) + taken
+        return self.blocks + rounds * self.sequences + taken + (self._copies if steps else 0)
 
     def blocks_at_most(self, steps: int) -> int:
-        """Return a bound on `blocks_after(steps)` that costs nothing: every member one token short of another block."""
-        size, count = self.block_tokens, len(self.members)
+        """Return a bound on `blocks_after(steps)` that costs nothing: every sequence a token short of a block."""
+        size, count = self.block_tokens, self.sequences
         return (self.context + (steps + size - 1) * count) // size
 
     def check(self) -> None:
         """Raise InvariantError unless context, phases and finish times agree with the members."""
-        held = [self.iteration - r.offset for r in self.members.values()]
-        if sum(held) + self.ghost_context != self.context or sum(self._phases) != len(self.members):
-            raise InvariantError(f"decode batch: context {self.context} is not the sum over members {sum(held)}")
+        held = [(r, self.iteration - r.offset) for r in self.members.values()]
+        context = sum(r.samples * tokens for r, tokens in held)
+        if self.sequences != sum(self._phases) or self.sequences != sum(r.samples for r, _ in held):
+            raise InvariantError(f"decode batch: {self.sequences} sequences are not the sum over members")
+        if context + self.ghost_context != self.context:
+            raise InvariantError(f"decode batch: context {self.context} is not the sum over members {context}")
         shared = sum(r.shared_blocks for r in self.members.values())
-        if sum(-(-h // self.block_tokens) for h in held) - shared + self.ghost_blocks != self.blocks:
+        if sum(self.room(r) for r, _ in held) - shared + self.ghost_blocks != self.blocks:
             raise InvariantError("decode batch: blocks are not the sum over members")
+        if sum(self._due_copies(r, tokens) for r, tokens in held) != self._copies:
+            raise InvariantError("decode batch: copies to make are not the sum over members")
         for r in self.members.values():
             if self.iteration - r.offset != r.prompt_tokens + self.generated(r) - 1:
                 raise InvariantError(f"decode batch: {r!r} holds another context than it generated")

@@ -18,6 +18,7 @@ from simulator.serving.kv_layout import Interval, KVLayout, pieces, shards
 from simulator.serving.pool import Pool
 from simulator.serving.rank import Reservation
 from simulator.serving.request import UNFINISHED, Request
+from simulator.serving.samples import group_blocks
 from simulator.serving.transfer_rules import TransferRules
 
 Shards = list[tuple[int, int, int]]
@@ -118,7 +119,7 @@ class KVTransfer:
         """Route a request that has arrived to a prefill engine, and ask for its place now if the rules say so."""
         reserves = self._rules.reserves
         if reserves in ("on_arrival", "before_prefill"):
-            move = self._ask(request, request.prefill_tokens)
+            move = self._ask(request, request.generated)
             if reserves == "before_prefill":
                 self._env.process(self._enter_later(move))
                 return
@@ -153,7 +154,7 @@ class KVTransfer:
                 continue
             move = self._moves.get(request.request_id)
             if move is None:
-                move = self._ask(request, request.prefill_tokens)
+                move = self._ask(request, request.generated)
             if move.source is None:
                 move.source = source
                 self._env.process(self._carry(move))
@@ -188,7 +189,7 @@ class KVTransfer:
             return
         move = self._moves.get(request.request_id)
         if move is None:
-            move = self._ask(request, request.prefill_tokens - 1)
+            move = self._ask(request, request.generated - 1)
         move.handed_ns = self._env.now
         if move.source is None:
             move.source = source
@@ -284,7 +285,8 @@ class KVTransfer:
         if not (late or crowded):
             return False
         rank = source.ranks[request.rank]
-        if rank.kv.blocks_for(request.prompt_tokens + request.output_tokens - 1 + rank.batch.lookahead) > rank.kv.total:
+        most = request.prompt_tokens + request.output_tokens - 1 + rank.batch.lookahead
+        if group_blocks(request, most, rank.block_tokens) > rank.kv.total:
             return False
         return source.keep(request)
 
@@ -298,9 +300,12 @@ class KVTransfer:
         if move.source is not None and not move.finished:
             self._cancel_withdrawn(move.request, move.source)
 
-    def _ask(self, request: Request, tokens: int) -> _Move:
+    def _ask(self, request: Request, generated: int) -> _Move:
+        """Ask for a place for a request whose prefill computes its prompt and so many tokens of each sequence."""
         target = self._decode.choose(request)
-        move = self._moves[request.request_id] = _Move(request, tokens, target, target.reserve(tokens))
+        place = target.reserve(request, request.prompt_tokens + generated)
+        tokens = request.prompt_tokens + request.samples * generated
+        move = self._moves[request.request_id] = _Move(request, tokens, target, place)
         return move
 
     # -- what it sends --------------------------------------------------------------------------------------------

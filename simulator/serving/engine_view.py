@@ -35,11 +35,11 @@ class EngineView(Protocol):
 
     @property
     def running(self) -> int:
-        """Requests that decode, that are partly prefilled, or that hold a reserved place."""
+        """Seats taken by requests that decode, that are partly prefilled, or that hold a reserved place."""
 
     @property
     def decoding(self) -> int:
-        """Requests that take part in a decode step."""
+        """Sequences that take part in a decode step."""
 
     @property
     def admissible_blocks(self) -> int:
@@ -59,7 +59,7 @@ class EngineView(Protocol):
 
     @property
     def positions(self) -> int:
-        """Tokens that each of those who decode feeds in a step: one, and those that were drafted for it."""
+        """Tokens that each sequence that decodes feeds in a step: one, and those that were drafted for it."""
 
     @property
     def growth_blocks(self) -> int:

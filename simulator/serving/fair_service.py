@@ -12,9 +12,11 @@ from simulator.serving.request import Request
 
 
 def count_service(rank: Rank, requests: Iterable[Request], tokens: int) -> None:
-    """Tell a fair queue that each of these has generated so many tokens."""
+    """Tell a fair queue that each sequence of these has generated so many tokens."""
     assert isinstance(rank.waiting, Fair)
-    counts = Counter(request.traits.tenant for request in requests)
+    counts = Counter[str | None]()
+    for request in requests:
+        counts[request.traits.tenant] += request.samples
     for tenant, count in counts.items():
         rank.waiting.served(tenant, count * tokens)
 
@@ -24,7 +26,8 @@ def count_decoded(rank: Rank, counted: int, steps: int) -> None:
     assert isinstance(rank.waiting, Fair)
     batch, counts = rank.batch, Counter[str | None]()
     for request in batch.members.values():
-        counts[request.traits.tenant] += batch.generated(request, steps) - batch.generated(request, counted)
+        each = batch.generated(request, steps) - batch.generated(request, counted)
+        counts[request.traits.tenant] += request.samples * each
     for tenant, count in counts.items():
         rank.waiting.served(tenant, count)
 
@@ -34,4 +37,7 @@ def steps_of_turn(rank: Rank) -> int | None:
     assert isinstance(rank.waiting, Fair)
     if rank.batch.lookahead:  # steps do not generate the same: look after each
         return 1 if rank.waiting else None
-    return rank.waiting.turn(Counter(request.traits.tenant for request in rank.batch.members.values()))
+    counts = Counter[str | None]()
+    for request in rank.batch.members.values():
+        counts[request.traits.tenant] += request.samples
+    return rank.waiting.turn(counts)

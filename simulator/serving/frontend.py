@@ -153,7 +153,7 @@ class Frontend:
                 request = Request(number, arrival_ns, prompt, output, session, turn, keys, traits)
                 number += 1
                 self.arrived = number
-                reason = refusal(prompt, output)
+                reason = refusal(request)
                 if reason is not None:
                     self._reject(request, reason)
                 elif self._plain:

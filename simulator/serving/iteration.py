@@ -17,7 +17,7 @@ def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
     """Begin the iteration with prompts of an only rank; return how many ns it lasts and how many decode in it."""
     step, batch = rank.step, rank.batch
     tokens, pairs, prompts = rank.begin(step, now_ns)
-    size = len(batch.members) if step.decodes else 0
+    size = batch.sequences if step.decodes else 0
     if not size:
         return cost.prefill_ns(tokens, pairs, prompts), 0
     rank.decodes = True
@@ -49,7 +49,7 @@ def outranked(rank: Rank) -> bool:
         return False
     if not step.prompts and not step.preempts:
         return True
-    return rank.running >= rank.limits.max_running or rank.claim(head)[1] > rank.admissible_blocks
+    return rank.running + head.samples > rank.limits.max_running or rank.claim(head)[1] > rank.admissible_blocks
 
 
 def copies_done(ranks: Sequence[Rank], ticks: int) -> int:

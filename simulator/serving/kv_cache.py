@@ -35,10 +35,6 @@ class KVCache:
         self.prefixes = prefixes
         self.evicted: Callable[[Sequence[int]], None] | None = None  # hears of the units that were given up
 
-    def blocks_for(self, tokens: int) -> int:
-        """Return the blocks that hold `tokens` tokens of one request."""
-        return -(-tokens // self.block_tokens)
-
     @property
     def shared(self) -> int:
         """Blocks of the prefix cache that requests reference."""

@@ -20,7 +20,7 @@ MOST_STEPS = 1024
 
 def one_step(start: int, ranks: Sequence[Rank], ticks: int) -> Jump | SummedJump:
     """Return the decode step of an iteration with prompts that lasts so many ticks."""
-    size = sum(len(rank.batch.members) for rank in ranks if rank.decodes)
+    size = sum(rank.batch.sequences for rank in ranks if rank.decodes)
     if isinstance(ranks[0].batch, DecodeBatch):
         return Jump(start, 1, size, 0, ticks, 0)
     return SpeculativeJump(start, [ticks], size, _gained(ranks, 1))
@@ -33,22 +33,21 @@ def next_jump(start: int, ranks: Sequence[Rank], steps: int, cost: Cost, step_ti
     if len(ranks) == 1:
         return _closed(start, ranks[0].batch, steps, step_ticks)
     batches = [cast(DecodeBatch, rank.batch) for rank in ranks]
-    sizes = [len(b.members) + b.ghosts if rank.decodes else 0 for rank, b in zip(ranks, batches, strict=True)]
+    sizes = [b.sequences + b.ghosts if rank.decodes else 0 for rank, b in zip(ranks, batches, strict=True)]
     contexts = np.array([batch.context + size if size else 0 for batch, size in zip(batches, sizes, strict=True)])
     grown = contexts + np.array(sizes) * np.arange(min(steps, MOST_STEPS))[:, None]
     lengths = ticks_of(cost.decode_together(sizes).at(grown))
-    members = sum(len(rank.batch.members) for rank in ranks if rank.decodes)
-    return SummedJump(start, lengths, members)
+    return SummedJump(start, lengths, sum(rank.batch.sequences for rank in ranks if rank.decodes))
 
 
 def _closed(start: int, batch: DecodeBatch, steps: int, step_ticks: StepTicks) -> Jump:
-    members, context = len(batch.members), batch.context
-    size = members + batch.ghosts
+    sequences, context = batch.sequences, batch.context
+    size = sequences + batch.ghosts
     until, fixed, slope = step_ticks(size, context + size)
     if until < context + steps * size:  # the line ends within the jump
         steps = int(until - context) // size
     jump = Jump(start, steps, size, context, fixed, slope)
-    jump.batch = members  # ghosts make no tokens
+    jump.batch = sequences  # ghosts make no tokens
     return jump
 
 

@@ -95,7 +95,7 @@ class Pool:
         self.outstanding[index] += 1
         tokens = 0
         if self._counts_tokens:
-            tokens = request.prompt_tokens + self._expected(request)
+            tokens = request.prompt_tokens + request.samples * self._expected(request)
             self.tokens[index] += tokens
             self._charged[request.request_id] = tokens
         if self._counts_backlog:
@@ -151,7 +151,7 @@ class Pool:
         return [size * max((units.get(cache.bit, 0) for cache in ranks), default=0) for ranks in caches]
 
     def _expected(self, request: Request) -> int:
-        """Return the output tokens to expect: as predicted, or the mean of those who have left; none in prefill."""
+        """Return the output tokens to expect of an answer: as predicted, or the mean of those gone; none in prefill."""
         if self.role == "prefill":
             return 0
         predicted = request.traits.predicted_tokens

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from simulator.serving.request import Request
+from simulator.serving.samples import computed_pairs
 from simulator.strict import Count, PositiveDuration, Strict
 
 
@@ -210,7 +211,8 @@ def _shortest(parameters: ShortestPredicted, setting: Setting) -> Queue:
     ageing = parameters.ageing
 
     def key(request: Request) -> float:
-        work = request.prompt_tokens + max(0, request.traits.predicted_tokens - request.generated)
+        left = max(0, request.traits.predicted_tokens - request.generated)
+        work = request.prompt_tokens + request.samples * left
         return work + request.queued_ns / ageing if ageing is not None else work
 
     return Ordered(key)
@@ -221,7 +223,7 @@ def _slack(parameters: LeastSlack, setting: Setting) -> Queue:
 
     def key(request: Request) -> float:
         tokens = request.prefill_tokens
-        return request.arrival_ns + ttft_ns - setting.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
+        return request.arrival_ns + ttft_ns - setting.prefill_ns(tokens, computed_pairs(request, 0, tokens), 1)
 
     return Ordered(key)
 

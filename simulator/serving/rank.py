@@ -17,6 +17,7 @@ from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
+from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks
 from simulator.serving.speculation import SpeculativeBatch
 from simulator.serving.swap import SwapSpace
 from simulator.serving.tiers import LowerTiers
@@ -32,12 +33,12 @@ class Holding(NamedTuple):
 
 
 class Reservation(Event):
-    """A place asked for: it fires when blocks and a seat of rank `rank` are set aside for a request to come."""
+    """A place asked for: it fires when blocks and seats of rank `rank` are set aside for a request to come."""
 
-    def __init__(self, env: Environment, rank: int, blocks: int) -> None:
+    def __init__(self, env: Environment, rank: int) -> None:
         super().__init__(env)
         self.rank = rank
-        self.blocks = blocks
+        self.blocks = self.seats = 0
 
 
 class Rank:
@@ -59,6 +60,7 @@ class Rank:
         "partial",
         "reservations",
         "reserved",
+        "reserved_seats",
         "step",
         "swap",
         "waiting",
@@ -83,7 +85,8 @@ class Rank:
         self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
-        self.reserved = 0  # seats of requests that were prefilled elsewhere and are to come
+        self.reserved = 0  # requests that were prefilled elsewhere and are to come
+        self.reserved_seats = 0  # of those
         self.arrived: list[Request] = []  # of those, the ones whose keys and values are here
         self.step = DECODE_ON  # what it does in the iteration under way
         self.decodes = False  # whether its batch takes part in the iteration under way
@@ -93,13 +96,15 @@ class Rank:
 
     @property
     def running(self) -> int:
-        """Requests that decode, are being prefilled, come back from host memory, or hold a reserved place."""
-        running = len(self.batch.members) + len(self.partial) + self.reserved
+        """Seats taken: by the sequences of requests that decode, are being prefilled, come back, or hold a place."""
+        seats = self.batch.sequences + self.reserved_seats
+        if self.partial:
+            seats += sum([request.samples for request in self.partial])
         if self.swap is not None:
-            running += len(self.swap.coming)
+            seats += sum([row.request.samples for row in self.swap.coming])
         if self.lower is not None:
-            running += len(self.lower.loading)
-        return running
+            seats += sum([row.request.samples for row in self.lower.loading])
+        return seats
 
     @property
     def swapped(self) -> int:
@@ -113,8 +118,8 @@ class Rank:
 
     @property
     def decoding(self) -> int:
-        """Requests that take part in a decode step."""
-        return len(self.batch.members)
+        """Sequences that take part in a decode step."""
+        return self.batch.sequences
 
     @property
     def admissible_blocks(self) -> int:
@@ -128,7 +133,7 @@ class Rank:
 
     @property
     def positions(self) -> int:
-        """Tokens that each of those who decode feeds in a step."""
+        """Tokens that each sequence of those who decode feeds in a step."""
         return self.batch.positions
 
     @property
@@ -138,8 +143,8 @@ class Rank:
 
     def claim(self, request: Request) -> tuple[int, int]:
         """Return what a waiting request would compute and take; see `EngineView.claim`."""
-        tokens = request.prompt_tokens + request.generated
-        blocks = -(-tokens // self.block_tokens)
+        tokens = request.prompt_tokens + request.samples * request.generated
+        blocks = computed_blocks(request, tokens, self.block_tokens)
         prefixes = self.kv.prefixes
         if prefixes is None:
             return tokens, blocks
@@ -153,10 +158,11 @@ class Rank:
         beyond = batch.lookahead - 1
         growth = 0
         for request in self.partial:
-            growth += -(-(request.prompt_tokens + request.output_tokens + beyond) // size)
+            growth += group_blocks(request, request.prompt_tokens + request.output_tokens + beyond, size)
             growth -= request.blocks + request.shared_blocks
         for request in batch.members.values():
-            growth += -(-(request.prompt_tokens + request.output_tokens + beyond) // size) - batch.room(request)
+            growth += group_blocks(request, request.prompt_tokens + request.output_tokens + beyond, size)
+            growth -= batch.room(request)
         return growth
 
     def victims(self) -> Iterator[Request]:
@@ -205,9 +211,9 @@ class Rank:
         for request, count in step.prompts:
             done = request.computed
             tokens += count
-            pairs += count * done + count * (count + 1) // 2
-            held = request.prompt_tokens + request.generated if step.reserves else done + count
-            blocks = -(-held // size) - request.shared_blocks
+            pairs += computed_pairs(request, done, count)
+            held = request.prompt_tokens + request.samples * request.generated if step.reserves else done + count
+            blocks = computed_blocks(request, held, size) - request.shared_blocks
             taken += blocks - request.blocks
             request.blocks = blocks
         self.kv.held += taken
@@ -232,18 +238,21 @@ class Rank:
             request.cached_tokens = request.computed
 
     def take(self, request: Request, tokens: int) -> None:
-        """Hold KV blocks for so many tokens of a request, beside the cached ones that it shares."""
-        request.blocks = self.kv.blocks_for(tokens) - request.shared_blocks
+        """Hold KV blocks for so many tokens of each sequence of a request, beside the cached ones that it shares."""
+        request.blocks = group_blocks(request, tokens, self.block_tokens) - request.shared_blocks
         self.kv.held += request.blocks
         self.kv.make_room()
 
     def _share(self, request: Request, tokens: int) -> int:
-        """Give the cache the full units of the first `tokens` of a request, and return how many blocks those have."""
+        """Give the cache the full units of the first `tokens` of a request, and return how many blocks those have.
+
+        Its keys are those of the prompt and of its first sequence, which come first.
+        """
         prefixes = self.kv.prefixes
         if prefixes is None:
             return 0
         first = request.shared_blocks // prefixes.unit_blocks
-        last = min(len(request.keys), tokens // prefixes.unit_tokens)
+        last = min(len(request.keys), min(tokens, request.context_tokens) // prefixes.unit_tokens)
         if last <= first:
             return 0
         prefixes.insert(request.keys, first, last)
@@ -259,11 +268,11 @@ class Rank:
                 blocks = self._share(request, request.computed)
                 request.blocks -= blocks
                 self.kv.held -= blocks
-        done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.generated]
+        done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.samples * r.generated]
         if len(done) == len(self.partial):
             self.partial.clear()
         else:
-            self.partial = [r for r in self.partial if r.computed < r.prompt_tokens + r.generated]
+            self.partial = [r for r in self.partial if r.computed < r.prefill_tokens]
         return done
 
     def drop(self, request: Request, tokens: int) -> None:
@@ -303,7 +312,7 @@ class Rank:
         done = self.batch.pop_finished()
         if self.kv.prefixes is not None:
             for request in done:
-                self.drop(request, request.prompt_tokens + request.generated - 1)
+                self.drop(request, request.context_tokens - 1)
         return done
 
     def take_in(self) -> list[Request]:
@@ -311,6 +320,7 @@ class Rank:
         come, self.arrived = self.arrived, []
         for request in come:
             self.reserved -= 1
+            self.reserved_seats -= request.samples
             self.decode(request)
         return come
 
@@ -322,11 +332,12 @@ class Rank:
 
     def report_gaps(self, first_ns: int, gap: Callable[[int, int], None]) -> None:
         """Report how long after the token before the first of a jump came: `gap(ns, tokens)`."""
-        old = len(self.batch.members) - len(self.fresh)
+        old = self.batch.sequences
+        for request in self.fresh:
+            old -= request.samples
+            gap(first_ns - request.last_token_ns, request.samples)
         if old:
             gap(first_ns - self.last_step_ns, old)
-        for request in self.fresh:
-            gap(first_ns - request.last_token_ns, 1)
         self.fresh.clear()
 
     def preempt_last(self) -> Request:
@@ -340,12 +351,13 @@ class Rank:
             self.drop(request, request.computed)
         else:
             self.batch.leave(request)
-            self.drop(request, request.prefill_tokens - 1)
+            held = request.context_tokens - 1
+            self.drop(request, held)
             if request in self.fresh:
                 self.fresh.remove(request)
             else:
                 request.last_token_ns = self.last_step_ns
-            if self.swap is not None and self.swap.take(request, self.kv.blocks_for(request.prefill_tokens - 1)):
+            if self.swap is not None and self.swap.take(request, group_blocks(request, held, self.block_tokens)):
                 request.preemptions += 1
                 self.step = self.step._replace(steps=1)  # as below
                 return request
@@ -366,7 +378,7 @@ class Rank:
             return True
         if self.swap is not None and request in self.swap:
             if self.swap.withdraw(request):
-                self.drop(request, request.prefill_tokens - 1)
+                self.drop(request, request.context_tokens - 1)
             return True
         if request.request_id in self.batch.members:
             self.batch.leave(request)
@@ -374,7 +386,7 @@ class Rank:
                 self.fresh.remove(request)
             else:
                 request.last_token_ns = self.last_step_ns
-            self.drop(request, request.prefill_tokens - 1)
+            self.drop(request, request.context_tokens - 1)
             return True
         if request in self.partial:
             self.partial.remove(request)
@@ -382,21 +394,31 @@ class Rank:
             return True
         return False
 
+    def reserve(self, place: Reservation, request: Request, tokens: int) -> Reservation:
+        """Put a place for a request with so many tokens in each sequence at the end of the line, and return it."""
+        place.blocks, place.seats = group_blocks(request, tokens, self.block_tokens), request.samples
+        self.reservations.append(place)
+        return place
+
     def can_grant(self, steps: int) -> bool:
         """Return whether there is a place for the next reservation when `steps` of the jump under way have begun.
 
         A request preempted here comes first, so there is none while any waits.
         """
-        if not self.reservations or self.waiting or self.swapped or self.running >= self.limits.max_running:
+        if not self.reservations or self.waiting or self.swapped:
             return False
-        return self.reservations[0].blocks <= self.kv.admissible(self.kv.used_after(steps))
+        place = self.reservations[0]
+        if self.running + place.seats > self.limits.max_running:
+            return False
+        return place.blocks <= self.kv.admissible(self.kv.used_after(steps))
 
     def grant(self) -> Reservation:
-        """Set blocks and a seat aside for the next reservation and return it."""
+        """Set blocks and seats aside for the next reservation and return it."""
         place = self.reservations.popleft()
         self.kv.held += place.blocks
         self.kv.make_room()
         self.reserved += 1
+        self.reserved_seats += place.seats
         return place
 
     def give_back(self, place: Reservation) -> None:
@@ -404,14 +426,16 @@ class Rank:
         if place.triggered:
             self.kv.held -= place.blocks
             self.reserved -= 1
+            self.reserved_seats -= place.seats
         else:
             self.reservations.remove(place)
 
     def keep(self, request: Request) -> bool:
-        """Let a request that was prefilled here to be moved decode here if there is a seat; return whether there is."""
-        if self.running >= self.limits.max_running:
+        """Let a request that was prefilled here to be moved decode here if there are seats; return whether so."""
+        if self.running + request.samples > self.limits.max_running:
             return False
         self.reserved += 1
+        self.reserved_seats += request.samples
         self.arrived.append(request)
         return True
 
@@ -422,4 +446,4 @@ class Rank:
             if beside is not None:
                 beside.check()
         if self.running > self.limits.max_running:
-            raise InvariantError(f"{self.running} requests run on {self.limits.max_running} seats")
+            raise InvariantError(f"{self.running} sequences run on {self.limits.max_running} seats")

@@ -50,7 +50,7 @@ class Recording:
                 r.finish_ns,
                 r.prompt_tokens,
                 r.output_tokens,
-                r.generated,
+                r.samples * r.generated,
                 r.cached_tokens,
                 r.prefill_instance,
                 r.decode_instance,
@@ -97,4 +97,5 @@ class Recording:
 
     def _preempted(self, now_ns: int, instance: str, request: Request) -> None:
         self.preemptions += 1
-        self.event(now_ns, "preempted", instance, f"request {request.request_id}, {request.generated} tokens generated")
+        made = request.samples * request.generated
+        self.event(now_ns, "preempted", instance, f"request {request.request_id}, {made} tokens generated")

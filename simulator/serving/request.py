@@ -16,7 +16,7 @@ class Traits(NamedTuple):
     predicted_tokens: int = -1
     """Output tokens that a predictor expects; -1 when nobody predicts."""
     samples: int = 1
-    """Answers drawn from one prompt in parallel."""
+    """Answers drawn from one prompt in parallel (vLLM: n)."""
     cancel_ns: int = -1
     """How long after its arrival the client gives it up; -1: it does not."""
 
@@ -25,7 +25,10 @@ PLAIN = Traits()
 
 
 class Request:
-    """A call of `prompt_tokens` in and `output_tokens` out; times in nanoseconds, -1 while they have not come."""
+    """A call of `prompt_tokens` in and `samples` times `output_tokens` out, its answers drawn side by side.
+
+    Times are in nanoseconds, -1 while they have not come.
+    """
 
     __slots__ = (
         "arrival_ns",
@@ -54,6 +57,7 @@ class Request:
         "rank",
         "reason",
         "request_id",
+        "samples",
         "session",
         "shared_blocks",
         "traits",
@@ -79,11 +83,12 @@ class Request:
         self.turn = turn
         self.keys = keys  # of the prompt's prefixes, one per unit of the cache; none: nothing is known of its content
         self.traits = traits
+        self.samples = traits.samples  # sequences that decode side by side and have as many tokens each
         self.rank = 0  # which of its engine's ranks has it
         self.cached_tokens = 0  # prompt tokens that a cache held when it was admitted
         self.shared_blocks = 0  # KV blocks of its context that it shares, so that they are not its own
         self.blocks = 0  # KV blocks of its own that it holds while it does not decode
-        self.generated = 0
+        self.generated = 0  # tokens of each sequence
         self.computed = 0  # tokens whose keys and values a prefill under way has computed
         self.queued_ns = -1
         self.prefill_start_ns = -1
@@ -105,6 +110,11 @@ class Request:
     @property
     def prefill_tokens(self) -> int:
         """Tokens whose keys and values a prefill computes: the prompt, and after a preemption what was generated."""
+        return self.prompt_tokens + self.samples * self.generated
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of each of its sequences: the prompt, and what it has generated."""
         return self.prompt_tokens + self.generated
 
     def __repr__(self) -> str:

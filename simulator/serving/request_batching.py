@@ -6,6 +6,7 @@ iteration-level scheduling with selective batching, memory reserved for the long
 
 from simulator.serving.engine_view import DECODE_ON, EngineView, Step
 from simulator.serving.request import Request
+from simulator.serving.samples import group_blocks
 from simulator.strict import Count, Duration, Strict
 
 
@@ -13,7 +14,7 @@ class Static(Strict):
     """A batch of those who wait when the one before has ended; all of it runs until the last answer is complete."""
 
     max_running: Count = 8
-    """Requests of a batch at most."""
+    """Requests of a batch at most, each sample counted."""
     max_batch_tokens: Count = 8192
     """Prompt tokens of a batch at most, all prompts padded to the longest; a longer prompt goes alone, in slices."""
 
@@ -32,7 +33,7 @@ class Orca(Strict):
     """
 
     max_running: Count = 256
-    """Requests running together at most."""
+    """Requests running together at most, each sample counted."""
     max_batch_tokens: Count = 8192
     """Prompt tokens of one iteration at most; a longer prompt goes alone beside the decodes."""
 
@@ -46,12 +47,13 @@ def static(limits: Static, engine: EngineView) -> Step:
     if engine.running:
         return DECODE_ON
     prompts: list[Request] = []
-    free, longest = engine.free_blocks, 0
+    free, longest, seats = engine.free_blocks, 0, limits.max_running
     for request in engine.waiting:
         free -= _whole(request, engine)
         longest = max(longest, request.prefill_tokens)
         too_many = longest * (len(prompts) + 1) > limits.max_batch_tokens
-        full = len(prompts) == limits.max_running or free < 0 or (too_many and prompts)
+        seats -= request.samples
+        full = seats < 0 or free < 0 or (too_many and prompts)
         if full and (prompts or engine.claim(request)[1] > engine.free_blocks):
             break  # alone a request runs as far as there is memory
         prompts.append(request)
@@ -65,7 +67,8 @@ def dynamic(limits: Dynamic, engine: EngineView) -> Step:
         return static(limits, engine)
     first = next(iter(engine.waiting))
     step, due_ns = static(limits, engine), first.queued_ns + limits.max_delay
-    full = len(step.prompts) == limits.max_running or len(step.prompts) < len(engine.waiting)
+    seats = sum(request.samples for request, _ in step.prompts)
+    full = seats == limits.max_running or len(step.prompts) < len(engine.waiting)
     return step if full or engine.now_ns >= due_ns else Step(wake_ns=due_ns)
 
 
@@ -78,9 +81,9 @@ def orca(limits: Orca, engine: EngineView) -> Step:
         free -= _whole(request, engine)
         tokens, blocks = engine.claim(request)
         alone = not prompts and not engine.running and blocks <= engine.free_blocks
-        if not seats or (free < 0 and not alone) or (tokens > budget and prompts):
+        if seats < request.samples or (free < 0 and not alone) or (tokens > budget and prompts):
             break
-        seats -= 1
+        seats -= request.samples
         budget -= tokens
         prompts.append((request, tokens))
     return Step(prompts, decodes=True, reserves=True)
@@ -88,4 +91,4 @@ def orca(limits: Orca, engine: EngineView) -> Step:
 
 def _whole(request: Request, engine: EngineView) -> int:
     """Return the KV blocks of a request with all its tokens; the last one generated needs no KV."""
-    return -(-(request.prompt_tokens + request.output_tokens - 1) // engine.block_tokens)
+    return group_blocks(request, request.prompt_tokens + request.output_tokens - 1, engine.block_tokens)

@@ -56,6 +56,7 @@ class Speculation(NamedTuple):
 class SpeculativeBatch(Members):
     """Members in the order in which they joined, as `DecodeBatch`, but each gains tokens at a pace of its own.
 
+    They have one sequence each.
     What a member gains is known as it joins, so what the batch gains in each iteration to come is a sum kept in a ring.
     A member's KV blocks hold the drafted tokens too, from the beginning of an iteration on, and are not given back.
     """
@@ -113,6 +114,7 @@ class SpeculativeBatch(Members):
         key, done = request.request_id, self.iteration - request.offset
         kept, rooms = self._totals.pop(key), self._rooms.pop(key)
         del self.members[key]
+        self.sequences -= request.samples
         request.finish_iteration = -1
         self.context -= int(kept[done])
         self.blocks -= int(rooms[done]) - request.shared_blocks

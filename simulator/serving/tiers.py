@@ -93,7 +93,7 @@ class LowerTiers:
 
     def match(self, request: Request, prefixes: PrefixCache) -> tuple[int, int]:
         """Return how many units of a request device memory has, and how many after those are in some tier."""
-        most = (request.prefill_tokens - 1) // prefixes.unit_tokens
+        most = (request.context_tokens - 1) // prefixes.unit_tokens
         first, found = prefixes.match(request.keys, most), 0
         for key in request.keys[first:most]:
             if not any(key in tier for tier in self.tiers):

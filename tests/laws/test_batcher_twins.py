@@ -7,13 +7,15 @@ over all of them says.
 
 from dataclasses import dataclass
 from itertools import accumulate
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 import numpy as np
 import pytest
+import sample_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_groups import sequences
 from test_chunked_twin import Costs, step_ticks
 from test_decode_jumps import TICK, Seen, all_costs
 
@@ -102,9 +104,9 @@ def run(workload, case, look=None):
     instance = Instance(env, "colocated-0", case.engine(), (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
-        for index, (gap, prompt, output, kind, predicted) in enumerate(workload):
+        for index, (gap, prompt, output, kind, predicted, *samples) in enumerate(workload):
             yield env.timeout(gap)
-            sent.append(Request(index, env.now, prompt, output, traits=Traits(f"t{kind}", kind, predicted)))
+            sent.append(Request(index, env.now, prompt, output, traits=Traits(f"t{kind}", kind, predicted, *samples)))
             instance.submit(sent[-1])
 
     env.process(source())
@@ -118,12 +120,25 @@ def run(workload, case, look=None):
 
 
 def whole(r):
-    return r["prompt"] + r["made"]
+    """Tokens that a prefill computes; of one who decodes those that each sequence holds when the step is over."""
+    return r["prompt"] + r["made"] * (1 if r["decodes"] else sequences(r))
+
+
+def blocks(r, more=0):
+    return sample_groups.blocks(r, max(r["held"], r["whole"]) + more, BLOCK, r["decodes"])
+
+
+def prompt_blocks(r):
+    return sample_groups.blocks(r, whole(r), BLOCK)
 
 
 def answer(r):
     """Blocks of a request with all its tokens but the last, which is never fed."""
-    return ceil((r["prompt"] + r["output"] - 1) / BLOCK)
+    return sample_groups.blocks(r, r["prompt"] + r["output"] - 1, BLOCK, True)
+
+
+def seats(requests):
+    return sum(map(sequences, requests))
 
 
 class RankTwin:
@@ -146,10 +161,10 @@ class RankTwin:
         self.waiting.insert(0 if first else len(self.waiting), r)
         tokens, order, asked = whole(r), self.case.order, self.case.parameters
         if order == "shortest_predicted":
-            r["key"] = r["prompt"] + max(0, r["predicted"] - r["made"])
+            r["key"] = r["prompt"] + sequences(r) * max(0, r["predicted"] - r["made"])
             r["key"] += r["at"] / asked.ageing if asked.ageing is not None else 0
         elif order == "least_slack":
-            r["key"] = r["at"] + TTFT_NS - self.case.costs.prefill_ns(tokens, sum(range(tokens + 1)), 1)
+            r["key"] = r["at"] + TTFT_NS - self.case.costs.prefill_ns(tokens, sample_groups.pairs(r, 0, tokens), 1)
         elif order == "priority":
             r["key"] = -r["priority"]
 
@@ -184,11 +199,11 @@ class RankTwin:
     # -- memory
 
     def used(self):
-        return sum(ceil(max(r["held"], r["whole"]) / BLOCK) for r in self.line) + sum(g["blocks"] for g in self.ghosts)
+        return sum(map(blocks, self.line)) + sum(g["blocks"] for g in self.ghosts)
 
     def growth(self):
         """Blocks that a step of all who decode takes."""
-        return sum(r["held"] % BLOCK == 0 for r in self.line if r["decodes"])
+        return sum(blocks(r, 1) - blocks(r) for r in self.line if r["decodes"])
 
     def preempt(self):
         victim = min(reversed(self.line), key=lambda r: r["priority"] if self.case.preempts else 0)
@@ -207,10 +222,10 @@ class RankTwin:
             return False
         if self.case.batcher == "orca" and sum(answer(r) for r in [*self.line, head]) > self.case.blocks:
             return True
-        need, begun = ceil(whole(head) / BLOCK), any(not r["decodes"] for r in self.line)
+        need, begun = prompt_blocks(head), any(not r["decodes"] for r in self.line)
         if self.case.batcher == "chunked_prefill" and not begun and self.growth() <= free < need + self.growth():
             return True
-        return len(self.line) >= self.limits.max_running or need > free
+        return seats([*self.line, head]) > self.limits.max_running or need > free
 
     def blocks_free(self):
         return self.case.blocks - self.used()
@@ -256,10 +271,10 @@ class RankTwin:
             return begun, []
         chosen, budget = [], self.limits.max_batch_tokens
         for r in [] if self.decodes_first() else self.queue():
-            seats = len(self.line) + len(chosen) < self.limits.max_running
-            blocks = sum(ceil(whole(c) / BLOCK) for c in [*chosen, r])
+            seated = seats([*self.line, *chosen, r]) <= self.limits.max_running
             tokens = sum(whole(c) for c in [*chosen, r])
-            if not seats or blocks > self.blocks_free() or (chosen and tokens > budget):
+            fits = sum(map(prompt_blocks, [*chosen, r])) <= self.blocks_free()
+            if not seated or not fits or (chosen and tokens > budget):
                 break
             chosen.append(r)
         return self.prefill(chosen, now, budget) if chosen else self.decode()
@@ -269,7 +284,7 @@ class RankTwin:
         for r in self.queue():
             everyone = [*self.line, *chosen, r]
             tokens = sum(whole(c) for c in [*chosen, r])
-            if len(everyone) > self.limits.max_running or sum(answer(c) for c in everyone) > self.case.blocks:
+            if seats(everyone) > self.limits.max_running or sum(answer(c) for c in everyone) > self.case.blocks:
                 break
             if chosen and tokens > self.limits.max_batch_tokens:
                 break
@@ -283,7 +298,7 @@ class RankTwin:
         for r in self.queue():
             batch = [*chosen, r]
             tokens = max(whole(c) for c in batch) * len(batch)
-            if len(batch) > self.limits.max_running or sum(answer(c) for c in batch) > self.case.blocks:
+            if seats(batch) > self.limits.max_running or sum(answer(c) for c in batch) > self.case.blocks:
                 break
             if chosen and tokens > self.limits.max_batch_tokens:
                 break
@@ -302,9 +317,9 @@ class RankTwin:
 
     def dynamic(self, now):
         if not self.line and self.waiting:
-            count = len(self.batch())
+            batch = self.batch()
             due = self.queue()[0]["at"] + self.limits.max_delay
-            if count < self.limits.max_running and count == len(self.waiting) and now < due:
+            if seats(batch) < self.limits.max_running and len(batch) == len(self.waiting) and now < due:
                 self.wake = due
                 return [], []
         return self.static(now)
@@ -316,19 +331,19 @@ class RankTwin:
             tokens = min(whole(r) - r["held"], most, budget)
             if not tokens:
                 break
-            while r in self.line and ceil((r["held"] + tokens) / BLOCK) - ceil(r["held"] / BLOCK) > self.blocks_free():
+            while r in self.line and blocks(r, tokens) - blocks(r) > self.blocks_free():
                 budget += spent.pop(self.preempt()["id"], 0)
                 admits = False
             if r in self.line:
                 r["held"] += tokens
-                spent[r["id"]] = tokens
-                budget -= tokens
+                spent[r["id"]] = tokens * (sequences(r) if r["decodes"] else 1)
+                budget -= spent[r["id"]]
         going = [r for r in self.line if r["id"] in spent]
         begun = [(r, r["held"] - spent[r["id"]], r["held"]) for r in going if not r["decodes"]]
         decoding = [r for r in going if r["decodes"]]
         for r in self.queue() if admits else ():
-            free = ceil(whole(r) / BLOCK) <= self.blocks_free()
-            if not budget or len(self.line) >= self.limits.max_running or not free:
+            fits = prompt_blocks(r) <= self.blocks_free()
+            if not budget or seats([*self.line, r]) > self.limits.max_running or not fits:
                 break
             self.take([r], now)
             begun.append(self.part(r, min(most, budget)))
@@ -343,8 +358,9 @@ class RankTwin:
         for r in [*sorted(decoding, key=lambda r: r["id"]), *(r for r, _, _ in begun)]:
             if r in self.ghosts or r["held"] < whole(r):
                 continue
+            r["held"] = r["prompt"] + r["made"]
             r["made"] += 1
-            self.charge(r, self.weight("output"))
+            self.charge(r, self.weight("output") * sequences(r))
             r["decodes"], r["whole"] = True, 0
             r.setdefault("first", now)
             if r["made"] == r["output"]:
@@ -352,7 +368,7 @@ class RankTwin:
                 over.append(r)
                 self.line.remove(r)
                 if BATCHERS[self.case.batcher].to_completion:
-                    self.ghosts.append({"held": r["held"], "blocks": ceil(r["held"] / BLOCK), "id": inf})
+                    self.ghosts.append({"held": r["held"], "blocks": blocks(r), "id": inf, "samples": sequences(r)})
         self.line.sort(key=lambda r: not r["decodes"])
         if not self.line:
             self.ghosts = []
@@ -360,13 +376,14 @@ class RankTwin:
 
 
 def length(case, plans):
-    """Ticks of an iteration of all ranks."""
+    """Ticks of an iteration of all ranks; each sequence decodes for itself."""
+    plans = [(begun, [r for r in decoding for _ in range(sequences(r))]) for begun, decoding in plans]
     if case.ranks == 1:
         return step_ticks(case.costs, *plans[0])
     works = []
     for begun, decoding in plans:
         tokens = sum(after - before for _, before, after in begun)
-        pairs = sum(sum(range(before + 1, after + 1)) for _, before, after in begun)
+        pairs = sum(sample_groups.pairs(*part) for part in begun)
         works.append((tokens, pairs, len(begun), len(decoding), sum(r["held"] for r in decoding)))
     return round(case.costs.together_ns(works) * TICK)
 
@@ -374,8 +391,9 @@ def length(case, plans):
 def walk(workload, case):
     arrivals = [
         {"id": i, "at": at, "prompt": prompt, "output": output, "tenant": f"t{kind}", "priority": kind}
-        | {"predicted": predicted, "made": 0, "held": 0, "whole": 0, "preemptions": 0}
-        for i, (at, (_, prompt, output, kind, predicted)) in enumerate(
+        | {"predicted": predicted, "made": 0, "held": 0, "whole": 0, "preemptions": 0, "decodes": False}
+        | {"samples": samples[0] if samples else 1}
+        for i, (at, (_, prompt, output, kind, predicted, *samples)) in enumerate(
             zip(accumulate(w[0] for w in workload), workload, strict=True)
         )
     ]
@@ -414,8 +432,8 @@ def check(workload, case):
     }
     assert len(done) == len(workload)
     assert seen.kv_max <= case.blocks * case.ranks
-    assert seen.tokens == sum(output for _, _, output, *_ in workload)
-    assert seen.gaps_total == seen.tokens - len(workload)
+    assert seen.tokens == sum(r.samples * r.output_tokens for r in done.values())
+    assert seen.gaps_total == seen.tokens - sum(r.samples for r in done.values())
 
 
 workloads = st.lists(
@@ -429,6 +447,7 @@ workloads = st.lists(
     min_size=1,
     max_size=16,
 )
+several_answers = st.lists(st.integers(1, 4), min_size=16, max_size=16)
 mixed_costs = all_costs.map(lambda c: Costs(**vars(c)))
 
 
@@ -437,6 +456,9 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
     """A workload and an engine with barely the memory it needs."""
     workload, batcher, order = draw(workloads), draw(st.sampled_from([*BATCHERS])), draw(st.sampled_from([*ORDERS]))
     running, more = draw(st.integers(1, 6)), draw(st.integers(0, 60))
+    if draw(st.booleans()):
+        running *= 2
+        workload = [(*w, min(n, running)) for w, n in zip(workload, draw(several_answers), strict=False)]
     given = {"max_running": running, "max_batch_tokens": running + more}
     if batcher == "continuous":
         given["decode_steps"] = draw(st.one_of(st.none(), st.integers(1, 20)))
@@ -453,7 +475,8 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
         asked = {"input_weight": draw(st.integers(1, 3)), "output_weight": draw(st.integers(1, 3))}
     limits = BATCHERS[batcher].parameters.model_construct(**fill(BATCHERS[batcher].parameters, given))
     parameters = ORDERS[order].parameters.model_construct(**fill(ORDERS[order].parameters, asked))
-    blocks = max(ceil((prompt + output) / BLOCK) for _, prompt, output, *_ in workload) + draw(st.integers(0, 12))
+    most = max(answer({"prompt": w[1], "output": w[2] + 1, "samples": sum(w[5:]) or 1}) for w in workload)
+    blocks = most + draw(st.integers(0, 12))
     ranks = draw(st.integers(2, most_ranks)) if most_ranks > 1 else 1
     return workload, Case(batcher, limits, order, parameters, draw(costs), blocks, ranks)
 

@@ -9,6 +9,7 @@ from itertools import accumulate
 from math import ceil, inf
 
 import pytest
+import sample_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_decode_jumps import TICK, Seen, all_costs, workloads
@@ -83,7 +84,7 @@ def step_ticks(costs, begun, decoding):
         fixed, slope, _ = costs.decode(len(decoding), context)
         return round(fixed * TICK) + round(slope * TICK) * context
     tokens = sum(last - before for _, before, last in begun)
-    pairs = sum(sum(range(before + 1, last + 1)) for _, before, last in begun)
+    pairs = sum(sample_groups.pairs(r, before, last) for r, before, last in begun)
     if not decoding:
         return round(costs.prefill_ns(tokens, pairs, len(begun)) * TICK)
     return round(costs.mixed_ns(tokens, pairs, len(begun), len(decoding), context) * TICK)

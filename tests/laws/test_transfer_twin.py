@@ -498,7 +498,7 @@ def test_an_infinite_network_is_an_ideal_split(workload, costs, max_tokens, rule
                 yield env.timeout(at_ns - env.now)
             request = Request(index, env.now, prompt, output)
             request.generated = 1
-            instance.join(request, instance.reserve(prompt))
+            instance.join(request, instance.reserve(request, prompt))
         yield env.timeout(0)
 
     last = {i: r.finish_ns for i, r in alone("decode", costs, many, plenty, ready).items()}

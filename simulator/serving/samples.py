@@ -1,0 +1,52 @@
+"""Parallel samples: the answers drawn from one prompt decode side by side, as a group that is scheduled as one.
+
+Model: sequences of a group share the full KV blocks of their prompt and copy its last, partly filled one before they
+write to it; they are admitted, preempted and swapped together (sequence groups, vLLM, SOSP 2023).
+"""
+
+from simulator.serving.request import Request
+
+
+def group_blocks(request: Request, tokens: int, size: int) -> int:
+    """Return the KV blocks, of `size` tokens, of a request each of whose sequences holds `tokens` tokens.
+
+    As long as there is no more than the prompt there is one copy of it.
+    """
+    blocks = -(-tokens // size)
+    if request.samples == 1 or tokens <= request.prompt_tokens:
+        return blocks
+    shared = request.prompt_tokens // size
+    return shared + request.samples * (blocks - shared)
+
+
+def computed_blocks(request: Request, tokens: int, size: int) -> int:
+    """Return the KV blocks, of `size` tokens, of the first `tokens` that a prefill of a request computes.
+
+    Those are the prompt and then, after a preemption, what each sequence had generated, one sequence after the other.
+    """
+    prompt = request.prompt_tokens
+    if request.samples == 1 or tokens <= prompt:
+        return -(-tokens // size)
+    shared = prompt // size
+    whole, part = divmod(tokens - prompt, request.generated)
+    blocks = shared + whole * (-(-(prompt + request.generated) // size) - shared)
+    return blocks + (-(-(prompt + part) // size) - shared if part else 0)
+
+
+def computed_pairs(request: Request, done: int, count: int) -> int:
+    """Return the query-key pairs of the next `count` tokens of a prefill that has computed `done`.
+
+    A token attends to itself and to those before it in its own sequence, the prompt included.
+    """
+    if request.samples == 1 or done + count <= request.prompt_tokens:
+        return count * done + count * (count + 1) // 2
+    return _pairs(request, done + count) - _pairs(request, done)
+
+
+def _pairs(request: Request, tokens: int) -> int:
+    prompt, each = request.prompt_tokens, request.generated
+    if tokens <= prompt:
+        return tokens * (tokens + 1) // 2
+    whole, part = divmod(tokens - prompt, each)
+    own = whole * (each * (each + 1) // 2) + part * (part + 1) // 2
+    return prompt * (prompt + 1) // 2 + (tokens - prompt) * prompt + own
