@@ -25,7 +25,7 @@ def lower_of(
     def lower() -> list[LowerTiers]:
         both = zip(caching.tiers, shared, strict=True)
         tiers = [common if common is not None else Tier(tier, unit_bytes) for tier, common in both]
-        return [LowerTiers(tiers) for _ in range(layout.data * layout.pipeline)]
+        return [LowerTiers(tiers, caching.load == "faster", caching.prefetch) for _ in range(layout.data * layout.pipeline)]
 
     return lower
 

@@ -192,6 +192,17 @@ class Rank:
 
     # -- what happens to it ---------------------------------------------------------------------------------------
 
+    def stand_on(self, lower: LowerTiers, env: Environment) -> None:
+        """Keep what the prefix cache gives up, or takes in, in lower tiers as well."""
+        self.lower, lower.env = lower, env
+        self.kv.evicted = lower.keep
+
+    def queue(self, request: Request) -> None:
+        """Let a request wait; what slower tiers have of it comes nearer meanwhile, unless it may begin at once."""
+        if self.lower is not None and self.kv.prefixes is not None and (self.waiting or self.running):
+            self.lower.prefetch(request, self.kv.prefixes)
+        self.waiting.append(request)
+
     def begin(self, step: Step, now_ns: int) -> tuple[int, int, int]:
         """Admit those of a step's prompts that are new, take blocks, and return (tokens, query-key pairs, prompts)."""
         size = self.block_tokens
@@ -247,6 +258,8 @@ class Rank:
         if last <= first:
             return 0
         prefixes.insert(request.keys, first, last)
+        if self.lower is not None:
+            self.lower.store(request.keys[:last])
         blocks = (last - first) * prefixes.unit_blocks
         request.shared_blocks += blocks
         return blocks
