@@ -146,6 +146,15 @@ class Rank:
         units, in_use = prefixes.found_in_use(request)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
+    def reachable_tokens(self, request: Request, ticks: int) -> int:
+        """Return the tokens of a request that the prefix cache has, and those after them that lower tiers offer."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return 0
+        if self.lower is None:
+            return prefixes.found(request) * prefixes.unit_tokens
+        return sum(self.lower.find(request, prefixes, ticks)) * prefixes.unit_tokens
+
     @property
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""

@@ -54,8 +54,10 @@ class Tier:
         "_write_ticks",
         "_writes_until",
         "fetched",
+        "found",
         "loaded",
         "through",
+        "unit_bytes",
         "units",
         "vain",
         "written",
@@ -67,7 +69,9 @@ class Tier:
 
         self.units = section.capacity // unit_bytes
         self.through = section.write == "through"
-        self.loaded = self.written = self.vain = 0  # units that left, that came, that were fetched and never used
+        self.unit_bytes = unit_bytes
+        self.found = 0  # units that requests were given from here
+        self.loaded = self.written = self.vain = 0  # units that left, that came, that were fetched and gone unused
         self.fetched: set[int] = set()  # units that were fetched and not used yet
         self._load_ticks, self._loads_until = ticks(section.bandwidth), 0
         self._write_ticks, self._writes_until = ticks(section.write_bandwidth or section.bandwidth), 0
@@ -207,7 +211,7 @@ class LowerTiers:
         if not self._prefetches or not fast.units:
             return
         now = self._time()
-        first, units = self._match(request, prefixes, now)
+        first, units = self.find(request, prefixes, now)
         keys = request.keys[first : first + min(units, fast.units)]
         fast.use(keys)
         missing = [key for key in keys if key not in fast]
@@ -221,12 +225,13 @@ class LowerTiers:
 
     def match(self, request: Request, prefixes: PrefixCache) -> tuple[int, int]:
         """Return how many units of a request device memory has, and how many after those are to be loaded."""
-        first, units = self._match(request, prefixes, self.now)
+        first, units = self.find(request, prefixes, self.now)
         if units and self._faster and not self._is_faster(request, first, units, prefixes.unit_tokens):
             return first, 0
         return first, units
 
-    def _match(self, request: Request, prefixes: PrefixCache, now: int) -> tuple[int, int]:
+    def find(self, request: Request, prefixes: PrefixCache, now: int) -> tuple[int, int]:
+        """Return how many units of a request device memory has, and how many after those some tier offers."""
         most = usable_units(request, prefixes.unit_tokens)
         first, found = prefixes.match(request.keys, most), 0
         for key in request.keys[first:most]:
@@ -265,6 +270,8 @@ class LowerTiers:
         """Load `units` units of a request from place `first` on, each from the first tier that offers it."""
         wanted = self._places(request.keys[first : first + units], self.now)
         ends = [tier.load(keys, self.now)[-1] for tier, keys in zip(self.tiers, wanted, strict=True) if keys]
+        for tier, keys in zip(self.tiers, wanted, strict=True):
+            tier.found += len(keys)
         self.loading.append(Loading(max(ends), request, first + units))
 
     def loaded(self) -> list[Loading]:

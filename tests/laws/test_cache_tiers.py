@@ -109,7 +109,13 @@ def least_blocks(workload):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    workloads(st.integers(0, 400_000)), costs_of, limits_of, st.integers(0, 8), st.sampled_from([4, 8]), writes, rules_of
+    workloads(st.integers(0, 400_000)),
+    costs_of,
+    limits_of,
+    st.integers(0, 8),
+    st.sampled_from([4, 8]),
+    writes,
+    rules_of,
 )
 def test_no_capacity_is_no_tier(workload, costs, limits, spare, unit, write, rules):
     blocks = least_blocks(workload) + spare
@@ -203,7 +209,9 @@ def test_who_waits_finds_its_units_in_the_first_tier():
     first = {}
     for prefetches in (False, True):
         tiers = [tier(100, 10**9), tier(100, 2 * 10**8, write="through")]
-        done = run(workload, costs, "continuous", Continuous(max_running=1), 8, 4, tiers, count=2, prefetches=prefetches)
+        done = run(
+            workload, costs, "continuous", Continuous(max_running=1), 8, 4, tiers, count=2, prefetches=prefetches
+        )
         assert done[3].cached_tokens == 8
         first[prefetches] = done[3].first_token_ns - done[1].finish_ns
         assert tiers[0].vain == 0
