@@ -102,7 +102,7 @@ class Tier:
         return self._add(rows[::-1])
 
     def fetch(self, copies: Sequence[Copy]) -> list[Copy]:
-        """Take in units of one prompt that come from a slower tier, each at its time, without use of the link to here."""
+        """Take in units of one prompt that come from a slower tier, each at its time, not over the link to here."""
         self.fetched.update(copy.key for copy in copies)
         return self._add(copies[::-1])
 
@@ -125,7 +125,7 @@ class Tier:
         return gone
 
     def use(self, keys: Sequence[int]) -> None:
-        """Note that the beginning of a prompt is used now, as far as it is here; of it the beginning is the last to go."""
+        """Note that the beginning of a prompt is used now, as far as it is here; it is the last to go."""
         for key in reversed(keys):
             if key in self._since:
                 self._since.move_to_end(key)
@@ -169,7 +169,7 @@ class LowerTiers:
     __slots__ = ("_faster", "_prefetches", "_through", "cost", "env", "loading", "now", "tiers")
 
     def __init__(self, tiers: Sequence[Tier], faster: bool = False, prefetches: bool = False) -> None:
-        """`faster`: load only what would take longer to compute; `prefetches`: bring up what those who wait will want."""
+        """`faster`: load only what takes longer to compute; `prefetches`: bring up what those who wait will want."""
         self.tiers = tuple(tiers)
         self.loading: list[Loading] = []
         self.env: Environment | None = None  # the time at which units are written
