@@ -67,6 +67,10 @@ COPIES = {
     320: "{redundant: 32, shared_copies: 32}",
 }
 
+TIERS = "serving.colocated.kv.prefix_cache.tiers"
+HOST = "{capacity: 256 GiB, bandwidth: 50 GB/s}"
+POOL = "{capacity: 2 TiB, bandwidth: 100 GB/s, shared: true}"
+
 FULL = "tokens/s per decoding device"
 """Of the window in which an only decode engine makes the most: its batch is full."""
 
@@ -89,6 +93,20 @@ STUDIES: dict[str, Study] = {
             for router in ("round_robin", "least_loaded", "session_affinity", "prefix_aware")
         ),
         ("cached", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
+    ),
+    "cache-tiers": Study(
+        "serving/cache-tiers",
+        (
+            Variant("none", (f"{TIERS}=[]",)),
+            Variant("host", (f"{TIERS}=[{HOST}]",)),
+            Variant("host, pool written back", (f"{TIERS}=[{HOST}, {POOL}]",)),
+            Variant("host, pool written through"),
+            Variant("without prefetch", ("serving.colocated.kv.prefix_cache.prefetch=false",)),
+            Variant("none, prefix-aware", (f"{TIERS}=[]", "serving.router=prefix_aware")),
+            Variant("host, prefix-aware", (f"{TIERS}=[{HOST}]", "serving.router={prefix_aware: {tiers: true}}")),
+            Variant("host and pool, prefix-aware", ("serving.router=prefix_aware",)),
+        ),
+        ("cached", "of it in device memory", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
     ),
     "experts-on-a-supernode": Study(
         "serving/experts-on-a-supernode",
@@ -161,6 +179,9 @@ def cell(run: Run, column: str) -> str:
     if column == "cached":
         rows = run.requests
         return f"{rows.cached_tokens.sum() / rows.prompt_tokens.sum():.1%}"
+    if column == "of it in device memory":
+        tiers = run.summary.get("tiers", {"colocated": []})["colocated"]
+        return f"{1 - sum(tier['found_tokens'] for tier in tiers) / run.requests.cached_tokens.sum():.1%}"
     if column == FULL:
         rows = run.instances[run.instances.role == "decode"]
         devices = load(run.path / "scenario.yaml").serving.decode.layout.devices

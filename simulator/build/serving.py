@@ -12,6 +12,7 @@ from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import cache_network, caches_of, check_plane, without_effect
 from simulator.build.experts import shards
 from simulator.build.front import front_notes, front_parts
+from simulator.build.kv_memory import tier_figures, tier_notes
 from simulator.build.network import (
     Planned,
     check_network,
@@ -54,6 +55,7 @@ from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.role_switch import RoleSwitching, Times
+from simulator.serving.tiers import LowerTiers
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -116,7 +118,7 @@ def plan(scenario: Scenario) -> Blueprint:
     _note_limits(serving, model, notes)
     routers = [serving.router_of(role)[0].name for role in serving.roles]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
-    notes += without_effect(serving)
+    notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
     if len(pools) == 1 and not any(group.moves_experts for group in groups):
@@ -200,6 +202,7 @@ class System:
         self._group: dict[str, str] = {}  # of each engine, by name
         self.instances: dict[str, Instance] = {}  # those that are in a pool, or on their way from one to the other
         self._power: dict[int, InstancePower] = {}  # by what engines share
+        self._lower: dict[str, list[LowerTiers]] = {}  # of all engines that there ever were, by group
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for group in plan.groups:
                 for lease in group.leases:
@@ -246,6 +249,9 @@ class System:
         instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
         self.instances[name] = instance
         self._group[name] = group
+        lower = [rank.lower for rank in instance.ranks if rank.lower is not None]
+        if lower:
+            self._lower.setdefault(group, []).extend(lower)
         if group in self._experts:
             self._experts[group].joined(instance)
         self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
@@ -354,6 +360,8 @@ class System:
         leased, hourly = self.blueprint.inventory.leased, self.blueprint.hourly
         summary = summarise(folder, limits, self.recording.itl, self.env.now, leased, hourly)
         summary["requests"]["rejected_by"] = self.frontend.reasons
+        if self._lower:
+            summary["tiers"] = tier_figures(self._lower, self.blueprint.workload.unit_tokens)
         return summary
 
     def facts(self) -> dict[str, Any]:

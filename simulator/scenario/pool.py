@@ -6,7 +6,7 @@ Policies come from the registries of the packages that own them, so a registered
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -52,6 +52,10 @@ class PrefixCaching(Strict):
     """Beginnings of prompts that are never given up."""
     tiers: tuple[TierSection, ...] = ()
     """Where units go that device memory gives up, one after the other, and whence they are loaded; default: nowhere."""
+    load: Literal["always", "faster"] = "always"
+    """Whether units in tiers are always loaded, or only when that ends before they could be computed."""
+    prefetch: bool = False
+    """Whether units of a request that has to wait come from slower tiers to the first one meanwhile."""
 
 
 class KV(Strict):

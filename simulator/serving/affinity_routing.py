@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.serving.pool_view import EngineTraits, Place, PoolView, Router, in_turn
+from simulator.serving.pool_view import EngineTraits, Place, PoolView, Router, held_tokens, in_turn
 from simulator.serving.request import Request
 from simulator.strict import Fraction, Strict
 
@@ -31,12 +31,15 @@ class PrefixAware(Strict):
     """What load counts against hits; 0: hits alone, and load only among equals."""
     threshold: Fraction = 0.0
     """Share of the prompt below which a hit does not count."""
+    tiers: bool = False
+    """Whether what the tiers below a prefix cache hold is a hit like any other."""
 
 
 class ByPrefix:
     """Weighs prefix hits against load."""
 
-    def __init__(self, load_weight: float, threshold: float) -> None:
+    def __init__(self, load_weight: float, threshold: float, tiers: bool) -> None:
+        self._tiers = tiers
         self._load_weight = load_weight
         self._threshold = threshold
         self._last = -1
@@ -47,7 +50,7 @@ class ByPrefix:
         least = min(loads)
         penalty = self._load_weight / (1 + sum(loads) / len(loads))
         fewest, prompt = max(1.0, self._threshold * request.prompt_tokens), request.prompt_tokens
-        hits = pool.cached_tokens(request) if request.keys else [0] * len(loads)
+        hits = held_tokens(request, pool, self._tiers)
         if max(hits) < fewest:
             self._last = in_turn(loads, self._last)
             return self._last
@@ -61,7 +64,7 @@ class ByPrefix:
 
 def prefix_aware(parameters: PrefixAware, place: Place) -> Router:
     """Return a router that weighs prefix hits against load."""
-    return ByPrefix(parameters.load_weight, parameters.threshold)
+    return ByPrefix(parameters.load_weight, parameters.threshold, parameters.tiers)
 
 
 class SessionAffinity(Strict):

@@ -3,19 +3,20 @@
 Model: a request takes its KV blocks and its seats as its copy begins, and goes on as it ends; see swap.py, tiers.py.
 """
 
+from simulator.device.cost import Cost
 from simulator.serving.rank import Rank
 from simulator.serving.samples import group_blocks
 from simulator.serving.swap import SwapSpace
 from simulator.serving.tiers import LowerTiers
 
 
-def bring_back(rank: Rank, ticks: int) -> list[int]:
+def bring_back(rank: Rank, ticks: int, cost: Cost) -> list[int]:
     """Let a rank go on with whose copies have ended by tick `ticks`, and begin those there is room for.
 
-    Returns the ends, in ticks, of the copies begun that the engine does not wait for.
+    Returns the ends, in ticks, of the copies begun that the engine does not wait for. `cost` is that of its iterations.
     """
     ends = _swapped_in(rank, rank.swap, ticks) if rank.swap is not None else []
-    return ends + (_loaded(rank, rank.lower, ticks) if rank.lower is not None else [])
+    return ends + (_loaded(rank, rank.lower, ticks, cost) if rank.lower is not None else [])
 
 
 def _swapped_in(rank: Rank, swap: SwapSpace, ticks: int) -> list[int]:
@@ -38,10 +39,11 @@ def _decode_on(rank: Rank, swap: SwapSpace) -> None:
         rank.decode(request)
 
 
-def _loaded(rank: Rank, lower: LowerTiers, ticks: int) -> list[int]:
+def _loaded(rank: Rank, lower: LowerTiers, ticks: int, cost: Cost) -> list[int]:
     prefixes = rank.kv.prefixes
     assert prefixes is not None
-    _prefill_on(rank, lower, ticks)
+    lower.now, lower.cost = ticks, cost
+    _prefill_on(rank, lower)
     before = len(lower.loading)
     while rank.waiting and not rank.swapped:
         head = next(iter(rank.waiting))
@@ -54,15 +56,15 @@ def _loaded(rank: Rank, lower: LowerTiers, ticks: int) -> list[int]:
         if head.prefill_start_ns < 0:
             head.prefill_start_ns = rank.now_ns
         rank.adopt(head)
-        lower.load(head, first, units, ticks)
+        lower.load(head, first, units)
         rank.take(head, head.context_tokens)
-        _prefill_on(rank, lower, ticks)
+        _prefill_on(rank, lower)
     return [row.end for row in lower.loading[before:]]
 
 
-def _prefill_on(rank: Rank, lower: LowerTiers, ticks: int) -> None:
+def _prefill_on(rank: Rank, lower: LowerTiers) -> None:
     assert rank.kv.prefixes is not None
-    for _, request, units in lower.loaded(ticks):
+    for _, request, units in lower.loaded():
         rank.partial.append(request)
         rank.computed([(request, units * rank.kv.prefixes.unit_tokens - request.computed)])
         if not request.preemptions:

@@ -54,7 +54,7 @@ class Instance:
         for rank, space in zip(self.ranks, engine.swap(), strict=True) if engine.swap is not None else ():
             rank.swap = space
         for rank, lower in zip(self.ranks, engine.lower(), strict=True) if engine.lower is not None else ():
-            rank.lower, rank.kv.evicted = lower, lower.keep
+            rank.stand_on(lower, env)
         self._copies = engine.swap is not None or engine.lower is not None  # whether anything comes from beyond
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
@@ -84,7 +84,7 @@ class Instance:
         if begun and self.engine.counts_service:
             self._serve(begun - 1)
         request.rank = self._choose()
-        self.ranks[request.rank].waiting.append(request)
+        self.ranks[request.rank].queue(request)
         self._account.waiting += 1
         self._nudge(begun)
 
@@ -409,7 +409,7 @@ class Instance:
 
     def _bring_back(self, rank: Rank) -> None:
         """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
-        for end in bring_back(rank, self._ticks):
+        for end in bring_back(rank, self._ticks, self.cost):
             wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
             wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 

@@ -13,6 +13,7 @@ from simulator.serving.prefix_cache import PrefixCache, usable_units
 from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
 from simulator.serving.routing import Router
+from simulator.units import TICK_BITS
 
 
 class Age(NamedTuple):
@@ -149,6 +150,14 @@ class Pool:
         if not units:
             return none
         return [size * max((units.get(cache.bit, 0) for cache in ranks), default=0) for ranks in caches]
+
+    def reachable_tokens(self, request: Request) -> Sequence[int]:
+        """Return per instance the tokens of the prompt that a rank's prefix cache and the tiers below it offer now."""
+        assert self._env is not None, "tiers need a clock"
+        now = self._env.now << TICK_BITS
+        if not request.keys:
+            return [0] * len(self.instances)
+        return [max(rank.reachable_tokens(request, now) for rank in instance.ranks) for instance in self.instances]
 
     def _expected(self, request: Request) -> int:
         """Return the output tokens to expect of an answer: as predicted, or the mean of those gone; none in prefill."""

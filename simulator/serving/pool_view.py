@@ -55,12 +55,22 @@ class PoolView(Protocol):
     def cached_tokens(self, request: Request) -> Sequence[int]:
         """Return per engine how many tokens of the request's prompt its prefix cache holds, never as reported."""
 
+    def reachable_tokens(self, request: Request) -> Sequence[int]:
+        """Return the same with the tiers below it, as of now."""
+
 
 class Router(Protocol):
     """Chooses the index of an instance for one request."""
 
     def __call__(self, request: Request, pool: PoolView) -> int:
         """Return the index of the instance that takes `request`."""
+
+
+def held_tokens(request: Request, pool: PoolView, tiers: bool) -> Sequence[int]:
+    """Return per engine the tokens of a prompt that its prefix cache holds, or that with the `tiers` below it."""
+    if not request.keys:
+        return [0] * len(pool.outstanding)
+    return pool.reachable_tokens(request) if tiers else pool.cached_tokens(request)
 
 
 class Place(NamedTuple):
@@ -174,3 +184,7 @@ class Reports:
     def cached_tokens(self, request: Request) -> Sequence[int]:
         """Return what the engines' prefix caches hold of the prompt now."""
         return self._live.cached_tokens(request)
+
+    def reachable_tokens(self, request: Request) -> Sequence[int]:
+        """Return what those and the tiers below hold of it now."""
+        return self._live.reachable_tokens(request)

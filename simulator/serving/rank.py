@@ -151,6 +151,15 @@ class Rank:
         units, in_use = prefixes.found_in_use(request)
         return tokens - units * prefixes.unit_tokens, blocks - in_use * prefixes.unit_blocks
 
+    def reachable_tokens(self, request: Request, ticks: int) -> int:
+        """Return the tokens of a request that the prefix cache has, and those after them that lower tiers offer."""
+        prefixes = self.kv.prefixes
+        if prefixes is None:
+            return 0
+        if self.lower is None:
+            return prefixes.found(request) * prefixes.unit_tokens
+        return sum(self.lower.find(request, prefixes, ticks)) * prefixes.unit_tokens
+
     @property
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""
@@ -197,6 +206,17 @@ class Rank:
         return freed * prefixes.unit_blocks
 
     # -- what happens to it ---------------------------------------------------------------------------------------
+
+    def stand_on(self, lower: LowerTiers, env: Environment) -> None:
+        """Keep what the prefix cache gives up, or takes in, in lower tiers as well."""
+        self.lower, lower.env = lower, env
+        self.kv.evicted = lower.keep
+
+    def queue(self, request: Request) -> None:
+        """Let a request wait; what slower tiers have of it comes nearer meanwhile, unless it may begin at once."""
+        if self.lower is not None and self.kv.prefixes is not None and (self.waiting or self.running):
+            self.lower.prefetch(request, self.kv.prefixes)
+        self.waiting.append(request)
 
     def begin(self, step: Step, now_ns: int) -> tuple[int, int, int]:
         """Admit those of a step's prompts that are new, take blocks, and return (tokens, query-key pairs, prompts)."""
@@ -256,6 +276,8 @@ class Rank:
         if last <= first:
             return 0
         prefixes.insert(request.keys, first, last)
+        if self.lower is not None:
+            self.lower.store(request.keys[:last])
         blocks = (last - first) * prefixes.unit_blocks
         request.shared_blocks += blocks
         return blocks

@@ -1,5 +1,6 @@
 """Laws of tiers below a prefix cache: none without capacity, device memory if they load at once, nothing is lost."""
 
+from itertools import count
 from math import ceil, inf
 
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from simulator.serving.jump import StepTicks
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 from simulator.serving.swap import Swap, spaces
-from simulator.serving.tiers import LowerTiers, Tier, TierSection
+from simulator.serving.tiers import Copy, LowerTiers, Tier, TierSection
 
 UNIT_BYTES = 1000
 LIMITS = {"continuous": Continuous, "chunked_prefill": ChunkedPrefill}
@@ -27,13 +28,16 @@ class Mixing(Costs):
         return self.prefill_ns(tokens, attended, sequences) + fixed + slope * context
 
 
-def tier(units, bandwidth=10**30, launch=0):
-    section = TierSection.model_construct(capacity=units * UNIT_BYTES, bandwidth=bandwidth, launch=launch, shared=False)
+def tier(units, bandwidth=10**30, launch=0, **more):
+    section = TierSection.model_construct(capacity=units * UNIT_BYTES, bandwidth=bandwidth, launch=launch, **more)
     return Tier(section, UNIT_BYTES)
 
 
-def run(workload, costs, batcher, limits, blocks, unit, tiers, cancels=(), terms=None):
-    """Run requests of (gap, prompt, output, family, common units); return them by number, and the tiers."""
+def run(workload, costs, batcher, limits, blocks, unit, tiers, cancels=(), terms=None, count=1, **rules):
+    """Run requests of (gap, prompt, output, family, common units) on engines in turn; return them by number.
+
+    The engines share the tiers.
+    """
     env, seen, done = Clock(), Seen(), {}
     engine = Engine(
         "colocated",
@@ -46,28 +50,33 @@ def run(workload, costs, batcher, limits, blocks, unit, tiers, cancels=(), terms
         0,
         prefixes=lambda: PrefixCache(unit, BLOCK),
         swap=(lambda: spaces(terms, UNIT_BYTES)) if terms else None,
-        lower=(lambda: [LowerTiers(tiers)]) if tiers is not None else None,
+        lower=(lambda: [LowerTiers(tiers, **rules)]) if tiers is not None else None,
     )
-    instance = Instance(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
+    instances = [
+        Instance(env, f"colocated-{index}", engine, (index,), seen, lambda r, _: done.update({r.request_id: r}))
+        for index in range(count)
+    ]
 
     def source():
         for index, (gap, prompt, output, family, common) in enumerate(workload):
             yield env.timeout(gap)
             request = Request(index, env.now, prompt, output, keys=keys_of(index, family, common, prompt, unit))
-            instance.submit(request)
+            instances[index % count].submit(request)
             if index < len(cancels) and cancels[index] is not None:
                 env.process(cancel(request, cancels[index]))
 
     def cancel(request, after):
         yield env.timeout(after)
         here = request.request_id not in done
-        assert instance.cancel(request) == here
+        assert instances[request.request_id % count].cancel(request) == here
 
     env.process(source())
     while env.peek() != inf:
         env.step()
-        instance.check()
-    assert instance.used_blocks() == instance.running == instance.queued == 0
+        for instance in instances:
+            instance.check()
+    for instance in instances:
+        assert instance.used_blocks() == instance.running == instance.queued == 0
     assert seen.tokens == sum(r.generated for r in done.values())
     return done
 
@@ -89,6 +98,8 @@ limits_of = st.sampled_from(["continuous", "chunked_prefill"]).flatmap(
         st.integers(8, 200),
     )
 )
+writes = st.sampled_from(["back", "through"])
+rules_of = st.fixed_dictionaries({"faster": st.booleans(), "prefetches": st.booleans()})
 links = st.tuples(st.integers(10**7, 10**12), st.integers(0, 20_000))
 
 
@@ -97,10 +108,18 @@ def least_blocks(workload):
 
 
 @settings(max_examples=100, deadline=None)
-@given(workloads(st.integers(0, 400_000)), costs_of, limits_of, st.integers(0, 8), st.sampled_from([4, 8]))
-def test_no_capacity_is_no_tier(workload, costs, limits, spare, unit):
+@given(
+    workloads(st.integers(0, 400_000)),
+    costs_of,
+    limits_of,
+    st.integers(0, 8),
+    st.sampled_from([4, 8]),
+    writes,
+    rules_of,
+)
+def test_no_capacity_is_no_tier(workload, costs, limits, spare, unit, write, rules):
     blocks = least_blocks(workload) + spare
-    empty = run(workload, costs, *limits, blocks, unit, [tier(0), tier(0)])
+    empty = run(workload, costs, *limits, blocks, unit, [tier(0, write=write), tier(0)], **rules)
     assert seen_by(empty) == seen_by(run(workload, costs, *limits, blocks, unit, None))
 
 
@@ -121,21 +140,124 @@ def test_an_instant_tier_without_end_is_device_memory_without_end(workload, cost
     limits_of,
     st.integers(0, 8),
     st.sampled_from([4, 8]),
-    st.lists(st.tuples(st.integers(0, 30), links), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 30), links, writes), min_size=1, max_size=3),
     st.lists(st.one_of(st.none(), st.integers(1, 3_000_000)), max_size=25),
     st.booleans(),
+    st.integers(1, 3),
+    rules_of,
 )
-def test_nothing_is_lost(workload, costs, limits, spare, unit, sizes, cancels, swaps):
+def test_nothing_is_lost(workload, costs, limits, spare, unit, sizes, cancels, swaps, count, rules):
     """All end once and with all tokens, blocks add up after every event, whatever else is going on."""
     terms = Swap.model_construct(bandwidth=10**9, launch=100, group_blocks=2, host=20_000, overlap=True)
-    tiers = [tier(units, *link) for units, link in sizes]
+    tiers = [tier(units, *link, write=write) for units, link, write in sizes]
     blocks = least_blocks(workload) + spare
-    done = run(workload, costs, *limits, blocks, unit, tiers, cancels, terms if swaps else None)
+    done = run(workload, costs, *limits, blocks, unit, tiers, cancels, terms if swaps else None, count, **rules)
     assert sorted(done) == list(range(len(workload)))
     for index, (_, prompt, output, _, _) in enumerate(workload):
         assert 0 <= done[index].cached_tokens < prompt
         if index >= len(cancels) or cancels[index] is None:
             assert done[index].generated == output
+
+
+@settings(max_examples=100, deadline=None)
+@given(workloads(st.just(10**9)), costs_of, limits_of, st.integers(0, 8), st.sampled_from([4, 8]), st.integers(1, 4))
+def test_engines_that_write_through_to_one_tier_without_end_are_one(workload, costs, limits, spare, unit, count):
+    """An instant tier that all share: each finds what any has computed, as one engine of memory without end does."""
+    blocks = least_blocks(workload)
+    shared = tier(10**6, write="through")
+    many = run(workload, costs, *limits, blocks + spare, unit, [shared], count=count)
+    one = run(workload, costs, *limits, blocks * (len(workload) + 1), unit, None)
+    assert seen_by(many) == seen_by(one)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    workloads(st.just(10**9)),
+    costs_of,
+    limits_of,
+    st.integers(0, 8),
+    st.lists(st.tuples(st.integers(0, 30), links, writes), min_size=1, max_size=3),
+)
+def test_a_lone_request_never_waits_for_a_load_that_takes_longer_than_to_compute(workload, costs, limits, spare, sizes):
+    def tiers():
+        return [tier(units, *link, write=write) for units, link, write in sizes]
+
+    given = workload, costs, *limits, least_blocks(workload) + spare, 4
+    without, faster = run(*given, None), run(*given, tiers(), faster=True)
+    for index, request in faster.items():
+        assert request.first_token_ns <= without[index].first_token_ns + 1  # a whole ns that an idle engine wakes at
+    assert seen_by(run(*given, tiers(), prefetches=True)) == seen_by(run(*given, tiers()))  # and no lone one waits
+
+
+def test_what_one_engine_has_computed_another_loads_at_once():
+    # 100 ns a token; 2 units of 4 tokens are written in 1500 ns each as soon as they are there, at 1000 ns. The second
+    # engine has the prompt as its copy is half done: it finds one unit. Written back, it would find none.
+    costs = Mixing(0.0, 0.0, 0.0, 0.0, 100.0, 0.0)
+    for write, found in (("through", 4), ("back", 0)):
+        lower = [tier(100, 10**9, 500, write=write)]
+        workload = [(0, 10, 1, 0, 2), (2600, 10, 1, 0, 2)]
+        done = run(workload, costs, "continuous", Continuous(), 4, 4, lower, count=2)
+        assert done[1].cached_tokens == found
+        assert done[1].first_token_ns == 2600 + (1500 if found else 0) + (10 - found) * 100
+
+
+def test_who_waits_finds_its_units_in_the_first_tier():
+    # Engine 0 computes a prompt of 2 units (and a token), engine 1 is at work when it comes there: 20 us of prefill.
+    # Meanwhile both units come from the slow tier (5 us each) to the fast one, and load from there in 1 us each.
+    costs = Mixing(0.0, 0.0, 0.0, 0.0, 1000.0, 0.0)
+    workload = [(0, 9, 1, 0, 2), (10**6, 20, 1, 1, 5), (1, 1, 1, 2, 0), (1, 9, 1, 0, 2)]
+    first = {}
+    for prefetches in (False, True):
+        tiers = [tier(100, 10**9), tier(100, 2 * 10**8, write="through")]
+        done = run(
+            workload, costs, "continuous", Continuous(max_running=1), 8, 4, tiers, count=2, prefetches=prefetches
+        )
+        assert done[3].cached_tokens == 8
+        first[prefetches] = done[3].first_token_ns - done[1].finish_ns
+        assert tiers[0].vain == 0
+    assert first == {False: 2 * 5000 + 1000, True: 2 * 1000 + 1000}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["put", "store", "load"]), st.integers(0, 6)), max_size=20),
+    st.integers(1, 6),
+    st.integers(1, 6),
+)
+def test_links_carry_unit_after_unit_tick_by_tick(steps, load, write):
+    """Both links as queues of units, of which a tick takes one off the first in line: when each unit is there."""
+    ours = tier(10**6, 10**30, 0)
+    ours._load_ticks, ours._write_ticks = load, write
+    links, done, fresh = {"load": [], "write": []}, {}, count()
+    expected, now = {}, 0
+    for gap, what, number in steps:
+        for _ in range(gap):
+            tick(links, now, done)
+            now += 1
+        if what == "load":
+            keys = [key for key in range(31) if ours.offers(key, now)][:number]
+            assert keys == sorted(key for (kind, key, _), at in done.items() if kind == "write")[:number]
+            mine = [("load", key, next(fresh)) for key in keys]
+            expected |= dict(zip(mine, ours.load(keys, now), strict=True))
+            links["load"] += [[name, load] for name in mine]
+            continue
+        keys = [key for key in range(31) if key not in ours][:number]
+        ours.put([Copy(key, now) for key in keys]) if what == "put" else ours.store(keys, now)
+        mine = [("write", key, next(fresh)) for key in keys]
+        expected |= {name: ours._since[name[1]] for name in mine}
+        links["write"] += [[name, write] for name in mine]
+    while any(links.values()):
+        tick(links, now, done)
+        now += 1
+    assert done == expected
+
+
+def tick(links, now, done):
+    for queue in links.values():
+        if queue:
+            queue[0][1] -= 1
+            if not queue[0][1]:
+                done[queue.pop(0)[0]] = now + 1
 
 
 def test_a_load_by_hand():
@@ -167,8 +289,8 @@ def test_a_larger_tier_holds_what_a_smaller_one_does(steps, units, more):
             large.load(there, 0)
         else:
             before = {key for key in range(31) if key in small}
-            gone = small.put(keys)
-            large.put(keys)
+            gone = [copy.key for copy in small.put([Copy(key, 0) for key in keys])]
+            large.put([Copy(key, 0) for key in keys])
             assert before | set(keys) == {key for key in range(31) if key in small} | set(gone)
             assert len(small) <= units
         assert all(key in large for key in range(31) if key in small)

@@ -79,6 +79,7 @@ workloads = st.fixed_dictionaries(
 ).map(lambda drawn: drawn if "closed_loop" not in drawn["arrivals"] else drawn | {"sessions": None})
 
 
+routers = st.sampled_from([*sorted(ROUTERS), *({name: {"tiers": True}} for name in ("prefix_aware", "slo_aware"))])
 caches = st.fixed_dictionaries(
     {"eviction": st.sampled_from([*sorted(EVICTIONS), {"ttl": {"lifetime": "30 ms"}}])},
     optional={
@@ -89,12 +90,16 @@ caches = st.fixed_dictionaries(
                 {
                     "capacity": st.integers(1, 400).map(lambda tokens: f"{tokens * TOKEN_BYTES} B"),
                     "bandwidth": st.sampled_from(["1 GB/s", "25 GB/s"]),
+                    "write": st.sampled_from(["back", "through"]),
                     "shared": st.booleans(),
-                }
+                },
+                optional={"write_bandwidth": st.sampled_from(["1 GB/s", "25 GB/s"])},
             ),
             min_size=1,
             max_size=2,
         ),
+        "load": st.sampled_from(["always", "faster"]),
+        "prefetch": st.booleans(),
     },
 )
 preemptions = st.one_of(
@@ -126,7 +131,7 @@ def pool(layouts):
             ),
         },
         optional={
-            "router": st.sampled_from(sorted(ROUTERS)),
+            "router": routers,
             "queue": st.sampled_from(sorted(ORDERS)),
             "preemption": preemptions,
         },
@@ -200,7 +205,7 @@ serving = st.one_of(
     lambda pools: st.fixed_dictionaries(
         {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
         optional={
-            "router": st.sampled_from(sorted(ROUTERS)),
+            "router": routers,
             "request_overhead": duration(0, 3000),
             "router_view": st.just({"report_interval": "7 ms", "counts_sent": True}),
             "gateway": st.just({"service": "300 us", "workers": 2}),

@@ -33,6 +33,9 @@ class View:
     def cached_tokens(self, request):
         return self._cached
 
+    def reachable_tokens(self, request):
+        return self._cached[::-1]
+
 
 PLACE, LIVE = Place(seed=5), Age()
 
@@ -273,3 +276,9 @@ def test_with_old_reports_the_least_loaded_is_taken_in_turn():
     env = Clock()
     pool = pool_of(4, make("least_loaded"), env, (), Age(10**15))
     assert [pool.choose(request(number)).name for number in range(8)] == ["e0", "e1", "e2", "e3"] * 2
+
+
+@pytest.mark.parametrize(("name", "more"), [("prefix_aware", {}), ("slo_aware", {}), ("cost_aware", {"ttft": "1 ns"})])
+def test_tiers_count_where_they_are_to(name, more):
+    for tiers, best in ((False, 0), (True, 1)):
+        assert make(name, tiers=tiers, **more)(request(), View([0, 0], cached=[99, 0])) == best
