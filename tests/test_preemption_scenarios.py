@@ -9,6 +9,7 @@ from simulator.build.serving import plan
 from simulator.errors import InputError
 from simulator.model.transformer import load_model
 from simulator.scenario.load import load
+from simulator.serving.batching import BATCHERS
 
 FILE = """
 schema: 1
@@ -72,3 +73,27 @@ def test_priorities_that_preempt_do_not_swap(tmp_path):
     with pytest.raises(InputError, match=r"serving\.colocated\.preemption.*priorities cannot preempt"):
         scenario(tmp_path, "swap", queue="priority")
     scenario(tmp_path, "swap", queue="{priority: {preempt: false}}")
+
+
+@pytest.mark.parametrize("batcher", sorted(BATCHERS))
+def test_every_batcher_goes_on_with_prompts_whose_beginnings_were_loaded(tmp_path, batcher):
+    path = tmp_path / "scenario.yaml"
+    path.write_text(f"""
+schema: 1
+topology: {{preset: clos-h100, nodes: 1}}
+workload:
+  requests: 60
+  arrivals: {{poisson: {{rate: 3 / s}}}}
+  prompt_tokens: 30
+  output_tokens: 100
+  sessions: {{turns: 3, think_time: {{exponential: {{mean: 3 s}}}}}}
+serving:
+  model: llama-3.1-8b
+  colocated:
+    instances: 1
+    batcher: {{{batcher}: {{max_running: 2}}}}
+    kv: {{blocks: 50, prefix_cache: {{tiers: [{{capacity: 1 GiB, bandwidth: 25 GB/s}}]}}}}
+""")
+    run = simulate(load(path), out=tmp_path / "run", check=True)
+    assert run.summary["tiers"]["colocated"][0]["found_tokens"] > 0
+    assert run.summary["requests"]["finished"] == 60

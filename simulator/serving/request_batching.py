@@ -73,10 +73,19 @@ def dynamic(limits: Dynamic, engine: EngineView) -> Step:
 
 
 def orca(limits: Orca, engine: EngineView) -> Step:
-    """Take whole prompts from the head of the queue beside those who decode, while whole answers have room."""
+    """Take whole prompts from the head of the queue beside those who decode, while whole answers have room.
+
+    A prompt whose beginning was loaded from elsewhere has begun; what is left of it comes first.
+    """
     free = engine.free_blocks - engine.growth_blocks
     seats, budget = limits.max_running - engine.running, limits.max_batch_tokens
     prompts: list[tuple[Request, int]] = []
+    for request in engine.partial:
+        tokens = request.prefill_tokens - request.computed
+        if tokens > budget and prompts:
+            return Step(prompts, decodes=True, reserves=True)
+        budget -= tokens
+        prompts.append((request, tokens))
     for request in engine.waiting:
         free -= _whole(request, engine)
         tokens, blocks = engine.claim(request)
