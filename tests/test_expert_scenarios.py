@@ -5,8 +5,10 @@ import pytest
 
 from simulator.build.experts import plan_experts, shards
 from simulator.build.run import simulate
+from simulator.build.serving import plan
 from simulator.errors import InputError
 from simulator.model.expert_placement import Move
+from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.split import expert_bytes
@@ -204,3 +206,10 @@ def test_engines_that_change_roles_keep_their_experts(tmp_path):
     path.write_text(head + both.replace("0.5", "0.6", 1))
     with pytest.raises(InputError, match="changes roles only between pools of the same layout and experts"):
         load(path)
+
+
+def test_a_decode_layer_over_320_dies_is_near_the_published_one():
+    # CloudMatrix384, 48 requests a die at 4,096 tokens, no drafts: 874 us (arXiv:2506.12708v2); nothing is fitted on it
+    cost = plan(load("serving/experts-on-a-supernode")).pools[-1].groups[0].engine.cost
+    layer_ns = cost.step_ns(Work(batch=48 * 320, context=48 * 320 * 4096)) / 61
+    assert 874_000 / 1.4 < layer_ns < 874_000 * 1.4

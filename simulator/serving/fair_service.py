@@ -14,10 +14,7 @@ from simulator.serving.request import Request
 def count_service(rank: Rank, requests: Iterable[Request], tokens: int) -> None:
     """Tell a fair queue that each sequence of these has generated so many tokens."""
     assert isinstance(rank.waiting, Fair)
-    counts = Counter[str | None]()
-    for request in requests:
-        counts[request.traits.tenant] += request.samples
-    for tenant, count in counts.items():
+    for tenant, count in _sequences(requests).items():
         rank.waiting.served(tenant, count * tokens)
 
 
@@ -37,7 +34,12 @@ def steps_of_turn(rank: Rank) -> int | None:
     assert isinstance(rank.waiting, Fair)
     if rank.batch.lookahead:  # steps do not generate the same: look after each
         return 1 if rank.waiting else None
+    return rank.waiting.turn(_sequences(rank.batch.members.values()))
+
+
+def _sequences(requests: Iterable[Request]) -> Counter[str | None]:
+    """Return the sequences of these requests by tenant."""
     counts = Counter[str | None]()
-    for request in rank.batch.members.values():
+    for request in requests:
         counts[request.traits.tenant] += request.samples
-    return rank.waiting.turn(counts)
+    return counts

@@ -12,7 +12,7 @@ import pytest
 
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.efficiency import Efficiency
-from simulator.device.experts import experts, loaded_experts
+from simulator.device.experts import experts, loaded_experts, moved_bytes
 from simulator.device.gemm import gemm
 from simulator.model.expert_load import even_load, rank_load
 from simulator.model.operators import Experts, Gemm
@@ -114,3 +114,15 @@ def test_measured_layers_of_shapes_left_out_of_the_fit(device: str) -> None:
         off = np.abs(measured.predict(measured.cases(part, device), sheet) / part["ns"].to_numpy() - 1)
         assert np.median(off) <= 0.15, form
         assert np.mean(off) <= 0.25, form
+
+
+@pytest.mark.parametrize("ranks", [16, 64, 320])
+def test_what_a_rank_moves_after_a_dispatch_does_not_grow_with_the_ranks(ranks: int) -> None:
+    # 48 tokens of each rank's own and 8 choices each: as many pairs come to a rank, however many others there are
+    def moved(count: int, dispatched: bool) -> float:
+        shape = Experts(48 * count, 7168, 2048, 8, 256, 1, "fp8_block", dispatched=dispatched)
+        return moved_bytes(shape, 48.0 * 8, 0.02)
+
+    assert moved(ranks, True) == moved(8, True)
+    further = 48 * (ranks - 8)  # tokens that are all here without a dispatch: each is read and its sum written, in 2 bytes
+    assert moved(ranks, False) - moved(8, False) > further * 2 * 2 * 7168
