@@ -309,6 +309,8 @@ class System:
         self.frontend.check()
         self.blueprint.inventory.check()
         self.fabric.check()
+        for pool in self.pools:
+            pool.check()
         for instance in self.instances.values():
             instance.check()
 

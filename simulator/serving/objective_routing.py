@@ -49,8 +49,6 @@ def predicted_ttft(request: Request, pool: PoolView, tiers: bool = False) -> lis
     """Return per instance the time in ns until a request sent there now would have its first token."""
     own, ahead = request.prefill_tokens, pool.backlog
     engines = pool.engines
-    if not request.keys:
-        return [(ahead(index) + own) * engine.prefill_ns_per_token for index, engine in enumerate(engines)]
     return [
         (ahead(index) + own - cached) * engine.prefill_ns_per_token
         for index, (engine, cached) in enumerate(zip(engines, held_tokens(request, pool, tiers), strict=True))

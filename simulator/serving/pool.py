@@ -143,7 +143,7 @@ class Pool:
         caches = self._caches
         none = [0] * len(caches)
         first = next((ranks[0] for ranks in caches if ranks), None)  # all are of one unit; some engines may have none
-        if not request.keys or first is None:
+        if first is None:
             return none
         size = first.unit_tokens
         units = self._prefixes.units(request.keys, usable_units(request, size))
@@ -155,8 +155,6 @@ class Pool:
         """Return per instance the tokens of the prompt that a rank's prefix cache and the tiers below it offer now."""
         assert self._env is not None, "tiers need a clock"
         now = self._env.now << TICK_BITS
-        if not request.keys:
-            return [0] * len(self.instances)
         return [max(rank.reachable_tokens(request, now) for rank in instance.ranks) for instance in self.instances]
 
     def _expected(self, request: Request) -> int:
@@ -187,6 +185,10 @@ class Pool:
             if not any(self.outstanding):
                 self._reporting = False
                 return
+
+    def check(self) -> None:
+        """Raise InvariantError unless the index of prefixes knows what the caches hold."""
+        self._prefixes.check(cache for ranks in self._caches for cache in ranks)
 
     def drain(self, instance: Instance, drained: Callable[[Instance], None]) -> None:
         """Send nothing more to an instance, and call `drained` when all that it was sent has left it."""

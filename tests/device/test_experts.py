@@ -124,5 +124,5 @@ def test_what_a_rank_moves_after_a_dispatch_does_not_grow_with_the_ranks(ranks: 
         return moved_bytes(shape, 48.0 * 8, 0.02)
 
     assert moved(ranks, True) == moved(8, True)
-    further = 48 * (ranks - 8)  # tokens that are all here without a dispatch: each is read and its sum written, in 2 bytes
+    further = 48 * (ranks - 8)  # tokens that are here too without a dispatch: each is read and its sum written, 2 bytes
     assert moved(ranks, False) - moved(8, False) > further * 2 * 2 * 7168
