@@ -29,6 +29,7 @@ _GROUPS = {
     "topology": ("simulator.topology_cli", "Look at cluster topologies."),
     "device": ("simulator.device_cli", "Look at accelerators and processors."),
     "model": ("simulator.model_cli", "Look at models, shipped or of a config.json."),
+    "sweep": ("simulator.sweep_cli", "Run many points of a scenario, on this machine or a cluster."),
     "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
 }
 
@@ -36,14 +37,14 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 class _Later(click.Group):
-    """Stands for a group of commands until it is asked for: then its module is imported."""
+    """Stands for a command, or a group of them, until it is asked for: then its module is imported."""
 
     def __init__(self, name: str, module: str, short_help: str) -> None:
         super().__init__(name, short_help=short_help)
         self.module = module
 
     def load(self) -> click.Command:
-        """Return the group itself."""
+        """Return the command itself."""
         group: click.Command = getattr(importlib.import_module(self.module), str(self.name))
         return group
 

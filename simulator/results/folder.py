@@ -48,7 +48,7 @@ class RunFolder:
         try:
             _refuse_what_is_not_ours(path)
             path.mkdir(parents=True, exist_ok=True)
-            marker = _lock(path / MARKER)
+            marker = lock(path / MARKER)
             try:
                 _clear(path)
             except BaseException:
@@ -181,7 +181,8 @@ def _refuse_what_is_not_ours(path: Path) -> None:
         raise _unusable(path, "holds files that are not a run's")
 
 
-def _lock(path: Path) -> TextIO:
+def lock(path: Path, holder: str = "run") -> TextIO:
+    """Open a marker file and lock it until it is closed; raises InputError when another `holder` has it."""
     marker = path.open("a", encoding="utf-8")
     if sys.platform != "win32":
         import fcntl
@@ -192,7 +193,7 @@ def _lock(path: Path) -> TextIO:
                 raise BlockingIOError("another run has just ended and begun")
         except BlockingIOError as error:
             marker.close()
-            raise _unusable(path.parent, "is being written by another run") from error
+            raise _unusable(path.parent, f"is being written by another {holder}") from error
         except OSError:  # a file system without locks, say
             marker.close()
             raise

@@ -16,7 +16,7 @@ from simulator.scenario.schema import Scenario
 from simulator.scenario.write import json_schema, resolved, scenario_digest
 from simulator.strict import validate
 
-__all__ = ["json_schema", "load", "locate", "resolved", "scenario_digest"]
+__all__ = ["json_schema", "load", "load_sources", "locate", "resolved", "scenario_digest"]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -25,12 +25,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     Relative paths in a file start at its folder, those in overrides at the current one; all become absolute.
     Raises InputError with every problem found, each with the file, line and column that it is from.
     """
-    sources = read_sources(locate(path), overrides)
+    return load_sources(read_sources(locate(path), overrides), _default_name(path))
+
+
+def load_sources(sources: Sources, name: str) -> Scenario:
+    """Return the scenario of documents that are merged, called `name` unless they say how; see `load`."""
     document = sources.document
     problems = sources.problems
     if isinstance(document.value, dict):
         _canonical_references(sources)
-        document.value.setdefault("name", _default_name(path))
+        document.value.setdefault("name", name)
     found = References(document, problems)
     found.look_up()
     scenario = attempt(lambda: validate(Scenario, document), document, problems)

@@ -3,6 +3,7 @@
 Every number of a shipped preset has its source in `sources`, by dotted path (of the number or of what holds it).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,25 @@ Overrides = Document | Mapping[str, Any] | None
 
 
 def load_preset(name: str, beside: Path | None = None) -> tuple[Preset, Document]:
-    """Read the preset `name` (shipped, or a path relative to `beside`) and the document that it stands in."""
+    """Read the preset `name` (shipped, or a path relative to `beside`) and the document that it stands in.
+
+    What has not changed is not read again.
+    """
     path = catalog.locate("topologies", name, beside)
+    try:
+        state = path.stat()
+    except OSError:
+        return _read(path)  # says what is wrong
+    key = str(path.absolute()), state.st_mtime_ns, state.st_size
+    if key not in _PRESETS:
+        _PRESETS[key] = _read(path)
+    return _PRESETS[key]
+
+
+_PRESETS: dict[tuple[str, int, int], tuple[Preset, Document]] = {}
+
+
+def _read(path: Path) -> tuple[Preset, Document]:
     document = read_document(
         path, f"topologies/{path.name}" if path.is_relative_to(catalog.folder("topologies")) else None
     )
@@ -110,7 +128,19 @@ def resolve_preset(name: str, overrides: Overrides = None, beside: Path | None =
 def build_topology(name: str, overrides: Overrides = None, beside: Path | None = None) -> Topology:
     """Build the preset `name` after `overrides`, as `resolve_preset` validates them."""
     builder, parameters = _resolve(name, overrides, beside)
-    return builder.build(Path(name).stem, parameters)
+    key = Path(name).stem, builder, parameters.model_dump_json()
+    if key in _BUILT:
+        _BUILT.move_to_end(key)
+    else:
+        _BUILT[key] = builder.build(Path(name).stem, parameters)
+        while len(_BUILT) > MOST_BUILT:
+            _BUILT.popitem(last=False)
+    return _BUILT[key]
+
+
+MOST_BUILT = 3
+"""Topologies that are kept, for runs of the same process that have the same."""
+_BUILT: OrderedDict[tuple[str, Builder, str], Topology] = OrderedDict()
 
 
 def _resolve(name: str, overrides: Overrides, beside: Path | None) -> tuple[Builder, FamilyParameters]:

@@ -151,7 +151,7 @@ def test_turns_of_a_session_share_their_beginning_and_no_others():
 
 
 @pytest.mark.skipif(not MOONCAKE.exists(), reason="the Mooncake trace is not beside the project")
-@pytest.mark.parametrize("capacity", [3000, 10**9])
+@pytest.mark.parametrize("capacity", [3000, pytest.param(10**9, marks=pytest.mark.nightly)])
 def test_mooncake_hits_equal_the_exact_count_of_stack_distances(capacity):
     with gzip.open(MOONCAKE, "rt") as file:
         prompts = [tuple(json.loads(line)["hash_ids"]) for line in file]

@@ -1,0 +1,1 @@
+"""Sweeps: points of a grid, a sample or a search, run on Dask workers into one dataset."""

@@ -1,0 +1,179 @@
+"""The results of a sweep: one row a point in a Parquet dataset partitioned by point, and who may write into its folder.
+
+Model: a point is there when its row is, and its row is written last; the sweep is whole when its manifest is there.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from simulator.errors import InputError, Problem
+from simulator.results.metrics import METRICS
+from simulator.sweep.axes import Setting, value_text
+from simulator.sweep.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KIND, FORMAT = "simulator sweep", 1
+MANIFEST, BEGUN, SUMMARY = "manifest.json", "sweep.json", "summary.json"
+MARKER, JOURNAL = ".sweep-in-progress", "journal.jsonl"
+DONE, INVALID, FAILED = "done", "invalid", "failed"
+"""What became of a point: run; no scenario, or one that does not fit; a defect, or its worker died."""
+
+FIXED = ("status", "error", "expected", "digest", "simulated_ns", "events")
+
+
+class Row(NamedTuple):
+    """What became of one point."""
+
+    point: str
+    setting: Setting
+    status: str
+    error: str | None = None
+    expected: bool | None = None
+    digest: str | None = None
+    simulated_ns: int | None = None
+    events: int | None = None
+    figures: Mapping[str, float | None] = {}
+    """By metric of results.metrics."""
+    summary: str | None = None
+    """The whole summary as JSON."""
+
+
+def points_schema(paths: Iterable[str]) -> Any:
+    """Return the pyarrow.Schema of a sweep's rows; the point itself is the partition."""
+    import pyarrow as pa
+
+    fields = [
+        pa.field("status", pa.string(), False, {"doc": "done, invalid (its scenario does not fit) or failed"}),
+        pa.field("error", pa.string(), True, {"doc": "why it is not done"}),
+        pa.field("expected", pa.bool_(), True, {"doc": "whether everything under `expect:` held; null without any"}),
+        pa.field("digest", pa.string(), True, {"doc": "digest of the run's tables"}),
+        pa.field("simulated_ns", pa.int64(), True, {"doc": "simulated duration", "unit": "ns"}),
+        pa.field("events", pa.int64(), True, {"doc": "events served"}),
+    ]
+    fields += [pa.field(path, pa.string(), True, {"doc": "what the scenario has here at this point"}) for path in paths]
+    fields += [
+        pa.field(m.name, pa.float64(), True, {"doc": m.doc, **({"unit": m.unit} if m.unit else {})}) for m in METRICS
+    ]
+    return pa.schema([*fields, pa.field("summary", pa.string(), True, {"doc": "the run's summary as JSON"})])
+
+
+def row_file(point: str) -> str:
+    """Return where the row of a point lies."""
+    return f"points/point={point}/row.parquet"
+
+
+def write_row(store: Store, row: Row, writer: str) -> None:
+    """Write the row of a point; raises OutputError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = points_schema(row.setting)
+    values = {name: getattr(row, name) for name in FIXED}
+    values |= {path: value_text(value) for path, value in row.setting.items()}
+    values |= {metric.name: row.figures.get(metric.name) for metric in METRICS} | {"summary": row.summary}
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([values], schema=schema), sink, compression="zstd")
+    store.write(row_file(row.point), sink.getvalue().to_pybytes(), writer)
+
+
+def read_rows(store: Store, columns: Sequence[str] | None = None) -> Any:
+    """Return all rows of a sweep as a pyarrow.Table with `point` as text; None when there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for name in (name for name in store.names("points") if name.endswith("/row.parquet")):
+        content = store.read(name)
+        assert content is not None
+        try:
+            table = pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+        except (ValueError, OSError) as error:
+            raise InputError(Problem(f"not a row of a sweep: {error}", store.path(name))) from None
+        point = name.split("/")[1].removeprefix("point=")
+        tables.append(table.add_column(0, "point", pa.array([point] * len(table), pa.string())))
+    return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def statuses(store: Store) -> dict[str, str]:
+    """Return what became of the points that are there, by name."""
+    table = read_rows(store, ("status",))
+    return {} if table is None else dict(zip(*(table[name].to_pylist() for name in ("point", "status")), strict=True))
+
+
+class SweepResult:
+    """A sweep read back: `manifest`, `summary`, and its rows as a DataFrame, `points`."""
+
+    def __init__(self, store: Store, manifest: dict[str, Any]) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.axes: dict[str, list[Any]] = manifest["axes"]
+        """By path that varies: its values, in order."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every point has its row."""
+        return bool(self.manifest["status"] == "complete")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Counts, frontiers and the answers of a search; empty as long as the sweep is not complete."""
+        text = self.store.read(SUMMARY)
+        return {} if text is None else dict(json.loads(text))
+
+    @cached_property
+    def points(self) -> "pd.DataFrame":
+        """One row a point, in the order of the sweep: `point`, the axes (numbers where all are), status, metrics."""
+        import pandas as pd
+
+        table = read_rows(self.store)
+        if table is None:
+            return pd.DataFrame(columns=["point", *self.axes, *FIXED, *(m.name for m in METRICS), "summary"])
+        frame: pd.DataFrame = table.to_pandas()
+        order = {name: at for at, name in enumerate(self.manifest["points"])}
+        place = frame["point"].map(lambda name: order.get(name, len(order)))
+        frame = (
+            frame.assign(_place=place).sort_values(["_place", "point"]).drop(columns="_place").reset_index(drop=True)
+        )
+        for path, values in self.axes.items():
+            if values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                frame[path] = pd.to_numeric(frame[path])
+        first = ["point", *self.axes]
+        return frame[[*first, *(name for name in frame.columns if name not in first)]]
+
+    def table(self, name: str) -> Any:
+        """Return a kept table of all runs as a pyarrow dataset with the column `point`; InputError if not kept."""
+        if name not in self.manifest["keep"]:
+            kept = ", ".join(self.manifest["keep"]) or "nothing: name tables under `keep` of the sweep"
+            raise InputError(Problem(f"the sweep kept no table {name!r}", self.store.location, allowed=kept))
+        return self.store.dataset(f"tables/{name}")
+
+
+def load_sweep(location: Any) -> SweepResult:
+    """Open a sweep's folder or URI, one that has not ended as well; raises InputError when there is none."""
+    store = Store(location)
+    manifest = read_manifest(store, MANIFEST) or read_manifest(store, BEGUN)
+    if manifest is None:
+        raise InputError(Problem("no sweep here (no sweep.json)", store.location))
+    if manifest["format"] != FORMAT:
+        raise InputError(Problem(f"sweep of format {manifest['format']!r}", store.location, allowed=f"format {FORMAT}"))
+    return SweepResult(store, manifest)
+
+
+def read_manifest(store: Store, name: str) -> dict[str, Any] | None:
+    """Return a manifest of ours, None when the file is absent or something else."""
+    content = store.read(name)
+    try:
+        value = None if content is None else json.loads(content)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and value.get("kind") == KIND else None
+
+
+def write_json(store: Store, name: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
+    store.write(name, f"{text}\n".encode())

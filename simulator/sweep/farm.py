@@ -1,0 +1,115 @@
+"""Points on Dask workers: an embedded cluster of processes, or one that runs already; a few points are in flight.
+
+Source: dask.distributed. A worker that dies is replaced and its point runs again; a point that kills several is given
+up.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+from simulator.errors import InputError, OutputError, Problem
+from simulator.sweep.dataset import FAILED, Row
+from simulator.sweep.worker import Outcome, Task, run_task
+
+PER_WORKER = 3
+"""Points in flight for each thread of a worker: one runs, the others are there when it ends."""
+DEATHS = 2
+"""Workers that a point may take with it; after one more it is given up."""
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[Any]:
+    """Yield a dask.distributed Client of `count` processes here, or of the cluster of a scheduler's address.
+
+    Raises InputError when there is no scheduler at the address, or it has no workers.
+    """
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.comm.timeouts.connect": "10s",
+        "distributed.worker.memory.pause": False,  # a point's memory is its own affair: it either fits or not
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+        "distributed.logging.distributed": "error",
+    }
+    with dask.config.set(settings):
+        if scheduler is None:
+            with (
+                LocalCluster(
+                    n_workers=count or cores(),
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=":0",
+                    silence_logs=50,
+                    memory_limit=0,
+                ) as cluster,
+                Client(cluster, set_as_default=False) as client,
+            ):
+                yield client
+            return
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            what = f"no scheduler answers: {error}".splitlines()[0]
+            raise InputError(Problem(what, path="--scheduler", allowed="such as tcp://10.0.0.1:8786")) from None
+        with client:
+            yield client
+
+
+def run_tasks(client: Any, tasks: Iterator[Task]) -> Iterator[Outcome]:
+    """Yield the outcome of each task as it ends, in no set order; few are in flight at once, so memory stays flat.
+
+    Raises OutputError when results cannot be written, or the scheduler is gone.
+    """
+    from distributed import as_completed
+
+    threads = max(1, sum(client.nthreads().values()))
+    run = uuid4().hex  # no other sweep of this client, one that has failed say, has futures of these names
+    waiting: dict[str, tuple[Task, Any]] = {}
+    running = as_completed([], loop=client.loop)
+
+    def submit(count: int) -> None:
+        for task in islice(tasks, count):
+            future = client.submit(run_task, task, key=f"point-{task.point.name}-{run}", pure=False)
+            waiting[future.key] = task, future
+            running.add(future)
+
+    try:
+        submit(PER_WORKER * threads)
+        for future in running:
+            task, _ = waiting.pop(future.key)
+            yield _outcome(future, task, len(waiting))
+            future.release()
+            submit(1)
+    finally:
+        client.cancel([future for _, future in waiting.values()])
+
+
+def _outcome(future: Any, task: Task, open_points: int) -> Outcome:
+    from distributed.scheduler import KilledWorker
+
+    if future.status == "finished":
+        outcome: Outcome = future.result()
+        return outcome
+    error = future.exception() if future.status == "error" else None
+    if isinstance(error, KilledWorker):
+        what = f"{DEATHS + 1} workers died while they ran it (out of memory, or killed)"
+        return Outcome(Row(task.point.name, task.point.setting, FAILED, what), 0.0)
+    if isinstance(error, OutputError | InputError):
+        raise error
+    if error is None:
+        left = open_points + 1
+        raise OutputError(f"the scheduler is gone with {left} points under way; run again to go on from here")
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return Outcome(Row(task.point.name, task.point.setting, FAILED, what), 0.0)

@@ -1,0 +1,93 @@
+"""What a worker does with a point: load it, run it in a folder of its own, and write the row, kept tables before it."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+from simulator.errors import InputError, OutputError, Problem
+from simulator.plugins import import_plugins
+from simulator.results.metrics import METRICS, lookup
+from simulator.results.tables import TABLES
+from simulator.sweep.dataset import DONE, FAILED, INVALID, Row, write_row
+from simulator.sweep.points import Point, code_digest, figures_text
+from simulator.sweep.store import Store
+
+MOST_PROBLEMS = 5
+"""Problems of a scenario that its row repeats."""
+
+
+class Task(NamedTuple):
+    """A point to run, and where and how its results are written."""
+
+    point: Point
+    location: str
+    keep: tuple[str, ...]
+    code: str
+    plugins: tuple[str, ...] = ()
+    check: bool = False
+
+
+class Outcome(NamedTuple):
+    """What the client hears of a point."""
+
+    row: Row
+    wall_s: float
+
+
+def run_task(task: Task) -> Outcome:
+    """Run a point and write its results; raises OutputError when that fails, InputError when the code is another."""
+    if code_digest() != task.code:
+        what = "a worker has another version of the simulator than the one that asked"
+        raise InputError(Problem(what, allowed="the same version everywhere"))
+    begun = perf_counter()
+    store = Store(task.location)
+    row = outcome_of(task, store)
+    write_row(store, row, task.code)
+    return Outcome(row._replace(summary=None), perf_counter() - begun)
+
+
+def outcome_of(task: Task, store: Store) -> Row:
+    """Return the row of a point after its run; whatever is wrong with the point itself is in the row."""
+    point = task.point
+    try:
+        import_plugins(task.plugins)
+        return _run(task, store)
+    except InputError as error:
+        told = [" ".join(str(problem).split()) for problem in error.problems]
+        more = [f"and {len(told) - MOST_PROBLEMS} more"] if len(told) > MOST_PROBLEMS else []
+        return Row(point.name, point.setting, INVALID, " | ".join(told[:MOST_PROBLEMS] + more))
+    except OutputError:
+        raise
+    except (Exception, RecursionError) as error:
+        return Row(point.name, point.setting, FAILED, " ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _run(task: Task, store: Store) -> Row:
+    from simulator.build.run import run_scenario
+
+    point = task.point
+    scenario = point.load()
+    with tempfile.TemporaryDirectory(prefix="simulate-point-") as folder:
+        run = run_scenario(scenario, Path(folder) / "run", task.check)
+        _keep(task, store, run.path, list(run.manifest["tables"]))
+        return Row(
+            point.name,
+            point.setting,
+            DONE,
+            None,
+            all(row["holds"] for row in run.summary["expect"]) if scenario.expect else None,
+            run.manifest["digest"],
+            run.manifest["simulated_ns"],
+            run.manifest["events"],
+            {metric.name: lookup(run.summary, metric.name) for metric in METRICS},
+            figures_text(run.summary),
+        )
+
+
+def _keep(task: Task, store: Store, folder: Path, there: Sequence[str]) -> None:
+    for table in TABLES:
+        if table.name in task.keep and table.name in there:
+            content = (folder / table.file).read_bytes()
+            store.write(f"tables/{table.name}/point={task.point.name}/{table.file}", content, task.code)
