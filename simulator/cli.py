@@ -29,6 +29,7 @@ _GROUPS = {
     "topology": ("simulator.topology_cli", "Look at cluster topologies."),
     "device": ("simulator.device_cli", "Look at accelerators and processors."),
     "model": ("simulator.model_cli", "Look at models, shipped or of a config.json."),
+    "timeline": ("simulator.timeline_cli", "Write a run as a trace that Perfetto opens."),
     "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
 }
 
