@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.report.timeline.columns import Batch, Index, Span, batches
 from simulator.report.timeline.instances import Branches
-from simulator.report.timeline.lanes import lane_tracks
+from simulator.report.timeline.lanes import Spans
 from simulator.report.timeline.trace import Trace
 from simulator.results.run import Run
 
@@ -86,7 +86,9 @@ def _write_marks(trace: Trace, window: Span, batch: Batch, faults: _Faults, trac
 def _write_faults(trace: Trace, window: Span, cluster: int, faults: list[_Fault]) -> None:
     starts = window.clip(np.array([fault.start_ns for fault in faults], np.int64))
     ends = window.clip(np.array([fault.end_ns for fault in faults], np.int64))
-    tracks = lane_tracks(np.zeros_like(starts), starts, ends, lambda _: trace.track(cluster, "faults"))
+    spans = Spans()
+    spans.add(np.zeros_like(starts), starts, ends)
+    tracks = spans.tracks(lambda _: trace.track(cluster, "faults"))
     at = np.flatnonzero(tracks)
     found = [faults[row] for row in at.tolist()]
     notes = [

@@ -26,16 +26,19 @@ _VALUES = ("running", "waiting", "kv_blocks", "output_tokens")
 
 
 def read_names(run: Run) -> tuple[Index, dict[str, str]]:
-    """Return the instances of a run, and the role of each."""
+    """Return the instances of a run, and the role of each that lived for a while."""
     instances: Index = {}
     roles: Index = {}
-    role_of: dict[int, int] = {}
+    role_of: dict[str, str] = {}
     for batch in batches(run, "instances", ("instance", "role")):
         owners, own = batch.codes("instance", instances), batch.codes("role", roles)
+        names, words = list(instances), list(roles)
         known, first = np.unique(owners, return_index=True)
-        role_of.update(zip(known.tolist(), own[first].tolist(), strict=True))
-    words = list(roles)
-    return instances, {name: words[role_of[code]] for name, code in instances.items()}
+        role_of |= {names[code]: words[own[row]] for code, row in zip(known.tolist(), first.tolist(), strict=True)}
+    for batch in batches(run, "requests", ("prefill_instance", "decode_instance")):
+        batch.codes("prefill_instance", instances)
+        batch.codes("decode_instance", instances)
+    return instances, role_of
 
 
 class Branches:

@@ -5,13 +5,14 @@ went, so what it was in the middle of is not drawn, only a mark where it was las
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from simulator.report.timeline.columns import NULL, Batch, Index, Integers, Span, batches
 from simulator.report.timeline.encode import Cells
-from simulator.report.timeline.lanes import lane_tracks
+from simulator.report.timeline.lanes import Spans
 from simulator.report.timeline.trace import Trace, flows
 from simulator.results.run import Run
 
@@ -58,7 +59,7 @@ class _Rows(NamedTuple):
 
 
 class Requests:
-    """The requests of a run within a window; `instances` takes in the names of instances that it meets."""
+    """The requests of a run within a window, on the instances that `instances` numbers."""
 
     def __init__(self, run: Run, window: Span, end_ns: int, instances: Index) -> None:
         self._run = run
@@ -67,19 +68,17 @@ class Requests:
         self._instances = instances
         self._outcomes: Index = {"unfinished": 0}
         self._tracks: list[np.ndarray] = []  # by place and row
-        self._spans = [_spans(self._read(batch)) for batch in batches(run, "requests", (*_TIMES, *_PLACES))]
 
     def assign(self, add: Callable[[int, int], int]) -> None:
         """Give every request its lanes; `add(place, instance)` makes a track of one of GATEWAY, WAITING and WORK."""
-        if not self._spans:
-            return
-        rows = np.concatenate(self._spans, axis=2)
-        self._spans.clear()
-        gateway = lane_tracks(*rows[GATEWAY], lambda owner: add(GATEWAY, owner))
-        waiting = lane_tracks(*rows[WAITING], lambda owner: add(WAITING, owner))
-        both = rows[WORK:].transpose(1, 0, 2).reshape(3, -1)
-        work = lane_tracks(*both, lambda owner: add(WORK, owner)).reshape(2, -1)
-        self._tracks = [gateway, waiting, *work]
+        for places in ((GATEWAY,), (WAITING,), (WORK, WORK_ELSEWHERE)):  # one pass each, to hold few spans at once
+            spans = Spans()
+            for batch in batches(self._run, "requests", (*_TIMES, *_PLACES)):
+                rows = self._read(batch)
+                parts = [_span(rows, place) for place in places]
+                spans.add(*(np.stack(columns, axis=1).ravel() for columns in zip(*parts, strict=True)))
+            tracks = spans.tracks(partial(add, places[0]))
+            self._tracks += [tracks[place :: len(places)].copy() for place in range(len(places))]
 
     def write(self, trace: Trace, gateway: int, events: Callable[[Integers], Integers]) -> None:
         """Write the slices of every request, and the marks of those that were given up.
@@ -139,15 +138,12 @@ def _elsewhere(rows: _Rows) -> np.ndarray:
     return apart
 
 
-def _spans(rows: _Rows) -> Integers:
-    """Return (owner, start, end) by place and request; without length where it was not."""
+def _span(rows: _Rows, place: int) -> tuple[Integers, Integers, Integers]:
+    """Return owner, start and end of each request's time in a place; without length where it was not."""
     found, elsewhere = rows.marks, _elsewhere(rows)
+    if place == GATEWAY:
+        return np.zeros_like(rows.prefills), found[0], found[QUEUED]
+    if place == WAITING:
+        return rows.prefills, found[QUEUED], found[PREFILL]
     leaves = np.where(elsewhere, found[MOVED], found[FINISH])
-    return np.stack(
-        (
-            np.stack((np.zeros_like(leaves), found[0], found[QUEUED])),
-            np.stack((rows.prefills, found[QUEUED], found[PREFILL])),
-            np.stack((rows.prefills, found[PREFILL], leaves)),
-            np.stack((rows.decodes, leaves, found[FINISH])),
-        )
-    )
+    return (rows.prefills, found[PREFILL], leaves) if place == WORK else (rows.decodes, leaves, found[FINISH])

@@ -1,17 +1,16 @@
 """Rows of `flows` and `collectives` as slices: flows on lanes of the node that they leave, collectives on lanes of their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from simulator.report.timeline.columns import Batch, Index, Integers, Span, batches
 from simulator.report.timeline.encode import Cells
-from simulator.report.timeline.lanes import lane_tracks
+from simulator.report.timeline.lanes import Spans
 from simulator.report.timeline.trace import Trace
 from simulator.results.run import Run
 
 _TIMES = ("start_ns", "finish_ns")
-Notes = Callable[[Batch], Sequence[Cells]]
 
 
 def write_traffic(trace: Trace, run: Run, window: Span, end_ns: int) -> None:
@@ -33,14 +32,10 @@ def _write_flows(trace: Trace, run: Run, window: Span, end_ns: int, network: int
             branches[source] = trace.track(network, list(sources)[source], source + 1)
         return trace.track(branches[source], "flows")
 
-    spans = [
-        np.stack((batch.codes("src", sources), *_clipped(batch, window, end_ns)))
-        for batch in batches(run, "flows", ("src", *_TIMES))
-    ]
-    if not spans:
-        return
-    tracks = lane_tracks(*np.concatenate(spans, axis=1), add)
-    del spans
+    spans = Spans()
+    for batch in batches(run, "flows", ("src", *_TIMES)):
+        spans.add(batch.codes("src", sources), *_clipped(batch, window, end_ns))
+    tracks = spans.tracks(add)
     for batch in batches(run, "flows", ("flow_id", "dst", "bytes", *_TIMES, "ideal_ns", "completed")):
         targets_of = batch.codes("dst", targets)
         names = np.array([trace.name(f"to {target}") for target in targets])[targets_of]
@@ -55,11 +50,10 @@ def _write_flows(trace: Trace, run: Run, window: Span, end_ns: int, network: int
 
 
 def _write_collectives(trace: Trace, run: Run, window: Span, end_ns: int, network: int) -> None:
-    spans = [np.stack(_clipped(batch, window, end_ns)) for batch in batches(run, "collectives", _TIMES)]
-    if not spans:
-        return
-    starts, ends = np.concatenate(spans, axis=1)
-    tracks = lane_tracks(np.zeros_like(starts), starts, ends, lambda _: trace.track(network, "collectives"))
+    spans = Spans()
+    for batch in batches(run, "collectives", _TIMES):
+        spans.add(np.zeros(len(batch), np.int64), *_clipped(batch, window, end_ns))
+    tracks = spans.tracks(lambda _: trace.track(network, "collectives"))
     words: dict[str, Index] = {"operation": {}, "algorithm": {}, "protocol": {}}
     counts = ("run", "repeat", "ranks", "groups", "bytes", "ideal_ns")
     for batch in batches(run, "collectives", (*_TIMES, *words, *counts, "completed")):
