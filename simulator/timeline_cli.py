@@ -22,7 +22,9 @@ def _duration_ns(_: click.Context, __: click.Parameter, text: str | None) -> int
 @click.argument("run", type=PATH, metavar="RUN")
 @click.option("--out", type=PATH, metavar="FILE", help="Trace file to write [RUN/timeline.pftrace].")
 @click.option("--from", "from_ns", callback=_duration_ns, metavar="TIME", help='Begin here, such as "10 s" [0 s].')
-@click.option("--to", "to_ns", callback=_duration_ns, metavar="TIME", help='End here, such as "1 min" [the run\'s end].')
+@click.option(
+    "--to", "to_ns", callback=_duration_ns, metavar="TIME", help='End here, such as "1 min" [the run\'s end].'
+)
 def timeline(run: Path, out: Path | None, from_ns: int | None, to_ns: int | None) -> None:
     """Write the run in folder RUN as a trace for https://ui.perfetto.dev: requests, instances, events, flows.
 

@@ -104,7 +104,16 @@ def test_names(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_only_the_command_line_prints(path: Path) -> None:
-    if part_of(path) in ("cli", "trace_cli", "topology_cli", "explain_cli", "device_cli", "model_cli", "timeline_cli", "report"):
+    if part_of(path) in (
+        "cli",
+        "trace_cli",
+        "topology_cli",
+        "explain_cli",
+        "device_cli",
+        "model_cli",
+        "timeline_cli",
+        "report",
+    ):
         return
     calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert not [f"{relative(path)}:{call.lineno}" for call in calls if getattr(call.func, "id", "") == "print"]

@@ -209,7 +209,9 @@ def _clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     sync(path)
     names = (
-        [table.file for table in TABLES] + [SUMMARY, SCENARIO, TIMELINE] + [name for name in listed if Path(name).name == name]
+        [table.file for table in TABLES]
+        + [SUMMARY, SCENARIO, TIMELINE]
+        + [name for name in listed if Path(name).name == name]
     )
     for name in dict.fromkeys(names):
         (path / name).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """Protobuf's wire format, of one message in plain Python and of columns of alike messages in numpy.
 
-Source: https://protobuf.dev/programming-guides/encoding (tag = field number << 3 | wire type; varints in groups of 7 bits).
-A part of many messages is a matrix of octets, a row for each message, and a mask of those that are there: what stands side
-by side is concatenated, what is embedded gets its length from the mask, and the masked matrix, row by row, is the bytes.
+Source: https://protobuf.dev/programming-guides/encoding (tag = field number << 3 | wire type; varints: 7 bits a byte).
+A part of many messages is a matrix of octets, a row for each message, and a mask of those that are there: what stands
+side by side is concatenated, what is embedded has the mask's sum as its length, and the masked matrix is the bytes.
 """
 
 from collections.abc import Sequence

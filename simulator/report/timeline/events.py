@@ -1,4 +1,4 @@
-"""Rows of `events` as marks on the instance or the cluster that they happened to, and faults as slices until repaired."""
+"""Rows of `events` as marks on the instance, or the cluster, that they happened to; faults as slices until repaired."""
 
 from collections import deque
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Rows of `instances` and `power` as the state of each window and as counters, on a branch of tracks for each instance."""
+"""Rows of `instances` and `power` as states and counters, on a branch of tracks for each instance."""
 
 from collections.abc import Iterable
 
@@ -46,10 +46,12 @@ class Branches:
 
     def __init__(self, trace: Trace, instances: Iterable[str], roles: dict[str, str], metered: bool) -> None:
         names = list(instances)
-        groups: dict[str, dict[int, str]] = {}
+        groups: dict[str, list[tuple[int, str]]] = {}
         for name in names:
             group, _, number = name.rpartition("-")
-            groups.setdefault(group, {})[int(number)] = name
+            if not number.isdecimal():
+                group, number = name, "0"
+            groups.setdefault(group, []).append((int(number), name))
         self._branch = np.zeros(len(names), np.int64)
         self.state = np.zeros(len(names), np.int64)
         self.events = np.zeros(len(names), np.int64)
@@ -57,18 +59,18 @@ class Branches:
         self._trace = trace
         codes = {name: code for code, name in enumerate(names)}
         for group, members in groups.items():
-            role = roles.get(next(iter(members.values())), group)
+            role = roles.get(members[0][1], group)
             process = trace.process(group if group == role else f"{group} ({role})")
-            for number, name in sorted(members.items()):
-                self._grow(process, number, name, codes[name])
+            for rank, name in sorted(members):
+                self._grow(process, rank, name, codes[name])
 
-    def _grow(self, process: int, number: int, name: str, code: int) -> None:
+    def _grow(self, process: int, rank: int, name: str, code: int) -> None:
         trace = self._trace
-        branch = self._branch[code] = trace.track(process, name, number)
+        branch = self._branch[code] = trace.track(process, name, rank)
         self.state[code] = trace.track(int(branch), "state", STATE)
         self.events[code] = trace.track(int(branch), "events", EVENTS)
-        for rank, (counter, tracks) in enumerate(self.counters.items(), FIRST_COUNTER):
-            tracks[code] = trace.counter(int(branch), counter, COUNTERS[counter], rank)
+        for place, (counter, tracks) in enumerate(self.counters.items(), FIRST_COUNTER):
+            tracks[code] = trace.counter(int(branch), counter, COUNTERS[counter], place)
 
     def lane(self, code: int, name: str, rank: int) -> int:
         """Add one more lane of an instance."""

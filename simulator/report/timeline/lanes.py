@@ -1,4 +1,4 @@
-"""Lanes for slices that overlap: the lowest that is free, in order of time (first fit, so as few as overlap at once)."""
+"""Lanes for slices that overlap: the lowest that is free, in order of time (first fit: as few as overlap at once)."""
 
 import heapq
 from collections.abc import Callable

@@ -20,10 +20,18 @@ PHASES = ("gateway", "queue", "prefill", "KV wait", "KV transfer", "decode wait"
 """Phase i goes from mark i to mark i + 1."""
 QUEUED, PREFILL, MOVED, FINISH = 1, 2, 5, 7  # marks
 GATEWAY, WAITING, WORK, WORK_ELSEWHERE = range(4)
-"""Where a request can be: before any instance, in the queue of one, at work in it, at work in the one that decodes it."""
+"""Where a request is: before any instance, in the queue of one, at work there, at work in another that decodes it."""
 
-_TIMES = ("arrival_ns", "queued_ns", "prefill_start_ns", "first_token_ns", "kv_wait_ns", "kv_transfer_ns")
-_TIMES += ("decode_start_ns", "finish_ns")
+_TIMES = (
+    "arrival_ns",
+    "queued_ns",
+    "prefill_start_ns",
+    "first_token_ns",
+    "kv_wait_ns",
+    "kv_transfer_ns",
+    "decode_start_ns",
+    "finish_ns",
+)
 _PLACES = ("prefill_instance", "decode_instance", "outcome")
 _NOTES = ("request_id", "prompt_tokens", "output_tokens", "cached_tokens", "preemptions")
 
@@ -108,7 +116,9 @@ class Requests:
         decodes = batch.codes("decode_instance", self._instances)
         return _Rows(self._window.clip(found), found[FINISH], prefills, decodes, outcomes)
 
-    def _write_phases(self, trace: Trace, batch: Batch, rows: _Rows, few: list[Cells], all_of_them: list[Cells]) -> None:
+    def _write_phases(
+        self, trace: Trace, batch: Batch, rows: _Rows, few: list[Cells], all_of_them: list[Cells]
+    ) -> None:
         elsewhere = _elsewhere(rows)
         lengths = np.diff(rows.marks, axis=0)
         arrows = elsewhere & (lengths[PHASES.index("prefill")] > 0) & (lengths[PHASES.index("decode")] > 0)

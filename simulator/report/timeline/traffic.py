@@ -1,4 +1,4 @@
-"""Rows of `flows` and `collectives` as slices: flows on lanes of the node that they leave, collectives on lanes of their own."""
+"""Rows of `flows` and `collectives` as slices, flows on lanes of the node that they leave."""
 
 from collections.abc import Sequence
 

@@ -31,9 +31,8 @@ class Written(NamedTuple):
 def write_timeline(run: Run, out: Path | None = None, from_ns: int = 0, to_ns: int | None = None) -> Written:
     """Write the trace of what lies between two times, by default of the whole run into its folder.
 
-    Memory follows the number of requests, or of flows, within the window (some 200 bytes each), and the file is written
-    whole or not at all. Raises InputError when the window is empty or `out` cannot be a file of its own, OutputError
-    when the disk refuses.
+    Memory follows the number of requests, or of flows (some 200 bytes each); the file is written whole or not at all.
+    Raises InputError when the window is empty or `out` cannot be a file of its own, OutputError when the disk refuses.
     """
     end_ns = run.manifest["simulated_ns"]
     window = _window(from_ns, to_ns, end_ns)
@@ -43,23 +42,25 @@ def write_timeline(run: Run, out: Path | None = None, from_ns: int = 0, to_ns: i
         trace = Trace(file)
         cluster = trace.process("cluster")
         instances, roles = read_names(run)
-        requests = Requests(run, window, end_ns, instances)
         branches = Branches(trace, instances, roles, "power" in run.manifest["tables"])
-        names = {WAITING: ("queue", QUEUE)}
-
-        def lane(place: int, instance: int) -> int:
-            if place == GATEWAY:
-                return trace.track(cluster, "gateway", 1)
-            return branches.lane(instance, *names.get(place, ("requests", REQUESTS)))
-
-        requests.assign(lane)
+        if "requests" in run.manifest["tables"]:
+            _write_requests(trace, cluster, Requests(run, window, end_ns, instances), branches)
         write_windows(trace, run, window, instances, branches)
         write_power(trace, run, window, instances, branches)
-        requests.write(trace, trace.track(cluster, "given up", 2), lambda codes: branches.events[codes])
         write_events(trace, run, window, end_ns, cluster, instances, branches)
         write_traffic(trace, run, window, end_ns)
         size = file.tell()
     return Written(out, window, trace.slices, trace.instants, trace.samples, trace.tracks, size)
+
+
+def _write_requests(trace: Trace, cluster: int, requests: Requests, branches: Branches) -> None:
+    def lane(place: int, instance: int) -> int:
+        if place == GATEWAY:
+            return trace.track(cluster, "gateway", 1)
+        return branches.lane(instance, *(("queue", QUEUE) if place == WAITING else ("requests", REQUESTS)))
+
+    requests.assign(lane)
+    requests.write(trace, trace.track(cluster, "given up", 2), lambda codes: branches.events[codes])
 
 
 def _window(from_ns: int, to_ns: int | None, end_ns: int) -> Span:
