@@ -136,7 +136,9 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert "click" in loaded.split()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"], ["run", "--help"], ["version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["trace", "--help"], ["run", "--help"], ["timeline", "--help"], ["version"]], ids=" ".join
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom simulator import cli\n"
