@@ -16,7 +16,7 @@ from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
 
 from simulator.build.run import run_scenario
 from simulator.errors import InputError, OutputError
-from simulator.report.timeline import encode
+from simulator.report.timeline import columns, encode
 from simulator.report.timeline.lanes import Spans, first_fit
 from simulator.report.timeline.write import write_timeline
 from simulator.results.folder import TIMELINE, RunFolder
@@ -336,6 +336,24 @@ def test_a_window_cuts_slices_and_drops_what_lies_outside(served: Run, tmp_path:
         own = sorted((p.start, p.end) for p in part.slices if p.track == track)
         assert (own[0][0], own[-1][1]) == (start, end)
         assert all(a[1] == b[0] for a, b in pairwise(own))
+    for track, samples in part.samples.items():
+        instance, name = track[1:]
+        rows = served.table("power" if name == "power" else "instances").to_pandas()
+        rows = rows[(rows.instance == instance) & (rows.end_ns > start) & (rows.start_ns < end)]
+        column = {"KV blocks in use": "kv_blocks", "power": "power_w"}.get(name, name)
+        values = rows[column] if column in rows else rows.output_tokens * 1e9 / (rows.end_ns - rows.start_ns)
+        ended = [(end, 0.0)] if served.manifest["simulated_ns"] == end else []
+        assert samples == [*zip(np.maximum(rows.start_ns, start), values, strict=True), *ended]
+
+
+def test_it_does_not_matter_how_rows_are_batched(
+    served: Run, whole: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "BATCH_ROWS", 7)
+    again = Trace(write_timeline(served, tmp_path / "x.pftrace").path)
+    assert drawn(again) == drawn(whole)
+    assert again.samples == whole.samples
+    assert again.instants == whole.instants
 
 
 def test_equal_runs_give_the_same_bytes(served: Run, whole: Trace, tmp_path: Path) -> None:
@@ -438,10 +456,13 @@ def test_an_empty_run_and_texts_of_any_length_are_traces(tmp_path: Path) -> None
     assert not Trace(write_timeline(by_hand(tmp_path / "empty", [])).path).instants
     details = ["", None, "ü" * 300, "x"]
     events = [(at, "lease", "p" if at % 2 else "elsewhere", detail) for at, detail in enumerate(details)]
-    trace = Trace(write_timeline(by_hand(tmp_path / "run", [], events)).path)
+    run = by_hand(tmp_path / "run", [], events)
+    trace = Trace(write_timeline(run).path)
     assert [piece.notes.get("detail") for piece in trace.instants] == details
     assert trace.instants[0].track == ("cluster", "events")
     assert trace.instants[1].track[1:] == ("p", "events")
+    within = Trace(write_timeline(run, tmp_path / "part.pftrace", 1, 2).path)
+    assert [piece.start for piece in within.instants] == [1, 2]
 
 
 # -- what the file is made of -----------------------------------------------------------------------------------------
