@@ -84,7 +84,8 @@ def write_windows(trace: Trace, run: Run, window: Span, instances: Index, branch
     for batch in batches(run, "instances", (*_WINDOW, "state", *_PARTS, *_VALUES)):
         owners, starts, ends, at = _within(batch, window, instances)
         last.note(batch, instances)
-        names = np.array([trace.name(state) for state in _learn(batch, states)])[batch.codes("state", states)[at]]
+        state_of = batch.codes("state", states)[at]
+        names = np.array([trace.name(state) for state in states])[state_of]
         notes = [trace.numbers(name, batch.integers(name)[at]) for name in _PARTS]
         trace.add_slices("window", branches.state[owners], starts, ends, names, notes)
         lengths_ns = (batch.integers("end_ns") - batch.integers("start_ns"))[at]
@@ -120,11 +121,6 @@ class _Last:
         over = np.flatnonzero((self._ends_ns > window.start_ns) & (self._ends_ns <= window.end_ns))
         for tracks in counters:
             trace.add_samples(tracks[over], self._ends_ns[over], np.zeros(len(over)))
-
-
-def _learn(batch: Batch, index: Index) -> Index:
-    batch.codes("state", index)
-    return index
 
 
 def _within(batch: Batch, window: Span, instances: Index) -> tuple[Integers, Integers, Integers, Integers]:
