@@ -25,6 +25,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python benchmarks/network_studies.py
+	$(BIN)/python benchmarks/timeline.py
 
 golden: $(VENV)/.dev
 	$(BIN)/python tests/golden/regenerate.py

@@ -24,7 +24,12 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"build"}),
     frozenset({"sweep"}),
     frozenset({"report"}),
-    frozenset({"cli", "sweep_cli", "trace_cli", "topology_cli", "explain_cli", "device_cli", "model_cli"}),
+    frozenset(
+        {
+            *("cli", "compare_cli", "device_cli", "explain_cli", "model_cli", "report_cli", "sweep_cli"),
+            *("timeline_cli", "topology_cli", "trace_cli"),
+        }
+    ),
 )
 """Packages and top-level modules from the ground up; each may import from the tiers below it and from itself."""
 
@@ -129,7 +134,9 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert "click" in loaded.split()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["trace", "--help"], ["run", "--help"], ["version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["trace", "--help"], ["run", "--help"], ["timeline", "--help"], ["version"]], ids=" ".join
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom simulator import cli\n"

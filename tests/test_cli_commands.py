@@ -29,7 +29,7 @@ def test_version(simulate) -> None:
 def test_help_names_every_command(simulate) -> None:
     outcome = simulate("--help")
     assert outcome.code == 0
-    for command in ("run", "validate", "schema", "trace", "topology", "version"):
+    for command in ("run", "validate", "schema", "trace", "topology", "timeline", "version"):
         assert f"\n  {command} " in outcome.out
 
 

@@ -22,6 +22,7 @@ KIND = "simulator run"
 FORMAT = 1
 MANIFEST, PARTIAL, MARKER = "manifest.json", "manifest.partial.json", ".run-in-progress"
 SUMMARY, SCENARIO = "summary.json", "scenario.yaml"
+TIMELINE = "timeline.pftrace"  # may be written later into the folder of a finished run
 
 _VERSIONS = ("numpy", "pyarrow", "simpy")
 
@@ -209,7 +210,9 @@ def _clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     sync(path)
     names = (
-        [table.file for table in TABLES] + [SUMMARY, SCENARIO] + [name for name in listed if Path(name).name == name]
+        [table.file for table in TABLES]
+        + [SUMMARY, SCENARIO, TIMELINE]
+        + [name for name in listed if Path(name).name == name]
     )
     for name in dict.fromkeys(names):
         (path / name).unlink(missing_ok=True)
