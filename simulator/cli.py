@@ -30,6 +30,7 @@ _GROUPS = {
     "device": ("simulator.device_cli", "Look at accelerators and processors."),
     "model": ("simulator.model_cli", "Look at models, shipped or of a config.json."),
     "sweep": ("simulator.sweep_cli", "Run many points of a scenario, on this machine or a cluster."),
+    "compare": ("simulator.compare_cli", "Compare two runs, or the settings of a sweep."),
     "timeline": ("simulator.timeline_cli", "Write a run as a trace that Perfetto opens."),
     "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
 }

@@ -27,6 +27,12 @@ FIGURES = (
 """Metrics of the table, as far as the points have them."""
 SHORT = {
     "throughput.output_tokens_per_s_per_device": "tokens/s per device",
+    "throughput.requests_per_s": "requests/s",
+    "throughput.prompt_tokens_per_s": "prompt tokens/s",
+    "throughput.output_tokens_per_s": "output tokens/s",
+    "price.dollars_per_h": "$ per hour",
+    "price.dollars_per_request": "$ per request",
+    "price.dollars": "$",
     "price.dollars_per_million_output_tokens": "$ per M tokens",
 }
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from simulator.build.run import simulate
 from simulator.cli import simulate as command
 from simulator.errors import InputError, OutputError
+from simulator.report.sweep_comparison import along, between
 from simulator.results.metrics import METRICS, lookup
 from simulator.scenario.load import load
 from simulator.sweep.dataset import load_sweep
@@ -234,3 +235,22 @@ def test_plan_names_are_those_of_meaning(tmp_path):
     assert point.name == same.name
     [other] = load_plan(write(tmp_path, f"grid: {{{RATE}: [21 / s]}}")).points()
     assert other.name != point.name
+
+
+def test_along_an_axis_and_between_sweeps(tmp_path, client):
+    text = f"grid: {{serving.colocated.instances: [1, 2], {RATE}: [200 / s]}}\nseeds: 1..4"
+    first = sweep(write(tmp_path, text), tmp_path / "one", client=client)
+    [found] = along(first, "serving.colocated.instances", 0.95)
+    assert found.keys == (("serving.colocated.instances", "1", "2"),)
+    rows = {row.metric: row for row in found.differences}
+    assert rows["ttft.mean"].better is True
+    points = first.points
+    each = [points[points["serving.colocated.instances"] == n]["ttft.mean"].to_numpy() for n in (1, 2)]
+    assert rows["ttft.mean"].change.mean == pytest.approx((each[1] - each[0]).mean())
+    other = write(tmp_path, f"set: {{serving.router: random}}\n{text}", "other.yaml")
+    quick = sweep(other, tmp_path / "two", client=client)
+    compared = between(first, quick, 0.95)
+    assert len(compared) == 2
+    assert "instances 2" in compared[1].names[0]
+    with pytest.raises(InputError, match="unknown axis"):
+        along(first, "serving.router", 0.95)

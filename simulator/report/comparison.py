@@ -1,0 +1,233 @@
+"""Comparing runs and sweeps: which keys differ, by how much each figure does, and whether that is more than chance.
+
+Models: two runs of the same requests are compared request by request (common random numbers), in batches of their
+order of arrival, after the warm-up; sweeps by pairs of equal seeds. Student's t over batches or pairs; several figures
+are looked at, so a verdict needs the level that Holm's step-down rule gives (Holm 1979).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simulator.errors import InputError, Problem
+from simulator.results.metrics import METRICS, lookup
+from simulator.results.run import Run
+from simulator.results.statistics import Interval, batches, interval, paired, warm_up
+
+BATCHES = 20
+"""Of one run; each is one observation."""
+LEAST_PER_BATCH = 30
+"""Requests of a batch below which quantiles say too little."""
+QUANTILES = {"mean": None, "p50": 0.5, "p99": 0.99}
+LATENCIES = ("ttft", "tpot", "e2e")
+LESS_IS_BETTER = (
+    *("ttft", "tpot", "itl", "e2e", "queue", "kv_wait", "kv_transfer", "price", "energy", "preemptions"),
+    *("fct", "slowdown", "collective", "collective_slowdown", "rejected", "timed_out", "unfinished"),
+)
+MORE_IS_BETTER = ("goodput", "throughput", "finished")
+
+
+class Difference(NamedTuple):
+    """One figure in both, and the second less the first with its interval, if there is one."""
+
+    metric: str
+    first: float | None
+    second: float | None
+    change: Interval | None
+    better: bool | None = None
+    """Whether the second is better (True), worse (False), or chance may be all there is (None)."""
+
+    @property
+    def share(self) -> float | None:
+        """The change over the first."""
+        if self.first is None or self.second is None or not self.first:
+            return None
+        return (self.second - self.first) / abs(self.first)
+
+
+class Comparison(NamedTuple):
+    """What differs between two runs or two settings of a sweep."""
+
+    names: tuple[str, str]
+    keys: tuple[tuple[str, str, str], ...]
+    """Path, and what the first and the second have there."""
+    differences: tuple[Difference, ...]
+    how: str
+    """What the intervals rest on."""
+    notes: tuple[str, ...] = ()
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def flat(value: Any, path: str = "") -> dict[str, str]:
+    """Return what a document has at each of its paths, as text."""
+    if isinstance(value, Mapping) and value:
+        parts = [flat(part, f"{path}.{key}" if path else str(key)) for key, part in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+        parts = [flat(part, f"{path}[{at}]") for at, part in enumerate(value)]
+    else:
+        return {path: "" if value is None else str(value)}
+    return {key: text for part in parts for key, text in part.items()}
+
+
+def different_keys(first: Mapping[str, str], second: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
+    """Return the paths at which two flat documents differ; a path that one lacks is a dash."""
+    paths = dict.fromkeys([*first, *second])
+    found = [(path, first.get(path, "-"), second.get(path, "-")) for path in paths]
+    leave = ("name", "description")
+    return tuple(row for row in found if row[1] != row[2] and row[0] not in leave)
+
+
+def _keys_of(run: Run) -> dict[str, str]:
+    from simulator.documents import read_document
+
+    return flat(read_document(run.path / "scenario.yaml").value)
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def wanted(metric: str) -> bool | None:
+    """Return whether more of a metric is better, less is, or neither is said."""
+    word = metric.partition(".")[0]
+    return True if word in MORE_IS_BETTER else False if word in LESS_IS_BETTER else None
+
+
+def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float) -> tuple[Difference, ...]:
+    """Return differences with their verdicts: by Holm's rule over all that have observations."""
+    chances = {at: _chance(values) for at, (_, values) in enumerate(rows) if len(values) > 1}
+    order = sorted(chances, key=lambda at: (chances[at], at))
+    significant: set[int] = set()
+    for place, at in enumerate(order):
+        if chances[at] > (1 - confidence) / (len(order) - place):
+            break
+        significant.add(at)
+    found = []
+    for at, (row, _) in enumerate(rows):
+        more = wanted(row.metric)
+        verdict = None
+        if at in significant and more is not None and row.change is not None:
+            verdict = (row.change.mean > 0) == more
+        found.append(row._replace(better=verdict))
+    return tuple(found)
+
+
+def _chance(values: Sequence[float]) -> float:
+    """Return how likely a mean as far from zero is by chance alone, both sides (Student's t)."""
+    found = interval(values)
+    spread = float(np.std(values, ddof=1))
+    if spread == 0 or found.low == found.high:
+        return 1.0 if found.mean == 0 else 0.0
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(len(values) - 1, -abs(found.mean) / (spread / math.sqrt(len(values)))))
+
+
+# -- two runs ---------------------------------------------------------------------------------------------------------
+
+
+def compare_runs(first: Run, second: Run, confidence: float = 0.95) -> Comparison:
+    """Return how two runs differ; raises InputError when one of them is partial."""
+    for run in (first, second):
+        if not run.complete:
+            raise InputError(Problem("a run that was cut short", str(run.path), allowed="complete runs"))
+    names = (_name(first), _name(second))
+    keys = different_keys(_keys_of(first), _keys_of(second))
+    figures = [(m.name, lookup(first.summary, m.name), lookup(second.summary, m.name)) for m in METRICS]
+    there = [row for row in figures if row[1] is not None or row[2] is not None]
+    series, how, notes = _observations(first, second)
+    rows = []
+    for name, one, other in there:
+        values = series.get(name, ())
+        change = interval(values, confidence) if len(values) > 1 else None
+        rows.append((Difference(name, one, other, change), values))
+    return Comparison(names, keys, judged(rows, confidence), how, notes)
+
+
+def _name(run: Run) -> str:
+    return f"{run.manifest['scenario']} ({run.path.name})"
+
+
+def _observations(first: Run, second: Run) -> tuple[dict[str, list[float]], str, tuple[str, ...]]:
+    """Return by metric the differences of its batches, what they rest on, and what to know of them."""
+    if "requests" not in first.manifest["tables"] or "requests" not in second.manifest["tables"]:
+        return {}, "one run each without requests: differences have no intervals", ()
+    mine, its = _latencies(first), _latencies(second)
+    if not _same_requests(mine, its):
+        what = "the runs have different requests, so nothing pairs them: give both one workload and seed"
+        return {}, "one run each: differences have no intervals", (what,)
+    cut = max(warm_up(_filled(each["ttft"])) for each in (mine, its))
+    count = len(mine["ttft"]) - cut
+    number = min(BATCHES, count // LEAST_PER_BATCH)
+    if number < 4:
+        return {}, f"{count} requests: too few for intervals", ()
+    notes = (f"the first {cut:,} requests are warm-up and left out of the intervals",) if cut else ()
+    series: dict[str, list[float]] = {}
+    for what in LATENCIES:
+        pairs = [(mine[what][cut:][part], its[what][cut:][part]) for part in batches(count, number)]
+        for how, share in QUANTILES.items():
+            values = [_figure(b, share) - _figure(a, share) for a, b in pairs]
+            if all(math.isfinite(value) for value in values):
+                series[f"{what}.{how}"] = values
+    return series, f"pairs of the same requests, {number} batches of {count // number} in order of arrival", notes
+
+
+def _latencies(run: Run) -> dict[str, Any]:
+    """Return seconds by request in order of arrival, NaN where a request has no such time, and what it asked for."""
+    columns = ["request_id", "arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens"]
+    columns.append("generated_tokens")
+    table = run.table("requests").select(columns)
+    order = np.argsort(table["request_id"].to_numpy())
+    found = {name: table[name].to_numpy().astype(np.float64)[order] for name in columns}
+    arrival, first, finish = (found[f"{name}_ns"] / 1e9 for name in ("arrival", "first_token", "finish"))
+    tokens = found["generated_tokens"]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpot = np.where(tokens > 1, (finish - first) / np.maximum(tokens - 1, 1), np.nan)
+    asked = np.stack([found["prompt_tokens"], found["output_tokens"]])
+    return {"ttft": first - arrival, "tpot": tpot, "e2e": finish - arrival, "asked": asked, "arrival": arrival}
+
+
+def _same_requests(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two runs had the same requests; when they came may differ, as with another rate."""
+    return first["asked"].shape == second["asked"].shape and bool(np.all(first["asked"] == second["asked"]))
+
+
+def _filled(values: Any) -> Any:
+    return values[~np.isnan(values)]
+
+
+def _figure(values: Any, share: float | None) -> float:
+    known = _filled(values)
+    if not len(known):
+        return math.nan
+    return float(known.mean() if share is None else np.quantile(known, share))
+
+
+# -- settings of sweeps -----------------------------------------------------------------------------------------------
+
+
+def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, confidence: float = 0.95) -> Comparison:
+    """Return how two sets of a sweep's rows differ, paired by seed; raises InputError when no seed is in both."""
+    one, other = (frame[frame["status"] == "done"].set_index("seed") for frame in (first, second))
+    seeds = [seed for seed in one.index if seed in other.index]
+    if not seeds:
+        raise InputError(Problem(f"no seed was run in both {names[0]} and {names[1]}", allowed="the same `seeds`"))
+    rows = []
+    for metric in (m.name for m in METRICS):
+        a, b = (frame.loc[seeds, metric].astype(float).to_numpy() for frame in (one, other))
+        if np.isnan(a).any() or np.isnan(b).any():
+            continue
+        change = paired(a, b, confidence) if len(seeds) > 1 else None
+        rows.append((Difference(metric, float(a.mean()), float(b.mean()), change), list(b - a)))
+    how = f"{len(seeds)} pairs of equal seeds" if len(seeds) > 1 else "one seed: differences have no intervals"
+    exact = len(seeds) > 1 and all(row.change is not None and row.change.half == 0 for row, _ in rows)
+    notes = ("seeds have no effect: the differences are exact, and say nothing of other requests",) if exact else ()
+    return Comparison(names, tuple(keys), judged(rows, confidence), how, notes)
+
+
+def changed(comparison: Comparison) -> tuple[Difference, ...]:
+    """Return the figures that differ at all."""
+    return tuple(row for row in comparison.differences if row.first != row.second)
