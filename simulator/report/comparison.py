@@ -22,11 +22,23 @@ LEAST_PER_BATCH = 30
 """Requests of a batch below which quantiles say too little."""
 QUANTILES = {"mean": None, "p50": 0.5, "p99": 0.99}
 LATENCIES = ("ttft", "tpot", "e2e")
-LESS_IS_BETTER = (
-    *("ttft", "tpot", "itl", "e2e", "queue", "kv_wait", "kv_transfer", "price", "energy", "preemptions"),
-    *("fct", "slowdown", "collective", "collective_slowdown", "rejected", "timed_out", "unfinished"),
-)
-MORE_IS_BETTER = ("goodput", "throughput", "finished")
+JUDGED = {
+    "goodput": True,
+    "ttft.mean": False,
+    "ttft.p99": False,
+    "tpot.mean": False,
+    "tpot.p99": False,
+    "e2e.mean": False,
+    "e2e.p99": False,
+    "throughput.output_tokens_per_s_per_device": True,
+    "price.dollars_per_million_output_tokens": False,
+    "energy.joules_per_output_token": False,
+    "fct.mean": False,
+    "fct.p99": False,
+    "collective.mean": False,
+    "collective.p99": False,
+}
+"""Figures that get a verdict, and whether more is better; each more would ask more evidence of all."""
 
 
 class Difference(NamedTuple):
@@ -90,15 +102,9 @@ def _keys_of(run: Run) -> dict[str, str]:
 # -- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def wanted(metric: str) -> bool | None:
-    """Return whether more of a metric is better, less is, or neither is said."""
-    word = metric.partition(".")[0]
-    return True if word in MORE_IS_BETTER else False if word in LESS_IS_BETTER else None
-
-
 def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float) -> tuple[Difference, ...]:
-    """Return differences with their verdicts: by Holm's rule over all that have observations."""
-    chances = {at: _chance(values) for at, (_, values) in enumerate(rows) if len(values) > 1}
+    """Return differences with their verdicts: by Holm's rule over all of JUDGED that have observations."""
+    chances = {at: _chance(values) for at, (row, values) in enumerate(rows) if row.metric in JUDGED and len(values) > 1}
     order = sorted(chances, key=lambda at: (chances[at], at))
     significant: set[int] = set()
     for place, at in enumerate(order):
@@ -107,10 +113,9 @@ def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float
         significant.add(at)
     found = []
     for at, (row, _) in enumerate(rows):
-        more = wanted(row.metric)
         verdict = None
-        if at in significant and more is not None and row.change is not None:
-            verdict = (row.change.mean > 0) == more
+        if at in significant and row.change is not None and row.change.mean:
+            verdict = (row.change.mean > 0) == JUDGED[row.metric]
         found.append(row._replace(better=verdict))
     return tuple(found)
 

@@ -4,6 +4,7 @@ Source: dask.distributed. A worker that dies is replaced and its point runs agai
 up.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +36,14 @@ def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[
     import dask
     from distributed import Client, LocalCluster
 
+    for name in ("distributed", "asyncio"):  # a lost connection is told once, by us, not with their tracebacks
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.comm.timeouts.connect": "10s",
         "distributed.worker.memory.pause": False,  # a point's memory is its own affair: it either fits or not
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
-        "distributed.logging.distributed": "error",
     }
     with dask.config.set(settings):
         if scheduler is None:

@@ -79,7 +79,7 @@ def frame(values_of, seeds):
 
 def test_chance_alone_seldom_gets_a_verdict():
     # both sides from one law: with Holm's rule the chance of any verdict at all is 5 % at most
-    source, wrong, rounds = np.random.default_rng(11), 0, 300
+    source, wrong, rounds = np.random.default_rng(11), 0, 100
     for _ in range(rounds):
         seeds = list(range(8))
         first, second = (frame(lambda name: source.normal(1, 0.1, 8), seeds) for _ in "ab")

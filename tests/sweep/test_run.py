@@ -185,7 +185,7 @@ def test_search_for_a_capacity_and_what_binds(tmp_path, client):
     file = write(
         tmp_path,
         f"grid: {{serving.colocated.instances: [1, 2]}}\nseeds: 1..2\n"
-        f"search: {{capacity: {{of: {RATE}, from: 5 / s, to: 1000 / s, precision: 0.1}}, "
+        f"search: {{capacity: {{of: {RATE}, from: 5 / s, to: 1000 / s, precision: 0.3, at_once: 4}}, "
         "subject_to: {ttft.p99: <= 45 ms}}",
     )
     result = sweep(file, tmp_path / "out", client=client)
@@ -238,7 +238,7 @@ def test_plan_names_are_those_of_meaning(tmp_path):
 
 
 def test_along_an_axis_and_between_sweeps(tmp_path, client):
-    text = f"grid: {{serving.colocated.instances: [1, 2], {RATE}: [200 / s]}}\nseeds: 1..4"
+    text = f"grid: {{serving.colocated.instances: [1, 2], {RATE}: [200 / s]}}\nseeds: 1..8"
     first = sweep(write(tmp_path, text), tmp_path / "one", client=client)
     [found] = along(first, "serving.colocated.instances", 0.95)
     assert found.keys == (("serving.colocated.instances", "1", "2"),)
