@@ -221,8 +221,9 @@ def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, con
     if not seeds:
         raise InputError(Problem(f"no seed was run in both {names[0]} and {names[1]}", allowed="the same `seeds`"))
     rows = []
-    for metric in (m.name for m in METRICS):
-        a, b = (frame.loc[seeds, metric].astype(float).to_numpy() for frame in (one, other))
+    names_of = [m.name for m in METRICS]
+    columns = [frame.loc[seeds, names_of].to_numpy(dtype=np.float64).T for frame in (one, other)]
+    for metric, a, b in zip(names_of, *columns, strict=True):
         if np.isnan(a).any() or np.isnan(b).any():
             continue
         change = paired(a, b, confidence) if len(seeds) > 1 else None

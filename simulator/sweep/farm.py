@@ -7,7 +7,8 @@ up.
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -75,6 +76,7 @@ def run_tasks(client: Any, tasks: Iterator[Task]) -> Iterator[Outcome]:
     Raises OutputError when results cannot be written, or the scheduler is gone.
     """
     from distributed import as_completed
+    from distributed.comm.core import CommClosedError
 
     threads = max(1, sum(client.nthreads().values()))
     run = uuid4().hex  # no other sweep of this client, one that has failed say, has futures of these names
@@ -90,28 +92,31 @@ def run_tasks(client: Any, tasks: Iterator[Task]) -> Iterator[Outcome]:
     try:
         submit(PER_WORKER * threads)
         for future in running:
-            task, _ = waiting.pop(future.key)
-            yield _outcome(future, task, len(waiting))
+            outcome = _outcome(future, waiting[future.key][0])
+            del waiting[future.key]
+            yield outcome
             future.release()
             submit(1)
+    except (CommClosedError, TimeoutError, CancelledError):
+        what = f"the scheduler is gone with {len(waiting)} points under way; run again to go on from here"
+        raise OutputError(what) from None
     finally:
-        client.cancel([future for _, future in waiting.values()])
+        with suppress(CommClosedError, TimeoutError, CancelledError):
+            client.cancel([future for _, future in waiting.values()])
 
 
-def _outcome(future: Any, task: Task, open_points: int) -> Outcome:
+def _outcome(future: Any, task: Task) -> Outcome:
+    """Return what became of a point; raises what concerns the whole sweep, CancelledError when the future is lost."""
     from distributed.scheduler import KilledWorker
 
     if future.status == "finished":
         outcome: Outcome = future.result()
         return outcome
-    error = future.exception() if future.status == "error" else None
+    error = future.exception() if future.status == "error" else CancelledError()
+    if isinstance(error, OutputError | InputError | CancelledError):
+        raise error
     if isinstance(error, KilledWorker):
         what = f"{DEATHS + 1} workers died while they ran it (out of memory, or killed)"
-        return Outcome(Row(task.point.name, task.point.setting, FAILED, what), 0.0)
-    if isinstance(error, OutputError | InputError):
-        raise error
-    if error is None:
-        left = open_points + 1
-        raise OutputError(f"the scheduler is gone with {left} points under way; run again to go on from here")
-    what = " ".join(f"{type(error).__name__}: {error}".split())
+    else:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
     return Outcome(Row(task.point.name, task.point.setting, FAILED, what), 0.0)

