@@ -122,7 +122,7 @@ def plan(scenario: Scenario) -> Blueprint:
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1 and not any(group.moves_experts for group in groups):
+    if len(pools) == 1 and not any(group.moves_experts or group.pooled for group in groups):
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
             for key in ("network", "faults")
