@@ -122,7 +122,7 @@ def plan(scenario: Scenario) -> Blueprint:
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1 and not any(group.moves_experts or group.pooled for group in groups):
+    if len(pools) == 1 and not any(group.moves_experts or group.pooled is not None for group in groups):
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
             for key in ("network", "faults")
@@ -333,7 +333,7 @@ class System:
         routers = {serving.router_of(role)[0].name for role in serving.roles}
         chance = serving.cancel is not None or routers & {"random", "power_of_two"}
         experts = any(group.experts or group.engine.speculation for group in self.blueprint.groups)
-        pooled = any(group.pooled for group in self.blueprint.groups)
+        pooled = any(group.pooled is not None for group in self.blueprint.groups)
         return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1 or pooled)
 
     @property

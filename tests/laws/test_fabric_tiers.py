@@ -245,7 +245,7 @@ def test_units_lie_evenly_and_stay_where_they_are_when_there_is_one_memory_more(
 
 
 def test_a_unit_that_was_given_up_and_comes_again_is_there_when_the_later_write_ends():
-    """A pool of one unit: 20 us each over the NIC of node 1; the first write of unit 0 ends while the second goes on."""
+    """A pool of one unit, 20 us each over the NIC of node 1: unit 0 comes twice, and its first write ends first."""
     env, pool, (first, other) = Clock(), pool_of(CLOS, 10**6, units=1), keys_in(CLOS, 0, 0)
     pool.connect(env, network_of(env, CLOS))
     out = Reach((), ((8, 10**6),))
