@@ -281,7 +281,7 @@ def test_check_sees_bytes_that_no_flow_carries_and_units_that_never_come():
 
 tiers_on_fabric = st.fixed_dictionaries(
     {
-        "capacity": st.integers(1, 400).map(lambda tokens: f"{tokens * at_random.TOKEN_BYTES} B"),
+        "capacity": st.integers(1, 4000).map(lambda tokens: f"{tokens * at_random.TOKEN_BYTES} B"),
         "fabric": st.sampled_from([{}, {"plane": "fabric"}, {"plane": "fabric", "lane": 1}]),
         "write": st.sampled_from(["back", "through"]),
         "launch": st.sampled_from(["0 ns", "10 us"]),
@@ -291,7 +291,10 @@ HOST = {"capacity": f"{100 * at_random.TOKEN_BYTES} B", "bandwidth": "25 GB/s"}
 
 
 def on_fabric(drawn):
-    """Put a tier on the fabric below every prefix cache, and below host memory as well where that is drawn."""
+    """Put a tier on the fabric below every prefix cache, and below host memory as well where that is drawn.
+
+    Prompts begin alike, so that what one engine has written another loads.
+    """
     value, tier, host, fidelity = drawn
     serving = {key: part for key, part in value["serving"].items() if key != "role_switch"}
     for role in ("colocated", "prefill", "decode"):
@@ -300,7 +303,8 @@ def on_fabric(drawn):
             caching = {"unit_tokens": 16, "tiers": ([HOST] if host else []) + [tier]}
             groups = tuple(group | {"kv": group["kv"] | {"prefix_cache": caching}} for group in groups)
             serving[role] = groups if isinstance(serving[role], tuple) else groups[0]
-    return value | {"serving": serving, "network": {"fidelity": fidelity}}
+    workload = value["workload"] | {"prefixes": {"count": 3, "tokens": 64}}
+    return value | {"workload": workload, "serving": serving, "network": {"fidelity": fidelity}}
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
