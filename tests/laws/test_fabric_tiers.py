@@ -10,7 +10,8 @@ import pytest
 import test_random_scenarios as at_random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cache_tiers import LIMITS, Mixing, costs_of, least_blocks, limits_of, tier
+from test_cache_tiers import LIMITS, Mixing, costs_of, least_blocks, limits_of, seen_by, tier, workloads
+from test_cache_tiers import run as run_behind_links
 from test_decode_jumps import TICK, Seen
 from test_prefix_cache_twin import BLOCK, keys_of
 
@@ -37,6 +38,8 @@ from simulator.topology.presets import build_topology
 UNIT = 4  # tokens
 CLOS = build_topology("clos-h100", {"nodes": 3})
 PCIE = build_topology("fire-flyer-a100", {"nodes": 4})
+ALONE = build_topology("clos-h100", {"nodes": 1})
+reused = {"runs": 0, "loads": 0}
 FIDELITIES = ["flow", "load", "alpha_beta"]
 
 
@@ -171,6 +174,39 @@ def test_who_gives_up_while_it_loads_is_gone_at_once_and_its_bytes_still_come():
     assert pool.loaded == 4
     into_engine = sum(row[5] for row in network.link_rows(network.env.now) if row[2] == "node1/device0")
     assert into_engine == 4 * unit_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workloads(st.just(10**9)),
+    costs_of,
+    limits_of,
+    st.integers(0, 8),
+    st.sampled_from(FIDELITIES),
+    st.sampled_from(["through", "back"]),
+)
+def test_over_no_link_and_without_end_it_is_device_memory_without_end(workload, costs, limits, spare, fidelity, write):
+    """A device alone finds all in the memory of its own slot: no byte crosses a link, nothing takes time."""
+    requests, at = [], 0
+    for index, (gap, prompt, output, family, common) in enumerate(workload):
+        at += gap
+        requests.append((0, at, prompt, output, keys_of(index, family, common, prompt, UNIT)))
+    blocks, given = least_blocks(workload), {"costs": costs, "limits": limits}
+    pool = pool_of(ALONE, 30_000, 10**6, write=write)
+    pooled, network = serve(pool, ALONE, (0,), requests, fidelity, blocks=blocks + spare, **given)
+    large = run_behind_links(workload, costs, *limits, blocks * (len(workload) + 1), UNIT, None)
+    private = run_behind_links(workload, costs, *limits, blocks + spare, UNIT, [tier(10**6, write=write)])
+    assert seen_by(pooled) == seen_by(large) == seen_by(private)
+    assert sum(row[5] for row in network.link_rows(network.env.now)) == 0
+    reused["runs"] += 1
+    reused["loads"] += pool.loaded
+
+
+def test_device_memory_was_too_small_for_some():
+    """The law above would hold of nothing if device memory had room for all of it."""
+    if reused["runs"] < 50:
+        pytest.skip("runs after the law, in the same process")
+    assert reused["loads"] > 0
 
 
 families = st.lists(  # of prompts that begin alike: (gap, prompt, output, family, common units)
