@@ -70,6 +70,7 @@ COPIES = {
 TIERS = "serving.colocated.kv.prefix_cache.tiers"
 HOST = "{capacity: 256 GiB, bandwidth: 50 GB/s}"
 POOL = "{capacity: 2 TiB, bandwidth: 100 GB/s, shared: true}"
+ONE_LINK = "{capacity: 16 TiB, bandwidth: 100 GB/s, write: through, shared: true}"
 
 FULL = "tokens/s per decoding device"
 """Of the window in which an only decode engine makes the most: its batch is full."""
@@ -105,6 +106,17 @@ STUDIES: dict[str, Study] = {
             Variant("none, prefix-aware", (f"{TIERS}=[]", "serving.router=prefix_aware")),
             Variant("host, prefix-aware", (f"{TIERS}=[{HOST}]", "serving.router={prefix_aware: {tiers: true}}")),
             Variant("host and pool, prefix-aware", ("serving.router=prefix_aware",)),
+        ),
+        ("cached", "of it in device memory", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
+    ),
+    "cache-pool-on-fabric": Study(
+        "serving/cache-pool-on-fabric",
+        (
+            Variant("none", (f"{TIERS}=[]",)),
+            Variant("UB plane"),
+            Variant("VPC plane", (f"{TIERS}[0].fabric.plane=vpc",)),
+            Variant("UB plane, written back", (f"{TIERS}[0].write=back",)),
+            Variant("one link of 100 GB/s", (f"{TIERS}=[{ONE_LINK}]",)),
         ),
         ("cached", "of it in device memory", "ttft.p50", "ttft.p99", "tpot.p99", "goodput"),
     ),

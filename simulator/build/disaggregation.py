@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from simulator.build.network import Live, spread_on
 from simulator.device.accelerator import Accelerator
 from simulator.device.cost import Cost
 from simulator.device.engine import RooflineParameters
@@ -10,10 +9,9 @@ from simulator.device.expert_servers import Exchange, ExpertServers, ExpertServe
 from simulator.errors import InputError, Problem
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer
-from simulator.network.carrier import Carrier
 from simulator.network.collectives_constants import CollectiveConstants, Phase
-from simulator.scenario.schema import Scenario, Serving
-from simulator.serving.disaggregation import Caches, Network
+from simulator.scenario.schema import Serving
+from simulator.serving.disaggregation import Caches
 from simulator.serving.kv_layout import KVLayout
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import shard_loads
@@ -21,18 +19,6 @@ from simulator.units import NS_PER_S
 
 MOST_PAIRS = 4093
 """Pairs of devices that are looked at before a run; a prime, so that no place in a node is left out."""
-
-
-def cache_network(fabric: Live, scenario: Scenario, topology: Topology) -> Network:
-    """Return what carries KV caches: the network as it is, or bound to the plane and the lane that the scenario names.
-
-    Raises InputError for a plane that the topology does not have.
-    """
-    assert scenario.serving is not None
-    rules = scenario.serving.kv_transfer
-    if rules.plane is None and not rules.lane:
-        return fabric
-    return Carrier(fabric, topology, scenario.seed, spread_on(scenario, topology, rules.plane), rules.lane)
 
 
 def check_plane(serving: Serving, topology: Topology, pools: Sequence[Sequence[int]]) -> None:
@@ -43,20 +29,29 @@ def check_plane(serving: Serving, topology: Topology, pools: Sequence[Sequence[i
     plane = serving.kv_transfer.plane
     if plane is None:
         return
+    check_joined(topology, plane, pools[0], pools[1], "serving.kv_transfer.plane")
+
+
+def check_joined(
+    topology: Topology, plane: str | None, sources: Sequence[int], targets: Sequence[int], at: str
+) -> None:
+    """Raise InputError, at a place of the scenario, when a plane does not join sources to targets."""
     try:
-        topology.plane(plane)
-        count = len(pools[0]) * len(pools[1])
+        if plane is not None:
+            topology.plane(plane)
+        count = len(sources) * len(targets)
         for pair in range(0, count, count // MOST_PAIRS + 1):
-            source, target = divmod(pair, len(pools[1]))
-            topology.paths(pools[0][source], pools[1][target], plane)
+            source, target = divmod(pair, len(targets))
+            topology.paths(sources[source], targets[target], plane)
     except InputError as error:
-        raise InputError(error.at("serving.kv_transfer.plane")) from None
+        raise InputError(error.at(at)) from None
 
 
 def without_effect(serving: Serving) -> list[str]:
     """Return a note for each input about two pools that changes nothing."""
     notes = []
-    if serving.kv_transfer.lane:
+    alone = all(group.pool.kv.fabric_tier is None for group in serving.groups)
+    if serving.kv_transfer.lane and alone:
         notes.append("serving.kv_transfer.lane: nothing but KV caches crosses the network, one lane is like another")
     if serving.role_switch is not None and all(group.pool.instances == 1 for group in serving.groups):
         notes.append("serving.role_switch: no pool gives its last engine, and each has but one")

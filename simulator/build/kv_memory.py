@@ -4,31 +4,113 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 
+from simulator.build.disaggregation import check_joined
+from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.split import kv_bytes_per_token_per_rank
 from simulator.model.transformer import Transformer
-from simulator.scenario.pool import Pool
+from simulator.scenario.pool import Group, Pool
 from simulator.scenario.schema import Serving
+from simulator.serving.fabric_tier import NOWHERE, FabricTier, Memories, Reach
+from simulator.serving.kv_layout import KVLayout, Piece, pieces
+from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.swap import Swap, SwapSpace, spaces
-from simulator.serving.tiers import LowerTiers, Tier
+from simulator.serving.tiers import Tier
+from simulator.topology.graph import Topology
+
+
+def unit_bytes_of(model: Transformer, precision: Precision, unit_tokens: int) -> int:
+    """Return the bytes of one unit of a prefix cache, of the whole model."""
+    return ceil(unit_tokens * model.kv_bytes_per_token(precision.kv_bytes))
+
+
+def fabric_tier_of(
+    section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None, topology: Topology
+) -> FabricTier | None:
+    """Return the tier on the fabric that all engines of a group share, not yet connected; or None."""
+    tier = section.kv.fabric_tier
+    if tier is None or unit_tokens is None:
+        return None
+    return FabricTier(tier, unit_bytes_of(model, precision, unit_tokens), memories_of(topology))
+
+
+def memories_of(topology: Topology) -> Memories:
+    """Return where memory is joined to the fabric.
+
+    The endpoints that are no accelerators (CPUs, root complexes), each a memory; where there are none, every node is a
+    memory, which a device reaches by way of the accelerator of its own slot in that node.
+    """
+    slots = tuple(site.slot for site in topology.sites)
+    if topology.hosts:
+        return Memories(tuple((host.index,) for host in topology.hosts), slots)
+    nodes: dict[int, list[int]] = {}
+    for site in sorted(topology.sites, key=lambda site: (site.node, site.slot)):
+        nodes.setdefault(site.node, []).append(site.index)
+    return Memories(tuple(map(tuple, nodes.values())), slots)
+
+
+def check_reach(group: Group, topology: Topology, devices: Sequence[int]) -> None:
+    """Raise InputError when the plane of a group's tier on the fabric does not join its devices to all memories."""
+    tier = group.pool.kv.fabric_tier
+    if tier is None or tier.fabric is None:
+        return
+    caching = group.pool.kv.prefix_cache
+    assert caching is not None
+    memories = memories_of(topology)
+    ends = [memories.end(place, devices[0]) for place in range(len(memories.ends))]
+    at = f"{group.at}.kv.prefix_cache.tiers[{len(caching.tiers) - 1}].fabric.plane"
+    check_joined(topology, tier.fabric.plane, ends, devices[:1], at)
+    for device in devices:
+        check_joined(topology, tier.fabric.plane, [memories.end(0, device)], [device], at)
+
+
+def reach_of(model: Transformer, layout: Layout, unit_bytes: int, devices: Sequence[int], rank: int) -> Reach:
+    """Return what the devices of a rank of an engine read and write of a unit; context ranks have equal parts of it."""
+    own, whole = KVLayout.of(model, layout), KVLayout(model.attention.kv_heads, ((0, model.layers),))
+    data, layers, of = rank % layout.data, (0, model.layers), model.layers * model.attention.kv_heads * layout.context
+
+    def parts(found: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        each: dict[int, int] = {}
+        for place, values in found:
+            each[place] = each.get(place, 0) + values
+        rows, done = [], 0
+        for place, values in sorted(each.items()):  # cut where whole bytes allow, so that parts add up to the unit
+            rows.append((devices[place], unit_bytes * (done + values) // of - unit_bytes * done // of))
+            done += values
+        return tuple(rows)
+
+    def values(found: Sequence[Piece], end: Callable[[Piece], int]) -> list[tuple[int, int]]:
+        return [(end(piece), piece.values) for piece in found]
+
+    return Reach(
+        parts(values(pieces(whole, own, 0, data, layers), lambda piece: piece.target)),
+        parts(values(pieces(own, whole, data, 0, layers), lambda piece: piece.source)),
+    )
 
 
 def lower_of(
-    section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None
-) -> Callable[[], list[LowerTiers]] | None:
-    """Return what makes the lower tiers of an engine's ranks, shared ones the same for all engines; or None."""
+    section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None, pooled: FabricTier | None
+) -> Callable[[Sequence[int]], list[LowerTiers]] | None:
+    """Return what makes the lower tiers of the ranks of an engine on given devices, shared ones always the same.
+
+    None where there are none. `pooled` is the one on the fabric.
+    """
     caching, layout = section.kv.prefix_cache, section.layout
     if caching is None or unit_tokens is None or not caching.tiers:
         return None
-    unit_bytes = ceil(unit_tokens * model.kv_bytes_per_token(precision.kv_bytes))
-    shared = [Tier(tier, unit_bytes) if tier.shared else None for tier in caching.tiers]
+    unit_bytes = unit_bytes_of(model, precision, unit_tokens)
+    behind_links = [tier for tier in caching.tiers if tier.fabric is None]
+    shared = [Tier(tier, unit_bytes) if tier.shared else None for tier in behind_links]
 
-    def lower() -> list[LowerTiers]:
-        both = zip(caching.tiers, shared, strict=True)
-        tiers = [common if common is not None else Tier(tier, unit_bytes) for tier, common in both]
-        return [
-            LowerTiers(tiers, caching.load == "faster", caching.prefetch) for _ in range(layout.data * layout.pipeline)
+    def lower(devices: Sequence[int]) -> list[LowerTiers]:
+        both = zip(behind_links, shared, strict=True)
+        tiers: list[Tier | FabricTier] = [
+            common if common is not None else Tier(tier, unit_bytes) for tier, common in both
         ]
+        tiers += [pooled] if pooled is not None else []
+        ranks = range(layout.data * layout.pipeline)
+        ways = [reach_of(model, layout, unit_bytes, devices, rank) if pooled is not None else NOWHERE for rank in ranks]
+        return [LowerTiers(tiers, caching.load == "faster", caching.prefetch, way) for way in ways]
 
     return lower
 
@@ -50,10 +132,24 @@ def tier_notes(serving: Serving) -> list[str]:
             for place, tier in enumerate(caching.tiers)
             if tier.shared and group.pool.instances == 1
         ]
+        notes += _fabric_notes(group, at, serving)
     for role in serving.roles:
         choice, path = serving.router_of(role)
         if getattr(choice.parameters, "tiers", False) and not any_tiers:
             notes.append(f"{path}: tiers has no effect: prefix caches have none")
+    return notes
+
+
+def _fabric_notes(group: Group, at: str, serving: Serving) -> list[str]:
+    tier, caching = group.pool.kv.fabric_tier, group.pool.kv.prefix_cache
+    if tier is None or tier.fabric is None or caching is None:
+        return []
+    here, notes = f"{at}.tiers.{len(caching.tiers) - 1}", []
+    if tier.shared and group.pool.instances > 1:
+        notes.append(f"{here}.shared has no effect: all engines share what lies on the fabric")
+    others = [other for other in serving.groups if other != group and other.pool.kv.fabric_tier is not None]
+    if tier.fabric.lane and serving.colocated is not None and not others and group.pool.experts is None:
+        notes.append(f"{here}.fabric.lane has no effect: nothing else crosses the network")
     return notes
 
 

@@ -14,6 +14,7 @@ from simulator.cluster.faults import (
     strike_at_random,
 )
 from simulator.errors import InputError, Problem, nearest
+from simulator.network.carrier import Carrier
 from simulator.network.fabric import Fabric, OnDeadLink
 from simulator.network.routing import ROUTINGS, OnPlane, Spread, routing, spread_of
 from simulator.network.transport import PLAIN
@@ -62,6 +63,16 @@ def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spre
         return routing("ecmp", OnPlane(plane=plane))
     given = chosen.parameters if chosen is not None else ROUTINGS[name].parameters()
     return routing(name, given.model_copy(update={"plane": plane}))
+
+
+def bound(fabric: "Live", scenario: Scenario, topology: Topology, plane: str | None, lane: int) -> "Live | Carrier":
+    """Return the network as it is, or bound to a plane and a lane.
+
+    Raises InputError for a plane that the topology does not have.
+    """
+    if plane is None and not lane:
+        return fabric
+    return Carrier(fabric, topology, scenario.seed, spread_on(scenario, topology, plane), lane)
 
 
 def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_link: OnDeadLink) -> "Live":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from simulator.build.disaggregation import cost_with_servers
 from simulator.build.experts import experts_of
 from simulator.build.front import router_of
-from simulator.build.kv_memory import lower_of, swap_of
+from simulator.build.kv_memory import check_reach, fabric_tier_of, lower_of, swap_of
 from simulator.build.workload import prefixes_of
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import Accelerator, load_accelerator
@@ -28,6 +28,7 @@ from simulator.scenario.speculation import cost_of
 from simulator.serving.batching import BATCHERS
 from simulator.serving.engine import Engine
 from simulator.serving.expert_balance import Plan as ExpertPlan
+from simulator.serving.fabric_tier import FabricTier
 from simulator.serving.jump import StepTicks
 from simulator.serving.pool_view import PRICE, EngineTraits, Router
 from simulator.serving.queueing import ORDERS, Setting
@@ -60,6 +61,8 @@ class GroupPlan:
     switched: Switched | None = None
     """What its engines are in the other role, if they may have it."""
     experts: ExpertPlan | None = None
+    pooled: FabricTier | None = None
+    """The tier of its prefix caches that lies on the fabric."""
 
     @property
     def name(self) -> str:
@@ -152,7 +155,9 @@ class Planning:
         if section.expert_servers is not None:
             servers = self.inventory.lease(f"{names[0]}-experts", section.expert_servers.devices, device)
         cost = self._cost(group, accelerator, leases, servers, experts)
-        engine = self._engine_of(group.role, section, accelerator, cost)
+        check_reach(group, self.topology, [at for lease in leases for at in lease.devices])
+        pooled = fabric_tier_of(section, model, self.serving.precision, self.unit_tokens, self.topology)
+        engine = self._engine_of(group.role, section, accelerator, cost, pooled)
         hourly = section.price if section.price is not None else accelerator.price.hourly
         per_h = section.layout.devices * (hourly or 0.0)
         switched = None
@@ -162,7 +167,7 @@ class Planning:
             there = self._engine_of(other.role, its, accelerator, cost)
             switched = Switched(there, engine_traits(there, per_h))
         traits = engine_traits(engine, per_h)
-        return GroupPlan(group, device, engine, traits, hourly, leases, servers, switched, experts)
+        return GroupPlan(group, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
 
     def _cost(
         self,
@@ -185,9 +190,16 @@ class Planning:
         subject = Subject(model, layout, accelerator, serving.precision, links, balance)
         return cost_of(serving.cost, subject, section.speculation)
 
-    def _engine_of(self, role: str, section: PoolSection, accelerator: Accelerator, cost: Cost) -> Engine:
+    def _engine_of(
+        self,
+        role: str,
+        section: PoolSection,
+        accelerator: Accelerator,
+        cost: Cost,
+        pooled: FabricTier | None = None,
+    ) -> Engine:
         blocks = kv_blocks_of(section, self.model, accelerator, self.serving.precision)
-        return _engine(role, section, self.scenario, self.model, cost, blocks, self.unit_tokens)
+        return _engine(role, section, self.scenario, self.model, cost, blocks, self.unit_tokens, pooled)
 
 
 def _engine(
@@ -198,6 +210,7 @@ def _engine(
     cost: Cost,
     blocks: int,
     unit_tokens: int | None,
+    pooled: FabricTier | None,
 ) -> Engine:
     """Return the engine of a group whose ranks divide so many KV blocks."""
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
@@ -226,7 +239,7 @@ def _engine(
         by_priority=section.queue.name == "priority" and parameters.preempt,
         speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
         swap=swap,
-        lower=lower_of(section, model, scenario.serving.precision, unit_tokens),
+        lower=lower_of(section, model, scenario.serving.precision, unit_tokens, pooled),
     )
 
 

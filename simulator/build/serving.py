@@ -9,12 +9,13 @@ from typing import Any
 from simpy import Event
 
 from simulator.build.collectives import constants_of
-from simulator.build.disaggregation import cache_network, caches_of, check_plane, without_effect
+from simulator.build.disaggregation import caches_of, check_plane, without_effect
 from simulator.build.experts import shards
 from simulator.build.front import front_notes, front_parts
 from simulator.build.kv_memory import tier_figures, tier_notes
 from simulator.build.network import (
     Planned,
+    bound,
     check_network,
     live_network,
     overlapping,
@@ -48,6 +49,7 @@ from simulator.serving.expert_balance import ExpertBalancing
 from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Instance
+from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.pool import Age, Pool
 from simulator.serving.pool_view import EngineTraits
 from simulator.serving.power import InstancePower
@@ -55,7 +57,6 @@ from simulator.serving.recording import Recording
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.role_switch import RoleSwitching, Times
-from simulator.serving.tiers import LowerTiers
 from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
@@ -121,7 +122,7 @@ def plan(scenario: Scenario) -> Blueprint:
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1 and not any(group.moves_experts for group in groups):
+    if len(pools) == 1 and not any(group.moves_experts or group.pooled is not None for group in groups):
         notes += [
             f"{key}: no byte of colocated engines crosses the network"
             for key in ("network", "faults")
@@ -203,6 +204,7 @@ class System:
         self.instances: dict[str, Instance] = {}  # those that are in a pool, or on their way from one to the other
         self._power: dict[int, InstancePower] = {}  # by what engines share
         self._lower: dict[str, list[LowerTiers]] = {}  # of all engines that there ever were, by group
+        self._connect_tiers()
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for group in plan.groups:
                 for lease in group.leases:
@@ -222,10 +224,19 @@ class System:
         blueprint = self.blueprint
         serving = blueprint.scenario.serving
         assert serving is not None
-        network = cache_network(self.fabric, blueprint.scenario, blueprint.topology)
+        rules = serving.kv_transfer
+        network = bound(self.fabric, blueprint.scenario, blueprint.topology, rules.plane, rules.lane)
         layouts = {lease.owner: group.layout for group in blueprint.groups for lease in group.leases}
         caches = caches_of(blueprint.model, serving, layouts)
-        return KVTransfer(self.env, network, self.pools[0], self.pools[1], caches, serving.kv_transfer)
+        return KVTransfer(self.env, network, self.pools[0], self.pools[1], caches, rules)
+
+    def _connect_tiers(self) -> None:
+        blueprint = self.blueprint
+        for group in blueprint.groups:
+            tier = group.section.pool.kv.fabric_tier
+            if group.pooled is not None and tier is not None and tier.fabric is not None:
+                way = tier.fabric.plane, tier.fabric.lane
+                group.pooled.connect(self.env, bound(self.fabric, blueprint.scenario, blueprint.topology, *way))
 
     def _instance(self, engine: Engine, name: str, devices: Sequence[int], group: str) -> Instance:
         """Return a new engine of a group, which has not joined the pool yet."""
@@ -322,7 +333,8 @@ class System:
         routers = {serving.router_of(role)[0].name for role in serving.roles}
         chance = serving.cancel is not None or routers & {"random", "power_of_two"}
         experts = any(group.experts or group.engine.speculation for group in self.blueprint.groups)
-        return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1)
+        pooled = any(group.pooled is not None for group in self.blueprint.groups)
+        return bool(experts or chance or self.blueprint.workload.drawn or len(pools) > 1 or pooled)
 
     @property
     def ended(self) -> int:

@@ -57,6 +57,21 @@ class PrefixCaching(Strict):
     prefetch: bool = False
     """Whether units of a request that has to wait come from slower tiers to the first one meanwhile."""
 
+    @model_validator(mode="after")
+    def _only_the_last_tier_is_on_the_fabric(self) -> Self:
+        on_fabric = [place for place, tier in enumerate(self.tiers) if tier.fabric is not None]
+        if not on_fabric:
+            return self
+        if on_fabric[0] < len(self.tiers) - 1:
+            what = "memory of all nodes is the last tier: nothing goes down from it"
+            raise LocatedError(Fault(("tiers", on_fabric[0], "fabric"), what, "no tier after it"))
+        given = {"load": self.load == "faster", "prefetch": self.prefetch}
+        what = "cannot be foretold with a tier on the fabric, whose links other traffic shares"
+        faults = [Fault((key,), f"when a load ends {what}") for key, there in given.items() if there]
+        if faults:
+            raise LocatedError(*faults)
+        return self
+
 
 class KV(Strict):
     """Memory for keys and values of one instance, in paged blocks."""
@@ -71,6 +86,12 @@ class KV(Strict):
     """Number of blocks, in the place of what the memory ledger finds."""
     prefix_cache: PrefixCaching | None = None
     """Keep what prompts have in common; default: every prompt is computed in full."""
+
+    @property
+    def fabric_tier(self) -> TierSection | None:
+        """The tier of its prefix cache that lies on the fabric: none, or the last."""
+        tiers = self.prefix_cache.tiers if self.prefix_cache is not None else ()
+        return tiers[-1] if tiers and tiers[-1].fabric is not None else None
 
 
 def _group_name(name: str) -> str:

@@ -169,6 +169,14 @@ class Serving(Strict):
                 raise LocatedError(Fault(("role_switch",), what))
         return self
 
+    @model_validator(mode="after")
+    def _engines_that_switch_have_no_tier_on_the_fabric(self) -> Self:
+        for group in self.groups if self.role_switch is not None else ():
+            if group.pool.kv.fabric_tier is not None:
+                what = "engines that change roles would leave the pool that their tier on the fabric belongs to"
+                raise LocatedError(Fault(("role_switch",), what, "one of the two"))
+        return self
+
     @property
     def groups(self) -> tuple[Group, ...]:
         """The sections of engines, in the order in which they lease devices."""
@@ -313,6 +321,14 @@ class Scenario(Strict):
         if where and self.network.fidelity != "flow":
             what = f"a background goes with `fidelity: flow`, not {self.network.fidelity}"
             raise LocatedError(*(Fault(("traffic", "collectives", index, "sharing"), what) for index in where))
+        return self
+
+    @model_validator(mode="after")
+    def _loads_survive_faults(self) -> Self:
+        groups = self.serving.groups if self.serving is not None else ()
+        if self.faults and self.network.fidelity != "flow" and any(group.pool.kv.fabric_tier for group in groups):
+            what = "with a cache tier on the fabric go with `network.fidelity: flow`; below it nothing is routed anew"
+            raise LocatedError(Fault(("faults",), what))
         return self
 
     @model_validator(mode="after")

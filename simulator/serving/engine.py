@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 from simulator.device.cost import Cost
 from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.jump import StepTicks
+from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.speculation import Speculation
 from simulator.serving.swap import SwapSpace
-from simulator.serving.tiers import LowerTiers
 
 
 class Engine(NamedTuple):
@@ -42,8 +42,8 @@ class Engine(NamedTuple):
     """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""
     swap: Callable[[], Sequence[SwapSpace]] | None = None
     """Makes the host memory of each rank for preempted requests; default: they are recomputed."""
-    lower: Callable[[], Sequence[LowerTiers]] | None = None
-    """Makes what each rank finds below its prefix cache; default: nothing."""
+    lower: Callable[[Sequence[int]], Sequence[LowerTiers]] | None = None
+    """Makes what each rank of an engine on these devices finds below its prefix cache; default: nothing."""
 
 
 class Observer(NamedTuple):

@@ -14,7 +14,7 @@ from simulator.device.cost import Cost
 from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
-from simulator.serving.copies import bring_back
+from simulator.serving.copies import bring_back, stand_on_copies
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON
@@ -51,11 +51,7 @@ class Instance:
         self.engine = engine
         self.devices = tuple(devices)
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
-        for rank, space in zip(self.ranks, engine.swap(), strict=True) if engine.swap is not None else ():
-            rank.swap = space
-        for rank, lower in zip(self.ranks, engine.lower(), strict=True) if engine.lower is not None else ():
-            rank.stand_on(lower, env)
-        self._copies = engine.swap is not None or engine.lower is not None  # whether anything comes from beyond
+        self._copies = stand_on_copies(self.ranks, engine, devices, env, self._look_again)  # whether any come
         self._only = self.ranks[0] if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
@@ -410,8 +406,11 @@ class Instance:
     def _bring_back(self, rank: Rank) -> None:
         """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
         for end in bring_back(rank, self._ticks, self.cost):
-            wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
-            wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
+            self._look_again(end)
+
+    def _look_again(self, end: int) -> None:
+        wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)
+        wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 
     def _preempt_last(self, rank: Rank) -> None:
         self._observer.preempted(self.env.now, self.name, rank.preempt_last())

@@ -15,12 +15,12 @@ from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
 from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.kv_cache import KVCache
+from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks
 from simulator.serving.speculation import SpeculativeBatch
 from simulator.serving.swap import SwapSpace
-from simulator.serving.tiers import LowerTiers
 
 
 class Holding(NamedTuple):

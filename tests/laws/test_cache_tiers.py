@@ -13,10 +13,11 @@ from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
 from simulator.serving.engine import Engine
 from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
+from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 from simulator.serving.swap import Swap, spaces
-from simulator.serving.tiers import Copy, LowerTiers, Tier, TierSection
+from simulator.serving.tiers import Copy, Tier, TierSection
 
 UNIT_BYTES = 1000
 LIMITS = {"continuous": Continuous, "chunked_prefill": ChunkedPrefill}
@@ -50,7 +51,7 @@ def run(workload, costs, batcher, limits, blocks, unit, tiers, cancels=(), terms
         0,
         prefixes=lambda: PrefixCache(unit, BLOCK),
         swap=(lambda: spaces(terms, UNIT_BYTES)) if terms else None,
-        lower=(lambda: [LowerTiers(tiers, **rules)]) if tiers is not None else None,
+        lower=(lambda _: [LowerTiers(tiers, **rules)]) if tiers is not None else None,
     )
     instances = [
         Instance(env, f"colocated-{index}", engine, (index,), seen, lambda r, _: done.update({r.request_id: r}))
