@@ -178,9 +178,18 @@ def _marks(found: Marks, unit: Unit) -> Spec:
 
 
 def heat(
-    x: "Numbers", rows: Sequence[str], values: "Numbers", across: Axis, bar: str, top: float | None = 100.0
+    x: "Numbers",
+    rows: Sequence[str],
+    values: "Numbers",
+    across: Axis,
+    bar: str,
+    top: float | None = 100.0,
+    up: str = "",
 ) -> Spec:
-    """Return a heat map: a row per name, the first on top; colours go from 0 to `top` or the highest value."""
+    """Return a heat map: a row per name, the first on top; colours go from 0 to `top` or the highest value.
+
+    `up` says what the rows are, where their names do not.
+    """
     return {
         "data": [
             {
@@ -197,7 +206,7 @@ def heat(
             }
         ],
         "layout": _layout(across, Axis(""))
-        | {"yaxis": {"type": "category", "autorange": "reversed", "automargin": True, "ticks": ""}},
+        | {"yaxis": _axis(Axis(up)) | {"type": "category", "autorange": "reversed", "ticks": ""}},
     }
 
 
@@ -221,7 +230,7 @@ def over_time(
 def _layout(across: Axis, up: Axis) -> Spec:
     return {
         "xaxis": _axis(across),
-        "yaxis": _axis(up) | {"automargin": True},
+        "yaxis": _axis(up),
         "showlegend": False,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "margin": {"l": 60, "r": 16, "t": 56, "b": 48},
@@ -230,7 +239,7 @@ def _layout(across: Axis, up: Axis) -> Spec:
 
 
 def _axis(axis: Axis) -> Spec:
-    found: Spec = {"title": {"text": escape(axis.title)}}
+    found: Spec = {"title": {"text": escape(axis.title), "standoff": 8}, "automargin": True}
     if axis.log:
         found |= {"type": "log", "exponentformat": "none"}
     elif axis.from_zero:

@@ -149,8 +149,7 @@ def _map(done: "pd.DataFrame", across: Places, up: Places, metrics: Sequence[str
     for metric in metrics:
         table = done.groupby([up.path, across.path])[metric].mean() * _scale(metric)
         values = np.array([[table.get((row, column), np.nan) for column in columns] for row in rows])
-        names = [f"{up.path} {row}" for row in rows]
-        spec = heat(np.arange(len(columns)), names, values, Axis(across.path), "", top=None)
+        spec = heat(np.arange(len(columns)), rows, values, Axis(across.path), "", top=None, up=up.path)
         trace = spec["data"][0]
         trace["x"] = [escape(column) for column in columns]
         del trace["zmin"]  # colours from the least to the most: a surface is read for its shape
