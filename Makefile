@@ -26,6 +26,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python benchmarks/network_studies.py
 	$(BIN)/python benchmarks/timeline.py
+	$(BIN)/python benchmarks/report.py
 
 golden: $(VENV)/.dev
 	$(BIN)/python tests/golden/regenerate.py

@@ -33,6 +33,7 @@ _GROUPS = {
     "compare": ("simulator.compare_cli", "Compare two runs, or the settings of a sweep."),
     "timeline": ("simulator.timeline_cli", "Write a run as a trace that Perfetto opens."),
     "explain": ("simulator.explain_cli", "Say where the time of a step and the memory of a device go."),
+    "report": ("simulator.report_cli", "Write one HTML page of a run or a sweep."),
 }
 
 Call = TypeVar("Call", bound=Callable[..., Any])

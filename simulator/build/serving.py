@@ -86,7 +86,7 @@ class Blueprint:
     @property
     def hourly(self) -> float | None:
         """Dollars per hour of all that is leased; None if some of it has no price."""
-        each = [None if group.hourly is None else group.hourly * group.devices for group in self.groups]
+        each = [_per_hour(group) for group in self.groups]
         return None if None in each else sum(price for price in each if price is not None)
 
     @property
@@ -373,6 +373,8 @@ class System:
             self.notes.append("slo: none given, so goodput counts every finished request")
         leased, hourly = self.blueprint.inventory.leased, self.blueprint.hourly
         summary = summarise(folder, limits, self.recording.itl, self.env.now, leased, hourly)
+        if hourly is not None:
+            summary["price"]["pools"] = {group.name: _per_hour(group) for group in self.blueprint.groups}
         summary["requests"]["rejected_by"] = self.frontend.reasons
         if self._lower:
             summary["tiers"] = tier_figures(self._lower, self.blueprint.workload.unit_tokens)
@@ -389,6 +391,10 @@ class System:
             "devices_leased": self.blueprint.inventory.leased,
             **({"cost": self.blueprint.cost_lines} if self.blueprint.cost_lines else {}),
         }
+
+
+def _per_hour(group: GroupPlan) -> float | None:
+    return None if group.hourly is None else group.hourly * group.devices
 
 
 def _ranges(devices: tuple[int, ...]) -> str:

@@ -9,9 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from simulator.report.text import duration, number, share
 from simulator.results.metrics import STATISTICS, UNITS, lookup
 from simulator.scenario.expectation import Expectation
-from simulator.units import NS_PER_S, format_bandwidth, format_bytes, format_duration
+from simulator.units import format_bandwidth, format_bytes
 
 _LATENCIES = {
     "ttft": "TTFT",
@@ -104,27 +105,6 @@ def _grid(columns: Iterable[str], left: int = 1) -> Table:
     return table
 
 
-def _time(seconds: float | None) -> str:
-    return "-" if seconds is None else format_duration(seconds * NS_PER_S) if seconds else "0 s"
-
-
-def _share(value: float | None) -> str:
-    """A share in per cent that says 0 or 100 only when it is exactly that."""
-    if value is None:
-        return "-"
-    if 0 < value < 0.001:
-        return f"{value * 100:.2g} %" if value >= 0.00001 else "< 0.001 %"
-    if 0.999 < value < 1:
-        return "> 99.9 %"
-    return f"{value * 100:.0f} %" if value in (0, 1) else f"{value * 100:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
-
-
 def _headline(summary: Mapping[str, Any], manifest: Mapping[str, Any], console: Console, symbols: _Symbols) -> None:
     status = manifest.get("status", "complete")
     line = Text.assemble((str(manifest.get("scenario", "run")), "bold cyan"))
@@ -140,10 +120,10 @@ def _headline(summary: Mapping[str, Any], manifest: Mapping[str, Any], console: 
     devices = summary.get("devices")
     console.print(Text(f"{text}{symbols.dot if text else ''}{devices:,} devices leased" if devices else text))
     wall_s = manifest.get("wall_s")
-    parts = [f"{_time(summary['simulated_s'])} simulated"]
+    parts = [f"{duration(summary['simulated_s'])} simulated"]
     if wall_s:
-        parts[0] += f" in {_time(wall_s)}"
-        parts.append(f"{_number(summary['simulated_s'] / wall_s)}x real time")
+        parts[0] += f" in {duration(wall_s)}"
+        parts.append(f"{number(summary['simulated_s'] / wall_s)}x real time")
         if manifest.get("events"):
             parts.append(f"{manifest['events'] / wall_s:,.0f} events/s")
     console.print(Text(symbols.dot.join(parts), style="dim"))
@@ -177,7 +157,7 @@ def _latencies(summary: Mapping[str, Any], console: Console) -> None:
     table = _grid(("", *STATISTICS))
     for key, name in _LATENCIES.items():
         if summary.get(key, {}).get("count"):
-            table.add_row(Text(name), *(Text(_time(summary[key][statistic])) for statistic in STATISTICS))
+            table.add_row(Text(name), *(Text(duration(summary[key][statistic])) for statistic in STATISTICS))
     _indented(table, console)
 
 
@@ -193,15 +173,15 @@ def _objectives(summary: Mapping[str, Any], console: Console, symbols: _Symbols)
         mark = (symbols.bad, "red") if missed else (symbols.good, "green")
         verdict = f"missed by {missed:,} request{'s' * (missed != 1)}" if missed else "met by every request"
         table.add_row(
-            Text(f"{_LATENCIES[name]} <= {_time(objective['limit_s'])}"),
-            Text(_share(objective["attained"]).rjust(8)),
+            Text(f"{_LATENCIES[name]} <= {duration(objective['limit_s'])}"),
+            Text(share(objective["attained"]).rjust(8)),
             Text(f"{mark[0]} {verdict}" if total else "-", mark[1] if total else ""),
         )
     rate = goodput["requests_per_s"]
-    detail = "-" if rate is None else f"{_number(rate)} requests/s"
+    detail = "-" if rate is None else f"{number(rate)} requests/s"
     table.add_row(
         Text("all of them" if goodput["slo"] else "finished"),
-        Text(_share(goodput["fraction"]).rjust(8), "bold"),
+        Text(share(goodput["fraction"]).rjust(8), "bold"),
         detail,
     )
     _indented(table, console)
@@ -220,8 +200,8 @@ def _flows(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
     _line(moved if rate is None else f"{moved}{symbols.dot}{format_bandwidth(rate)} over the run", console)
     _title("Completion", console, "of completed flows" if counts["completed"] < counts["total"] else "")
     table = _grid(("", *STATISTICS))
-    table.add_row(Text("Time"), *(Text(_time(summary["fct"][statistic])) for statistic in STATISTICS))
-    table.add_row(Text("Slowdown"), *(Text(_number(summary["slowdown"][statistic])) for statistic in STATISTICS))
+    table.add_row(Text("Time"), *(Text(duration(summary["fct"][statistic])) for statistic in STATISTICS))
+    table.add_row(Text("Slowdown"), *(Text(number(summary["slowdown"][statistic])) for statistic in STATISTICS))
     _indented(table, console)
 
 
@@ -237,7 +217,7 @@ def _collectives(summary: Mapping[str, Any], console: Console, symbols: _Symbols
         count = (
             f"{line['completed']:,}/{line['count']:,}" if line["completed"] < line["count"] else f"{line['count']:,}"
         )
-        cells = (format_bytes(line["bytes"]), count, _time(line["mean_s"]), _time(line["ideal_s"]))
+        cells = (format_bytes(line["bytes"]), count, duration(line["mean_s"]), duration(line["ideal_s"]))
         bus = "-" if line["bus_bytes_per_s"] is None else format_bandwidth(line["bus_bytes_per_s"])
         by = " ".join(line[key] for key in ("algorithm", "protocol") if line[key])
         table.add_row(Text(ranks), Text(f"{line['operation']} {by}"), *map(Text, cells), Text(bus))
@@ -248,22 +228,22 @@ def _throughput(summary: Mapping[str, Any], console: Console, symbols: _Symbols)
     rates = summary["throughput"]
     _title("Throughput", console)
     parts = [
-        f"{_number(rates['requests_per_s'])} requests/s",
-        f"{_number(rates['prompt_tokens_per_s'])} prompt tokens/s",
+        f"{number(rates['requests_per_s'])} requests/s",
+        f"{number(rates['prompt_tokens_per_s'])} prompt tokens/s",
     ]
     _line(symbols.dot.join(parts), console)
-    per_device = _number(rates["output_tokens_per_s_per_device"])
-    _line(f"{_number(rates['output_tokens_per_s'])} output tokens/s{symbols.dot}{per_device} per device", console)
+    per_device = number(rates["output_tokens_per_s_per_device"])
+    _line(f"{number(rates['output_tokens_per_s'])} output tokens/s{symbols.dot}{per_device} per device", console)
     energy = summary.get("energy")
     if energy and energy["joules_per_output_token"] is not None:
-        each, kwh = _number(energy["joules_per_output_token"]), _number(energy["kwh"])
-        power = _number(energy["mean_w"] / summary["devices"])
+        each, kwh = number(energy["joules_per_output_token"]), number(energy["kwh"])
+        power = number(energy["mean_w"] / summary["devices"])
         _line(f"{power} W per device{symbols.dot}{each} J per output token{symbols.dot}{kwh} kWh", console)
 
     price = summary.get("price")
     if price and price["dollars_per_million_output_tokens"] is not None:
-        each = _number(price["dollars_per_million_output_tokens"])
-        _line(f"{_number(price['dollars_per_h'])} $/h{symbols.dot}{each} $ per million output tokens", console)
+        each = number(price["dollars_per_million_output_tokens"])
+        _line(f"{number(price['dollars_per_h'])} $/h{symbols.dot}{each} $ per million output tokens", console)
 
 
 def _bar(pool: Mapping[str, Any], symbols: _Symbols) -> Text:
@@ -287,7 +267,7 @@ def _pools(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
         for row in ((role, pool), *((f"  {name}", group) for name, group in pool.get("groups", {}).items()))
     ]
     for name, pool in rows:
-        busy, kv_mean, kv_max = (Text(_share(pool[key])) for key in ("busy", "kv_mean", "kv_max"))
+        busy, kv_mean, kv_max = (Text(share(pool[key])) for key in ("busy", "kv_mean", "kv_max"))
         table.add_row(Text(name), _bar(pool, symbols), busy, Text(f"{pool['instances']:,}"), kv_mean, kv_max)
     _indented(table, console)
 
@@ -297,11 +277,11 @@ def _links(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
     if not hottest:
         return
     moved = summary.get("kv_transfer", {}).get("count")
-    note = f"KV transfer is {_share(summary['kv_transfer_share'])} of end-to-end time" if moved else ""
+    note = f"KV transfer is {share(summary['kv_transfer_share'])} of end-to-end time" if moved else ""
     _title("Hottest links", console, note)
     table = _grid(("", "tier", "mean", "busy", "peak"), left=2)
     for link in hottest:
-        shares = (Text(_share(link[key])) for key in ("mean_utilisation", "busy_fraction", "peak_utilisation"))
+        shares = (Text(share(link[key])) for key in ("mean_utilisation", "busy_fraction", "peak_utilisation"))
         table.add_row(Text(f"{link['source']}{symbols.arrow}{link['target']}"), Text(link["tier"]), *shares)
     _indented(table, console)
 

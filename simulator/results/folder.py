@@ -23,6 +23,8 @@ FORMAT = 1
 MANIFEST, PARTIAL, MARKER = "manifest.json", "manifest.partial.json", ".run-in-progress"
 SUMMARY, SCENARIO = "summary.json", "scenario.yaml"
 TIMELINE = "timeline.pftrace"  # may be written later into the folder of a finished run
+REPORT = "report.html"
+"""A page made of the run afterwards: no part of it, and cleared with it, for it would speak of another run."""
 
 _VERSIONS = ("numpy", "pyarrow", "simpy")
 
@@ -211,7 +213,7 @@ def _clear(path: Path) -> None:
     sync(path)
     names = (
         [table.file for table in TABLES]
-        + [SUMMARY, SCENARIO, TIMELINE]
+        + [SUMMARY, SCENARIO, TIMELINE, REPORT]
         + [name for name in listed if Path(name).name == name]
     )
     for name in dict.fromkeys(names):

@@ -46,7 +46,7 @@ def summarise(
     seconds = duration_ns / NS_PER_S
     finished = totals["finished"]
     tokens_per_s = _ratio(totals["generated_tokens"], seconds)
-    durations = {name: _distribution(requests, name) for name in _DURATIONS}
+    durations = {name: _distribution(requests, name) for name in REQUEST_TIMES}
     return {
         "simulated_s": seconds,
         "devices": devices,
@@ -87,7 +87,7 @@ def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-_DURATIONS: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArray[np.int64]"]]] = {
+REQUEST_TIMES: Mapping[str, tuple[tuple[str, ...], Callable[["Columns"], "npt.NDArray[np.int64]"]]] = {
     "ttft": (("arrival_ns", "first_token_ns"), lambda c: c["first_token_ns"] - c["arrival_ns"]),
     "tpot": (("first_token_ns", "finish_ns", "output_tokens"), lambda c: _tpot(c)),
     "e2e": (("arrival_ns", "finish_ns"), lambda c: c["finish_ns"] - c["arrival_ns"]),
@@ -128,7 +128,7 @@ def _finished(path: Path, columns: tuple[str, ...]) -> Iterator["Columns"]:
 
 
 def _distribution(path: Path, name: str) -> dict[str, Any]:
-    columns, duration_ns = _DURATIONS[name]
+    columns, duration_ns = REQUEST_TIMES[name]
 
     def chunks() -> Iterator["npt.NDArray[np.int64]"]:
         return map(duration_ns, _finished(path, columns))
@@ -213,7 +213,7 @@ def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]
             -(-spent_ns // gaps) <= limit_ns
         )  # the exact quotient, which needs no rounding here
         return met
-    return _DURATIONS[name][1](columns) <= limit_ns
+    return REQUEST_TIMES[name][1](columns) <= limit_ns
 
 
 def _utilisation(path: Path) -> dict[str, Any]:

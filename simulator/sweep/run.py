@@ -12,7 +12,7 @@ from time import time
 from typing import Any
 
 from simulator.errors import InputError, OutputError, Problem
-from simulator.results.folder import lock, versions
+from simulator.results.folder import REPORT, lock, versions
 from simulator.results.metrics import METRICS
 from simulator.results.output import writing
 from simulator.sweep.axes import Setting, over_seeds, value_text
@@ -96,7 +96,8 @@ def _take(store: Store, plan: Plan, extend: bool, stack: ExitStack) -> None:
             raise InputError(Problem(what, store.location, allowed="a folder that may be written")) from None
     write_json(store, BEGUN, _manifest(plan, "begun", []))
     if store.folder is not None:
-        (store.folder / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, REPORT):  # a page made of it would speak of other points
+            (store.folder / name).unlink(missing_ok=True)
 
 
 def _manifest(plan: Plan, status: str, points: Sequence[str]) -> dict[str, Any]:

@@ -81,7 +81,10 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Everything placed; `legend` has a line of text for each tier of links, `planes` the names in order of colour."""
+    """Everything placed; `legend` has a line of text for each tier of links, `planes` the names in order of colour.
+
+    `box_of` is the index of the box that each vertex is drawn as, or in.
+    """
 
     title: str
     subtitle: str
@@ -91,6 +94,7 @@ class Drawing:
     labels: tuple[Label, ...]
     legend: tuple[tuple[str, str], ...]
     planes: tuple[str, ...]
+    box_of: Mapping[str, int]
     width: float
     height: float
 
@@ -107,7 +111,8 @@ def layout(topology: Topology) -> Drawing:
     home = _single(topology) if unfolded else _folded(topology, structure, rows)
     boxes = _boxes(topology, structure, rows, home)
     index = {box.name: at for at, box in enumerate(boxes)}
-    boxes, wires = _wires(topology, boxes, {vertex: index[name] for vertex, name in home.items()})
+    box_of = {vertex: index[name] for vertex, name in home.items()}
+    boxes, wires = _wires(topology, boxes, box_of)
     legend = _legend(topology, wires, boxes)
     title, subtitle = _titles(topology)
     text = max([len(line) for _, line in legend] + [len(title) * 1.4, len(subtitle)]) * CHARACTER + 80
@@ -127,6 +132,7 @@ def layout(topology: Topology) -> Drawing:
         labels=tuple(_labels(topology, boxes, rows, home)),
         legend=tuple(legend),
         planes=planes,
+        box_of=box_of,
         width=max(right, text) + MARGIN,
         height=bottom + 2 * MARGIN + (len(legend) + bool(planes)) * LEGEND_LINE,
     )

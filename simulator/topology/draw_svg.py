@@ -23,19 +23,36 @@ def svg(drawing: Drawing) -> str:
         f'<text class="ink" x="{MARGIN}" y="34" font-size="18" font-weight="bold">{escape(drawing.title)}</text>',
         f'<text class="faint" x="{MARGIN}" y="56">{escape(drawing.subtitle)}</text>',
     ]
+    parts += frames(drawing)
+    parts += [_wire(wire, drawing, tiers[wire.tier]) for wire in drawing.wires]
+    parts += [box_group(box, edge_of(box, planes), spoken(box)) for box in drawing.boxes]
+    parts += labels(drawing)
+    parts += _legend(drawing, tiers, planes, height)
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def frames(drawing: Drawing) -> list[str]:
+    """Return the outlines of the nodes, which stand behind all else."""
+    parts = []
     for frame in drawing.frames:
         corner = f'x="{_n(frame.x)}" y="{_n(frame.y)}" width="{_n(frame.width)}" height="{_n(frame.height)}"'
         parts.append(f'<rect class="frame" {corner} rx="6"/>')
         at = f'x="{_n(frame.x + PAD)}" y="{_n(frame.y + frame.height - PAD)}"'
         parts.append(f'<text class="faint" {at}>{escape(frame.label)}</text>')
-    parts += [_wire(wire, drawing, tiers[wire.tier]) for wire in drawing.wires]
-    parts += [_box(box, planes) for box in drawing.boxes]
-    parts += [
+    return parts
+
+
+def labels(drawing: Drawing) -> list[str]:
+    """Return what the rows hold, at their left."""
+    return [
         f'<text class="faint" x="{_n(label.x)}" y="{_n(label.y)}">{escape(label.text)}</text>'
         for label in drawing.labels
     ]
-    parts += _legend(drawing, tiers, planes, height)
-    return "\n".join([*parts, "</svg>\n"])
+
+
+def edge_of(box: Box, planes: dict[str, int]) -> str:
+    """Return the class of the outline of a box that is of a plane, by the plane's place."""
+    return f" p{planes[box.plane]}" if box.plane is not None else ""
 
 
 def _style() -> str:
@@ -56,21 +73,25 @@ def _style() -> str:
 
 def _wire(wire: Wire, drawing: Drawing, colour: int) -> str:
     lower, upper = drawing.boxes[wire.lower], drawing.boxes[wire.upper]
+    what = f"{spoken(lower)} to {spoken(upper)}: {wire.cables:,} x {wire.tier}"
     thickness = round(1 + 0.5 * math.log2(wire.cables), 2)
-    if lower.row == upper.row:  # equals: over the row, higher the farther apart
-        rise = min(60.0, 16 + abs(wire.x2 - wire.x1) / 12)
-        middle = f"{_n((wire.x1 + wire.x2) / 2)} {_n(wire.y1 - 2 * rise)}"
-        shape = f"M{_n(wire.x1)} {_n(wire.y1)}Q{middle} {_n(wire.x2)} {_n(wire.y2)}"
-    else:
-        shape = f"M{_n(wire.x1)} {_n(wire.y1)}L{_n(wire.x2)} {_n(wire.y2)}"
-    what = f"{_spoken(lower)} to {_spoken(upper)}: {wire.cables:,} x {wire.tier}"
-    drawn = f'<path class="line l{colour}" stroke-width="{_n(thickness)}" d="{shape}">'
+    drawn = f'<path class="line l{colour}" stroke-width="{_n(thickness)}" d="{shape_of(wire, drawing)}">'
     return f"{drawn}<title>{escape(what)}</title></path>"
 
 
-def _box(box: Box, planes: dict[str, int]) -> str:
+def shape_of(wire: Wire, drawing: Drawing) -> str:
+    """Return the path of a wire: straight between rows, an arc within one."""
+    lower, upper = drawing.boxes[wire.lower], drawing.boxes[wire.upper]
+    if lower.row == upper.row:  # equals: over the row, higher the farther apart
+        rise = min(60.0, 16 + abs(wire.x2 - wire.x1) / 12)
+        middle = f"{_n((wire.x1 + wire.x2) / 2)} {_n(wire.y1 - 2 * rise)}"
+        return f"M{_n(wire.x1)} {_n(wire.y1)}Q{middle} {_n(wire.x2)} {_n(wire.y2)}"
+    return f"M{_n(wire.x1)} {_n(wire.y1)}L{_n(wire.x2)} {_n(wire.y2)}"
+
+
+def box_group(box: Box, edge: str, tooltip: str) -> str:
+    """Return a box with its text; `edge` are further classes of its outline, each after a blank."""
     middle = _n(box.x + box.width / 2)
-    edge = f" p{planes[box.plane]}" if box.plane is not None else ""
     thick = 2 if box.count > 1 or edge else 1
     corner = f'x="{_n(box.x)}" y="{_n(box.y)}" width="{_n(box.width)}" height="{_n(box.height)}"'
     text = "".join(
@@ -79,10 +100,11 @@ def _box(box: Box, planes: dict[str, int]) -> str:
         for line, words in enumerate(box.lines)
     )
     rectangle = f'<rect class="box{edge}" {corner} rx="4" stroke-width="{thick}"/>'
-    return f"<g><title>{escape(_spoken(box))}</title>{rectangle}{text}</g>"
+    return f"<g><title>{escape(tooltip)}</title>{rectangle}{text}</g>"
 
 
-def _spoken(box: Box) -> str:
+def spoken(box: Box) -> str:
+    """Return what a tooltip calls a box."""
     return box.name if box.count == 1 and box.kind != "node" else ", ".join(box.lines)
 
 
