@@ -4,16 +4,18 @@ In a wheel the data folders lie in `simulator/data/`; in a checkout or editable 
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from simulator.documents import read_document
+from simulator.documents import Document, read_document
 from simulator.errors import InputError, unknown
 from simulator.strict import validate
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+ReadT = TypeVar("ReadT")
 
 _PACKAGE = Path(__file__).parent
 _SINGULAR = {
@@ -79,22 +81,28 @@ def canonical(kind: str, name: str, beside: Path | None = None) -> str:
 def load(kind: str, name: str, model: type[ModelT], beside: Path | None = None) -> ModelT:
     """Read and validate the entry `name` of one kind as a frozen `model`; what has not changed is not read again."""
     path = locate(kind, name, beside)
+    return unchanged(model, path, lambda: validate(model, document(kind, path)))
+
+
+def document(kind: str, path: Path) -> Document:
+    """Return the document of an entry, called by its short name if it is a shipped one."""
+    return read_document(path, f"{kind}/{path.name}" if path.is_relative_to(folder(kind)) else None)
+
+
+def unchanged(what: object, path: Path, read: Callable[[], ReadT]) -> ReadT:
+    """Return what `read` made of a file, which is not read again until it changes; `what` tells its makings apart."""
     try:
         state = path.stat()
     except OSError:
-        return _read(kind, path, model)  # says what is wrong
-    key = model, str(path.absolute()), state.st_mtime_ns, state.st_size
+        return read()  # says what is wrong
+    key = what, str(path.absolute()), state.st_mtime_ns, state.st_size
     if key not in _READ:
-        _READ[key] = _read(kind, path, model)
-    found: ModelT = _READ[key]
+        _READ[key] = read()
+    found: ReadT = _READ[key]
     return found
 
 
-_READ: dict[tuple[type, str, int, int], Any] = {}
-
-
-def _read(kind: str, path: Path, model: type[ModelT]) -> ModelT:
-    return validate(model, read_document(path, f"{kind}/{path.name}" if path.is_relative_to(folder(kind)) else None))
+_READ: dict[tuple[object, str, int, int], Any] = {}
 
 
 def _suffix(kind: str) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from simulator.errors import InputError, Problem
 from simulator.results.metrics import METRICS, lookup
 from simulator.results.run import Run
-from simulator.results.statistics import Interval, batches, interval, paired, warm_up
+from simulator.results.statistics import Interval, batches, chance, interval, paired, warm_up
+from simulator.sweep.dataset import DONE
 
 BATCHES = 20
 """Of one run; each is one observation."""
@@ -104,7 +105,7 @@ def _keys_of(run: Run) -> dict[str, str]:
 
 def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float) -> tuple[Difference, ...]:
     """Return differences with their verdicts: by Holm's rule over all of JUDGED that have observations."""
-    chances = {at: _chance(values) for at, (row, values) in enumerate(rows) if row.metric in JUDGED and len(values) > 1}
+    chances = {at: chance(values) for at, (row, values) in enumerate(rows) if row.metric in JUDGED and len(values) > 1}
     order = sorted(chances, key=lambda at: (chances[at], at))
     significant: set[int] = set()
     for place, at in enumerate(order):
@@ -118,17 +119,6 @@ def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float
             verdict = (row.change.mean > 0) == JUDGED[row.metric]
         found.append(row._replace(better=verdict))
     return tuple(found)
-
-
-def _chance(values: Sequence[float]) -> float:
-    """Return how likely a mean as far from zero is by chance alone, both sides (Student's t)."""
-    found = interval(values)
-    spread = float(np.std(values, ddof=1))
-    if spread == 0 or found.low == found.high:
-        return 1.0 if found.mean == 0 else 0.0
-    from scipy.special import stdtr
-
-    return float(2 * stdtr(len(values) - 1, -abs(found.mean) / (spread / math.sqrt(len(values)))))
 
 
 # -- two runs ---------------------------------------------------------------------------------------------------------
@@ -216,7 +206,7 @@ def _figure(values: Any, share: float | None) -> float:
 
 def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, confidence: float = 0.95) -> Comparison:
     """Return how two sets of a sweep's rows differ, paired by seed; raises InputError when no seed is in both."""
-    one, other = (frame[frame["status"] == "done"].set_index("seed") for frame in (first, second))
+    one, other = (frame[frame["status"] == DONE].set_index("seed") for frame in (first, second))
     seeds = [seed for seed in one.index if seed in other.index]
     if not seeds:
         raise InputError(Problem(f"no seed was run in both {names[0]} and {names[1]}", allowed="the same `seeds`"))

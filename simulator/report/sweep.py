@@ -8,11 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from simulator.report.text import NOTHING, duration, number
 from simulator.results.metrics import UNITS
 from simulator.results.statistics import interval
-from simulator.units import NS_PER_S, format_duration
+from simulator.sweep.dataset import DONE, by_setting
 
 MOST_ROWS = 24
+AS_IT_IS = "the scenario as it is"
+"""Name of a setting in which nothing varies."""
 FIGURES = (
     "goodput",
     "ttft.p50",
@@ -40,10 +43,8 @@ SHORT = {
 def figure_text(name: str, value: float) -> str:
     """Return a metric's value with its unit, to three digits or so."""
     if math.isnan(value):
-        return "-"
-    if UNITS[name] == "s":
-        return format_duration(round(value * NS_PER_S))
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return NOTHING
+    return duration(value) if UNITS[name] == "s" else number(value)
 
 
 def with_interval(name: str, values: Sequence[float], confidence: float) -> str:
@@ -59,7 +60,7 @@ def print_sweep(result: Any, console: Console) -> None:
     status = summary["status"]
     parts = [f"{summary['points']:,} points"] + [f"{count:,} {name}" for name, count in status.items()]
     console.print(Text(f"{manifest['name']} · {' · '.join(parts)}", style="bold"))
-    done = frame[frame["status"] == "done"]
+    done = frame[frame["status"] == DONE]
     if len(done):
         _print_points(result, done, console)
     for note in summary["notes"]:
@@ -68,7 +69,7 @@ def print_sweep(result: Any, console: Console) -> None:
         _print_frontier(section, console)
     for answer in summary.get("answers", ()):
         _print_answer(answer, console)
-    _print_errors(frame[frame["status"] != "done"], console)
+    _print_errors(frame[frame["status"] != DONE], console)
     console.print(f"\nResults  {result.store.location}")
 
 
@@ -80,9 +81,9 @@ def _print_points(result: Any, done: Any, console: Console) -> None:
         table.add_column(_short(path, paths), overflow="fold")
     for name in names:
         table.add_column(SHORT.get(name, name), justify="right")
-    groups = [((), done)] if not paths else list(done.groupby(paths, sort=False, dropna=False))
-    for key, rows in groups[:MOST_ROWS]:
-        values = [str(value) for value in (key if isinstance(key, tuple) else (key,))]
+    groups = by_setting(done, paths)
+    for setting, rows in groups[:MOST_ROWS]:
+        values = [str(value) for value in setting.values()]
         figures = [with_interval(name, list(rows[name]), result.manifest["confidence"]) for name in names]
         table.add_row(*values, *figures)
     console.print()
@@ -107,7 +108,7 @@ def _short(path: str, paths: Sequence[str]) -> str:
 def setting_text(setting: Mapping[str, Any]) -> str:
     """Return a setting as one line."""
     paths = list(setting)
-    return ", ".join(f"{_short(path, paths)} {value}" for path, value in setting.items()) or "the scenario as it is"
+    return ", ".join(f"{_short(path, paths)} {value}" for path, value in setting.items()) or AS_IT_IS
 
 
 def _print_frontier(section: Mapping[str, Any], console: Console) -> None:

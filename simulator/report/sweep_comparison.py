@@ -8,7 +8,7 @@ from typing import Any
 from simulator.errors import InputError, Problem, unknown
 from simulator.report.comparison import Comparison, compare_rows
 from simulator.report.sweep import setting_text
-from simulator.sweep.dataset import SweepResult
+from simulator.sweep.dataset import SweepResult, by_setting
 
 
 def along(sweep: SweepResult, path: str, confidence: float) -> list[Comparison]:
@@ -19,7 +19,7 @@ def along(sweep: SweepResult, path: str, confidence: float) -> list[Comparison]:
     frame = _seeded(sweep)
     others = [name for name in axes if name != path]
     found = []
-    for setting, rows in _groups(frame, others):
+    for setting, rows in by_setting(frame, others):
         parts = [(str(value), part) for value, part in rows.groupby(path, sort=False, dropna=False)]
         for value, part in parts[1:]:
             names = tuple(setting_text({**setting, path: each}) for each in (parts[0][0], value))
@@ -36,13 +36,13 @@ def between(first: SweepResult, second: SweepResult, confidence: float) -> list[
     if axes != [name for name in second.axes if name != "seed"]:
         what = f"the sweeps vary different keys: {', '.join(axes) or 'none'}; {', '.join(second.axes) or 'none'}"
         raise InputError(Problem(what, second.store.location, allowed="sweeps of the same axes"))
-    theirs = {tuple(setting.values()): rows for setting, rows in _groups(_seeded(second), axes)}
+    theirs = {tuple(setting.values()): rows for setting, rows in by_setting(_seeded(second), axes)}
     labels = (
         f"{first.manifest['name']} ({first.store.location})",
         f"{second.manifest['name']} ({second.store.location})",
     )
     found = []
-    for setting, rows in _groups(_seeded(first), axes):
+    for setting, rows in by_setting(_seeded(first), axes):
         other = theirs.get(tuple(setting.values()))
         if other is not None:
             where = f" at {setting_text(setting)}" if setting else ""
@@ -57,10 +57,3 @@ def _seeded(sweep: SweepResult) -> Any:
     """Return the rows of a sweep with a seed; without an axis of seeds all have the scenario's."""
     frame = sweep.points
     return frame if "seed" in frame else frame.assign(seed="the scenario's")
-
-
-def _groups(frame: Any, paths: list[str]) -> list[tuple[dict[str, Any], Any]]:
-    if not paths:
-        return [({}, frame)]
-    groups = frame.groupby(paths, sort=False, dropna=False)
-    return [(dict(zip(paths, key if isinstance(key, tuple) else (key,), strict=True)), rows) for key, rows in groups]

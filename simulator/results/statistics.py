@@ -43,9 +43,25 @@ def interval(values: Sequence[float] | npt.NDArray[np.float64], confidence: floa
         return Interval(mean, -math.inf, math.inf, count)
     from scipy.special import stdtrit
 
-    spread = float(found.std(ddof=1)) if found.min() < found.max() else 0.0  # without the mean's rounding
-    half = 0.0 if spread == 0 else float(stdtrit(count - 1, 0.5 + confidence / 2)) * spread / math.sqrt(count)
+    error = _error(found)
+    half = float(stdtrit(count - 1, 0.5 + confidence / 2)) * error if error else 0.0
     return Interval(mean, mean - half, mean + half, count)
+
+
+def chance(values: Sequence[float] | npt.NDArray[np.float64]) -> float:
+    """Return how likely a mean as far from zero is by chance alone, on both sides, by Student's t; two are needed."""
+    from scipy.special import stdtr
+
+    found = np.asarray(values, dtype=np.float64)
+    mean, error = float(found.mean()), _error(found)
+    if not error:
+        return 0.0 if mean else 1.0
+    return float(2 * stdtr(len(found) - 1, -abs(mean) / error))
+
+
+def _error(values: npt.NDArray[np.float64]) -> float:
+    """Return the standard error of the mean; zero, not the mean's rounding, when all are equal."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if values.min() < values.max() else 0.0
 
 
 def paired(

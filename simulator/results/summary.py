@@ -4,7 +4,7 @@ Latencies are those of finished requests and their quantiles are exact (nearest 
 All that did not finish count against the goodput; each latency says over how many requests it is taken.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,8 +250,14 @@ def _utilisation(path: Path) -> dict[str, Any]:
             pool["kv_max"] = max(pool["kv_max"], float(most.max()))
             instances.setdefault(group, {}).update((name, None) for name, owner in owners.items() if owner == group)
     roles_there = dict.fromkeys(role for role, _ in sums)
-    order = [*(role for role in POOLS if role in roles_there), *sorted(roles_there.keys() - set(POOLS))]
-    return {role: _role(role, sums, {group: len(names) for group, names in instances.items()}) for role in order}
+    sizes = {group: len(names) for group, names in instances.items()}
+    return {role: _role(role, sums, sizes) for role in roles_in_order(roles_there)}
+
+
+def roles_in_order(found: Iterable[str]) -> list[str]:
+    """Return the roles that occur, each once: those of the model first, then others by name."""
+    there = set(found)
+    return [*(role for role in POOLS if role in there), *sorted(there.difference(POOLS))]
 
 
 def _group(role: str, instance: str) -> tuple[str, str]:

@@ -5,7 +5,6 @@ choice replaces the base's: another policy or law, `trace` or drawn requests, an
 in `serving` naming `colocated` takes away `prefill` and `decode`, and the other way round. Lists are replaced whole.
 """
 
-import copy
 import json
 import os
 import re
@@ -203,7 +202,8 @@ def parse_override(text: str, current: Document) -> Document:
 def set_value(sources: Sources, path: str, value: Any, at: Position) -> Sources:
     """Return sources with a value, as a document has it, at a path such as `a.b[0].c`; `at` is where that is said.
 
-    Nothing of `sources` is changed, nor shared. Raises InputError for a bad path, or an index that no list has.
+    Nothing of `sources` is changed; what is alike is shared. Raises InputError for a bad path, or an index that no
+    list has.
     """
     try:
         keys, _ = _split(f"{path}=", at.file)
@@ -214,9 +214,7 @@ def set_value(sources: Sources, path: str, value: Any, at: Position) -> Sources:
         placed = [Problem(p.what, at.file, at.line, at.column, path, p.allowed, p.nearest) for p in error.problems]
         raise InputError(placed) from None
     laid.positions = {key: at if where.file == at.file else where for key, where in laid.positions.items()}
-    merged = merge(sources.document, laid)
-    merged.value = copy.deepcopy(merged.value)
-    return Sources(merged, sources.folders, list(sources.problems))
+    return Sources(merge(sources.document, laid), sources.folders, list(sources.problems))
 
 
 def _laid(path: PathKey, value: Any, place: str, current: Document) -> Document:

@@ -86,10 +86,11 @@ def _relative(kind: str, name: str, beside: Path | None) -> str:
 
 def _content_of(kind: str, name: str, alone: bool) -> str:
     """Return the digest of what a name stands for; of the network alone the devices are but names."""
-    return name if alone and kind == "topologies/devices" else _content(catalog.locate(kind, name))
+    return name if alone and kind == "topologies/devices" else content_digest(catalog.locate(kind, name))
 
 
-def _content(path: Path) -> str:
+def content_digest(path: Path) -> str:
+    """Return a BLAKE2b digest of a file's bytes."""
     digest = blake2b(digest_size=32)
     with path.open("rb") as file:
         while block := file.read(1 << 20):

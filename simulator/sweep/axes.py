@@ -33,14 +33,20 @@ class Quantity(NamedTuple):
         return f"{plain} {self.unit}" if self.unit else plain
 
 
+def read_quantity(text: str) -> Quantity | None:
+    """Return a text such as `10 / s` as number and unit, None for anything else."""
+    match = _NUMBER.fullmatch(text)
+    return None if match is None else Quantity(float(match[1]), match[2])
+
+
 def quantity(value: object, path: str) -> Quantity:
     """Return a value such as `10 / s` or 4 as number and unit; raises InputError for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return Quantity(float(value), "")
-    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    found = read_quantity(value) if isinstance(value, str) else None
+    if found is None:
         raise InputError(Problem(f"expected a number with its unit, found {value!r}"[:100], path=path))
-    return Quantity(float(match[1]), match[2])
+    return found
 
 
 def ends(low: object, high: object, path: str) -> tuple[Quantity, Quantity]:

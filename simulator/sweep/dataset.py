@@ -83,19 +83,25 @@ def write_row(store: Store, row: Row, writer: str) -> None:
 def read_rows(store: Store, columns: Sequence[str] | None = None) -> Any:
     """Return all rows of a sweep as a pyarrow.Table with `point` as text; None when there are none."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     tables = []
     for name in (name for name in store.names("points") if name.endswith("/row.parquet")):
-        content = store.read(name)
-        assert content is not None
-        try:
-            table = pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
-        except (ValueError, OSError) as error:
-            raise InputError(Problem(f"not a row of a sweep: {error}", store.path(name))) from None
+        table = _table(store, name, columns)
         point = name.split("/")[1].removeprefix("point=")
         tables.append(table.add_column(0, "point", pa.array([point] * len(table), pa.string())))
     return pa.concat_tables(tables, promote_options="default") if tables else None
+
+
+def _table(store: Store, name: str, columns: Sequence[str] | None) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    content = store.read(name)
+    assert content is not None
+    try:
+        return pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+    except (ValueError, OSError) as error:
+        raise InputError(Problem(f"not a row of a sweep: {error}", store.path(name))) from None
 
 
 def statuses(store: Store) -> dict[str, str]:
@@ -150,6 +156,22 @@ class SweepResult:
             kept = ", ".join(self.manifest["keep"]) or "nothing: name tables under `keep` of the sweep"
             raise InputError(Problem(f"the sweep kept no table {name!r}", self.store.location, allowed=kept))
         return self.store.dataset(f"tables/{name}")
+
+
+def by_setting(frame: "pd.DataFrame", paths: Sequence[str]) -> "list[tuple[dict[str, Any], pd.DataFrame]]":
+    """Return the rows of each combination of values of `paths` that occurs, in order of appearance."""
+    if frame.empty:
+        return []
+    if not paths:
+        return [({}, frame)]
+    groups = frame.groupby(list(paths), sort=False, dropna=False)
+    return [(dict(zip(paths, key if isinstance(key, tuple) else (key,), strict=True)), rows) for key, rows in groups]
+
+
+def read_row(store: Store, point: str) -> dict[str, Any]:
+    """Return the row of a point that is there, by column."""
+    [values] = _table(store, row_file(point), None).to_pylist()
+    return dict(values)
 
 
 def load_sweep(location: Any) -> SweepResult:

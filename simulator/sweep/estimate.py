@@ -9,7 +9,7 @@ from typing import Any
 from simulator.errors import InputError
 from simulator.scenario.schema import Scenario
 from simulator.sweep.axes import value_text
-from simulator.sweep.dataset import JOURNAL, statuses
+from simulator.sweep.dataset import DONE, JOURNAL, statuses
 from simulator.sweep.farm import cores
 from simulator.sweep.plan import Plan, load_plan
 from simulator.sweep.store import Store
@@ -61,7 +61,7 @@ def _seconds(plan: Plan, store: Store) -> tuple[float, str]:
     """Return seconds of a point and what they are from."""
     if store.folder is not None and (journal := store.folder / JOURNAL).is_file():
         rows = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        times = [row["wall_s"] for row in rows if row["status"] == "done"]
+        times = [row["wall_s"] for row in rows if row["status"] == DONE]
         if times:
             return sum(times) / len(times), f"mean of {len(times):,} points that were run"
     requests = _mean(_requests(point.load()) for point in _some(plan))

@@ -7,7 +7,7 @@ what is there already need not be run again, and what another version has run is
 import copy
 import json
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from simulator.scenario.load import load_sources
 from simulator.scenario.merge import Sources, set_value
 from simulator.scenario.reference import change_names
 from simulator.scenario.schema import Scenario
+from simulator.scenario.write import content_digest
 from simulator.sweep.axes import Setting
 
 
@@ -50,8 +51,7 @@ def _name(sources: Sources) -> str:
     def content(path: PathKey, kind: str, name: str) -> str:
         try:
             file = catalog.locate(kind, name, sources.folder(path))
-            state = file.stat()
-            return _content(file, state.st_mtime_ns, state.st_size)
+            return catalog.unchanged(content_digest, file, lambda: content_digest(file))
         except (InputError, OSError):
             return f"{kind} {name} is not there"  # the point will say so
 
@@ -61,15 +61,6 @@ def _name(sources: Sources) -> str:
             value.pop(key, None)
     digest = blake2b(code_digest().encode(), digest_size=10)
     digest.update(json.dumps(value, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _content(file: Path, changed_ns: int, size_bytes: int) -> str:
-    digest = blake2b(digest_size=20)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
     return digest.hexdigest()
 
 

@@ -28,8 +28,10 @@ from simulator.sweep.dataset import (
     SUMMARY,
     Row,
     SweepResult,
+    by_setting,
     load_sweep,
     read_manifest,
+    read_row,
     row_file,
     statuses,
     write_json,
@@ -223,9 +225,8 @@ class _Sweeping:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _summary(self, answers: list[Answer] | None) -> dict[str, Any]:
-        found = statuses(self.store)
-        counts = {status: sum(value == status for value in found.values()) for status in dict.fromkeys(found.values())}
         frame = load_sweep(self.store.location).points
+        counts = {str(status): int(count) for status, count in frame["status"].value_counts(sort=False).items()}
         means = mean_rows(frame, [path for path in self.plan.axes if path != "seed"])
         sections = self.plan.sweep.frontier or DEFAULT
         figures = [row["figures"] for row in means]
@@ -233,7 +234,7 @@ class _Sweeping:
             section.model_dump() | {"settings": [means[at]["setting"] for at in frontier(section, figures)]}
             for section in sections
         ]
-        summary = {"points": len(found), "status": counts, "notes": _notes(frame, self.plan), "frontiers": frontiers}
+        summary = {"points": len(frame), "status": counts, "notes": _notes(frame, self.plan), "frontiers": frontiers}
         if answers is not None:
             summary["answers"] = [_answer(answer) for answer in answers]
         return summary
@@ -250,12 +251,7 @@ def _next(search: Asking, found: list[Evaluation] | None, answers: dict[int, Ans
 
 def _read(store: Store, point: Point) -> Row:
     """Return the row of a point that was run before."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    content = store.read(row_file(point.name))
-    assert content is not None
-    [values] = pq.read_table(pa.BufferReader(content)).to_pylist()
+    values = read_row(store, point.name)
     figures = {metric.name: values[metric.name] for metric in METRICS}
     return Row(point.name, point.setting, values["status"], values["error"], figures=figures)
 
@@ -288,8 +284,7 @@ def _notes(frame: Any, plan: Plan) -> list[str]:
     paths = [path for path in plan.axes if path != "seed"]
     if len(plan.sweep.seeds) < 2 or done.empty:
         return []
-    groups = done.groupby(paths, sort=False, dropna=False) if paths else [((), done)]
-    if all(rows["digest"].nunique() == 1 for _, rows in groups):
+    if all(rows["digest"].nunique() == 1 for _, rows in by_setting(done, paths)):
         return ["seeds have no effect: nothing in these runs is drawn at random, and their intervals say nothing"]
     return []
 
@@ -298,15 +293,10 @@ def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
     """Return for each combination of `paths`, in order: its setting, its points, and means of metrics over seeds."""
     import pandas as pd
 
-    done = frame[frame["status"] == DONE]
-    groups = [((), done)] if not paths else done.groupby(list(paths), sort=False, dropna=False)
     found = []
-    for key, rows in groups:
-        if rows.empty:
-            continue
-        values = key if isinstance(key, tuple) else (key,)
+    for values, rows in by_setting(frame[frame["status"] == DONE], paths):
         figures = {m.name: float(rows[m.name].mean()) for m in METRICS if rows[m.name].notna().all()}
-        plain = [value.item() if hasattr(value, "item") else value for value in values]
-        setting = {path: None if pd.isna(value) else value for path, value in zip(paths, plain, strict=True)}
+        plain = {path: value.item() if hasattr(value, "item") else value for path, value in values.items()}
+        setting = {path: None if pd.isna(value) else value for path, value in plain.items()}
         found.append({"setting": setting, "points": list(rows["point"]), "figures": figures})
     return found

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from simulator import catalog
-from simulator.documents import Document, PathKey, Position, read_document
+from simulator.documents import Document, PathKey, Position
 from simulator.errors import InputError, nearest
 from simulator.strict import Strict, validate
 from simulator.topology.clos import (
@@ -90,23 +90,11 @@ def load_preset(name: str, beside: Path | None = None) -> tuple[Preset, Document
     What has not changed is not read again.
     """
     path = catalog.locate("topologies", name, beside)
-    try:
-        state = path.stat()
-    except OSError:
-        return _read(path)  # says what is wrong
-    key = str(path.absolute()), state.st_mtime_ns, state.st_size
-    if key not in _PRESETS:
-        _PRESETS[key] = _read(path)
-    return _PRESETS[key]
-
-
-_PRESETS: dict[tuple[str, int, int], tuple[Preset, Document]] = {}
+    return catalog.unchanged(Preset, path, lambda: _read(path))
 
 
 def _read(path: Path) -> tuple[Preset, Document]:
-    document = read_document(
-        path, f"topologies/{path.name}" if path.is_relative_to(catalog.folder("topologies")) else None
-    )
+    document = catalog.document("topologies", path)
     preset = validate(Preset, document)
     if preset.builder not in BUILDERS:
         what = f"unknown builder {preset.builder!r}"

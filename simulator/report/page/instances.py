@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from simulator.report.page.grid import Grid, Pieces, cut, grid_over, ratio, summed
 from simulator.report.page.rows import columns, has
-from simulator.results.metrics import POOLS
 from simulator.results.run import Run
+from simulator.results.summary import roles_in_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,12 +69,6 @@ def pool_of(instance: str, role: str) -> str:
     """Return the pool that an engine is counted in: its role, and its group where it has a name."""
     name = instance.rpartition("-")[0]
     return name if name.startswith(f"{role}-") else role
-
-
-def roles_in_order(found: Sequence[str]) -> list[str]:
-    """Return the roles that occur, each once: those of the model first, then others by name."""
-    there = set(found)
-    return [*(role for role in POOLS if role in there), *sorted(there.difference(POOLS))]
 
 
 def _by_role(rows: Mapping[str, Any], pieces: Pieces, column: str, grid: Grid) -> dict[str, "Reals"]:

@@ -1,13 +1,12 @@
 """What a sweep's page says of its points: places on axes, lines of means with intervals over seeds."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from simulator.results.statistics import interval
+from simulator.sweep import axes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,22 +17,15 @@ if TYPE_CHECKING:
 
 SEED = "seed"
 MOST_LINES = 8
-_QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(.*?)\s*", re.DOTALL)
 
 
 def value_text(value: Any) -> str:
     """Return a value of an axis as text: equal values have equal texts, whatever read them."""
-    if isinstance(value, str):
-        return value
     if hasattr(value, "item"):  # of numpy
         value = value.item()
     if isinstance(value, float) and isfinite(value) and value == int(value):
         value = int(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {value_text(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(value_text, value)) + "]"
-    return json.dumps(value)
+    return axes.value_text(value)
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,10 @@ class Places:
 def places_of(path: str, values: Sequence[Any]) -> Places:
     """Return the axis of a path: of numbers if all values are numbers with one unit, else of names, in their order."""
     texts = tuple(dict.fromkeys(map(value_text, values)))
-    found = [_QUANTITY.fullmatch(text) for text in texts]
-    units = {match[2] for match in found if match}
-    if all(found) and len(units) == 1:
-        ordered = sorted((float(match[1]), text) for match, text in zip(found, texts, strict=True) if match)
+    known = {text: each for text in texts if (each := axes.read_quantity(text)) is not None}
+    units = {each.unit for each in known.values()}
+    if len(known) == len(texts) and len(units) == 1:
+        ordered = sorted((each.number, text) for text, each in known.items())
         return Places(path, tuple(text for _, text in ordered), {t: x for x, t in ordered}, units.pop(), True)
     return Places(path, texts, {text: float(place) for place, text in enumerate(texts)}, "", False)
 
@@ -77,10 +69,10 @@ def series(done: "pd.DataFrame", axis: Places, others: Sequence[Places]) -> "lis
     return [(name, rows) for _, name, rows in sorted(lines, key=lambda line: line[0])]
 
 
-def varied(axes: Mapping[str, Sequence[Any]], points: "pd.DataFrame") -> list[Places]:
+def varied(paths: Mapping[str, Sequence[Any]], points: "pd.DataFrame") -> list[Places]:
     """Return the axes on which points have more than one value, seeds apart; a search may have added its own values."""
     found = []
-    for path, values in axes.items():
+    for path, values in paths.items():
         there = list(dict.fromkeys(points[path]))
         texts = [text for text in map(value_text, values) if text in there]
         found += [places_of(path, [*texts, *there])] if path != SEED else []

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from simulator.report.page.charts import PALETTE, Axis, Line, Spec, heat, lines, plain
 from simulator.report.page.html import Absent, Block, Card, Chart, Choice, Section, Table, rows_of
 from simulator.report.page.points import SEED, Places, means, series, value_text, varied, with_texts
+from simulator.report.sweep import AS_IT_IS
 from simulator.report.text import NOTHING
 from simulator.results.metrics import METRICS, UNITS
-from simulator.sweep.dataset import DONE
+from simulator.sweep.dataset import DONE, by_setting
 from simulator.sweep.frontier import DEFAULT, frontier
 from simulator.sweep.schema import Frontier
 
@@ -187,13 +188,10 @@ def _of_settings(
     rows: "pd.DataFrame", paths: Sequence[str], metrics: Sequence[str]
 ) -> tuple[list[dict[str, float]], list[str]]:
     """Return the means over seeds of each setting, and what the settings are called."""
-    if not paths:
-        return [{name: float(rows[name].mean()) for name in metrics}], ["the scenario as it is"]
-    figures, names = [], []
-    for values, group in rows.groupby(list(paths), sort=False):
-        figures.append({name: float(group[name].mean()) for name in metrics})
-        names.append(", ".join(f"{path} {value}" for path, value in zip(paths, values, strict=True)))
-    return figures, names
+    found = by_setting(rows, paths)
+    figures = [{name: float(group[name].mean()) for name in metrics} for _, group in found]
+    names = [", ".join(f"{path} {value}" for path, value in setting.items()) for setting, _ in found]
+    return figures, [name or AS_IT_IS for name in names]
 
 
 def _frontier_chart(
