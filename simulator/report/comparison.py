@@ -173,12 +173,11 @@ def _observations(first: Run, second: Run) -> tuple[dict[str, list[float]], str,
 def _latencies(run: Run) -> dict[str, Any]:
     """Return seconds by request in order of arrival, NaN where a request has no such time, and what it asked for."""
     columns = ["request_id", "arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens"]
-    columns.append("generated_tokens")
     table = run.table("requests").select(columns)
     order = np.argsort(table["request_id"].to_numpy())
     found = {name: table[name].to_numpy().astype(np.float64)[order] for name in columns}
     arrival, first, finish = (found[f"{name}_ns"] / 1e9 for name in ("arrival", "first_token", "finish"))
-    tokens = found["generated_tokens"]
+    tokens = found["output_tokens"]  # of one answer, as in the summary
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(tokens > 1, (finish - first) / np.maximum(tokens - 1, 1), np.nan)
     asked = np.stack([found["prompt_tokens"], found["output_tokens"]])

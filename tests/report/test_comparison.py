@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from simulator.build.run import simulate
 from simulator.cli import simulate as command
 from simulator.errors import InputError
-from simulator.report.comparison import compare_rows, compare_runs, different_keys, flat
+from simulator.report.comparison import _latencies, compare_rows, compare_runs, different_keys, flat
 from simulator.results.metrics import METRICS
 from simulator.scenario.load import load
 
@@ -44,6 +44,7 @@ def runs(tmp_path_factory):
         "same": run("same"),
         "more": run("more", "serving.colocated.instances=3"),
         "fewer": run("fewer", "workload.requests=500"),
+        "samples": run("samples", "workload.requests=300", "workload.samples={constant: {value: 4}}"),
     }
 
 
@@ -64,6 +65,14 @@ def test_more_engines_are_found_to_be_better_and_dearer(runs):
     back = {row.metric: row for row in compare_runs(runs["more"], runs["a"]).differences}
     assert back["ttft.mean"].better is False
     assert back["ttft.mean"].change.low == pytest.approx(-rows["ttft.mean"].change.high)
+
+
+def test_a_figure_of_batches_is_that_of_the_summary_with_several_answers_too(runs):
+    # TPOT is per token of one answer: with four, dividing by the tokens of all would be a quarter of it
+    for name in ("a", "samples"):
+        found = _latencies(runs[name])
+        for what in ("ttft", "tpot", "e2e"):
+            assert np.nanmean(found[what]) == pytest.approx(runs[name].summary[what]["mean"], rel=1e-6)
 
 
 def test_runs_of_other_requests_have_no_intervals(runs):
