@@ -30,6 +30,7 @@ from simulator.sweep.dataset import (
     SweepResult,
     by_setting,
     load_sweep,
+    points_there,
     read_manifest,
     read_row,
     row_file,
@@ -148,8 +149,7 @@ class _Sweeping:
                 pass
         else:
             answers = self._search()
-        stale = [name for name in statuses(self.store) if name not in self._names]
-        for name in stale:
+        for name in [name for name in points_there(self.store) if name not in self._names]:
             self.store.remove(f"points/point={name}")
             for table in self.plan.sweep.keep:
                 self.store.remove(f"tables/{table}/point={name}")
