@@ -161,6 +161,7 @@ def document_of(value: object, name: str = "") -> Document:
 def _plain(value: Any, path: PathKey, document: Document, problems: list[Problem]) -> Any:
     if len(path) > MAX_DEPTH:
         raise InputError(document.problem(path[:6], "nested too deeply", f"at most {MAX_DEPTH} levels"))
+    document.positions[path] = Position(document.file)
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         problems.extend(document.problem(path, f"a key must be text, found {key!r}"[:100]) for key in wrong)

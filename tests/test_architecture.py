@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "simulator"
 TIERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "units", "randomness", "clock", "callable_package"}),
+    frozenset({"errors", "units", "randomness", "clock", "deferred"}),
     frozenset({"documents", "execution", "plugins"}),
     frozenset({"strict"}),
     frozenset({"catalog"}),

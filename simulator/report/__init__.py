@@ -3,6 +3,6 @@
 `simulator.report(results, out=None)` writes the page of a run or a sweep, see `simulator.report.page.write.report`.
 """
 
-from simulator.callable_package import make_callable
+from simulator.deferred import make_callable
 
 make_callable(__name__, "page.write", "report")

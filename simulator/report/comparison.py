@@ -246,6 +246,9 @@ def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, con
     """Return how two sets of a sweep's rows differ, paired by seed; raises InputError when no seed is in both."""
     one, other = (frame[frame["status"] == DONE].set_index("seed") for frame in (first, second))
     seeds = [seed for seed in one.index if seed in other.index]
+    if one.empty or other.empty:
+        why = [str(error) for frame in (first, second) for error in frame["error"].dropna().unique()]
+        return Comparison(names, tuple(keys), (), "none: one of the two has no figures", tuple(why))
     if not seeds:
         raise InputError(Problem(f"no seed was run in both {names[0]} and {names[1]}", allowed="the same `seeds`"))
     rows = []

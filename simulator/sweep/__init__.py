@@ -3,6 +3,6 @@
 `simulator.sweep(source, out=None, ...)` runs what is missing of one, see `simulator.sweep.run.sweep`.
 """
 
-from simulator.callable_package import make_callable
+from simulator.deferred import make_callable
 
 make_callable(__name__, "run", "sweep")
