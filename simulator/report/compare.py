@@ -121,4 +121,7 @@ def _html(comparison: Comparison) -> str:
     rows = [(SHORT.get(row.metric, row.metric), *figure_cells(row)) for row in main_rows(changed(comparison))]
     figures = Table(("metric", "A", "B", "B - A", "interval", "verdict"), tuple(rows), "Figures that differ")
     lines = [f"Intervals: {comparison.how}", *(f"note: {note}" for note in comparison.notes), verdict_text(comparison)]
-    return fragment(f"A {first} · B {second}", [keys, figures, *([] if rows else ["No figure differs."]), *lines])
+    return fragment(
+        f"A {first} · B {second}",
+        [keys, figures, *([] if rows or not comparison.differences else ["No figure differs."]), *lines],
+    )

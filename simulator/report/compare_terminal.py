@@ -26,10 +26,10 @@ def print_comparison(comparison: Comparison, console: Console, everything: bool 
     console.print(Text(f"A  {first}\nB  {second}", style="bold"), soft_wrap=True)
     _print_keys(comparison, console)
     rows = changed(comparison) if everything else main_rows(changed(comparison))
-    if not rows:
-        console.print("\nNo figure differs.")
-    else:
+    if rows:
         _print_figures(rows, console)
+    elif comparison.differences:
+        console.print("\nNo figure differs.")
     console.print(Text(f"\nIntervals: {comparison.how}", style="dim"))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)

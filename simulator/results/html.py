@@ -12,7 +12,8 @@ from typing import Any
 STYLE = (
     ".simulator-figures{overflow-x:auto}"
     ".simulator-figures p{margin:0 0 .4em}"
-    ".simulator-figures table{border-collapse:collapse;margin:0 0 .9em;font-variant-numeric:tabular-nums}"
+    ".simulator-figures table{border-collapse:collapse;margin:0 0 .9em;"
+    "color:inherit;font-size:inherit;font-variant-numeric:tabular-nums}"
     ".simulator-figures caption{text-align:left;font-weight:600;padding:.2em 0}"
     ".simulator-figures th,.simulator-figures td{padding:.2em 1.1em .2em 0;text-align:right;white-space:nowrap;"
     "background:none;color:inherit;border:0;border-bottom:1px solid rgba(127,127,127,.4)}"

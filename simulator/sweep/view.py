@@ -110,11 +110,11 @@ def error_lines(frame: "pd.DataFrame") -> list[str]:
 def sweep_html(result: SweepResult) -> str:
     """Return what a notebook shows of a sweep."""
     summary = result.summary
-    lists = [
-        *(frontier_lines(section) for section in summary.get("frontiers", ())),
-        *(answer_lines(answer) for answer in summary.get("answers", ())),
-    ]
-    tables = [Table((lines[0],), tuple((line,) for line in lines[1:])) for lines in lists if lines]
-    errors = Table(("Points without figures",), tuple((line,) for line in error_lines(result.points)))
-    notes = [f"note: {note}" for note in summary.get("notes", ())]
-    return fragment(headline(result), [points_table(result), *notes, *tables, errors, result.store.location])
+    lines = [f"note: {note}" for note in summary.get("notes", ())]
+    for section in summary.get("frontiers", ()):
+        lines += frontier_lines(section)
+    for answer in summary.get("answers", ()):
+        lines += answer_lines(answer)
+    errors = error_lines(result.points)
+    lines += ["Points without figures:", *errors] if errors else []
+    return fragment(headline(result), [points_table(result), *lines, result.store.location])
