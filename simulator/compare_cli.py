@@ -4,10 +4,12 @@ import json
 
 import click
 
+from simulator.completion import folders
+
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="[B]", required=False)
+@click.argument("first", metavar="A", shell_complete=folders)
+@click.argument("second", metavar="[B]", required=False, shell_complete=folders)
 @click.option("--by", metavar="PATH", help="Compare the settings of one sweep A along this axis.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of intervals.")
 @click.option("--all", "everything", is_flag=True, help="Show every figure that differs.")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from simulator.completion import folders
+
 PATH = click.Path(path_type=Path)
 
 
@@ -19,7 +21,7 @@ def _duration_ns(_: click.Context, __: click.Parameter, text: str | None) -> int
 
 
 @click.command()
-@click.argument("run", type=PATH, metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN", shell_complete=folders)
 @click.option("--out", type=PATH, metavar="FILE", help="Trace file to write [RUN/timeline.pftrace].")
 @click.option("--from", "from_ns", callback=_duration_ns, metavar="TIME", help='Begin here, such as "10 s" [0 s].')
 @click.option(

@@ -24,6 +24,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"build"}),
     frozenset({"sweep"}),
     frozenset({"report"}),
+    frozenset({"completion"}),
     frozenset(
         {
             *("cli", "compare_cli", "device_cli", "explain_cli", "model_cli", "report_cli", "sweep_cli"),
