@@ -6,15 +6,15 @@ In a wheel the data folders lie in `simulator/data/`; in a checkout or editable 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from simulator.documents import Document, read_document
 from simulator.errors import InputError, unknown
-from simulator.strict import validate
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
+if TYPE_CHECKING:  # slow to import, and names are looked up without it
+    from pydantic import BaseModel
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
 ReadT = TypeVar("ReadT")
 
 _PACKAGE = Path(__file__).parent
@@ -80,6 +80,8 @@ def canonical(kind: str, name: str, beside: Path | None = None) -> str:
 
 def load(kind: str, name: str, model: type[ModelT], beside: Path | None = None) -> ModelT:
     """Read and validate the entry `name` of one kind as a frozen `model`; what has not changed is not read again."""
+    from simulator.strict import validate
+
     path = locate(kind, name, beside)
     return unchanged(model, path, lambda: validate(model, document(kind, path)))
 

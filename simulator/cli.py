@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from simulator import __version__
+from simulator.completion import SHELLS, paths, scenario_words, scenarios, script
 from simulator.errors import InputError, OutputError, nearest
 from simulator.plugins import import_plugins
 
@@ -60,7 +61,8 @@ class _Simulate(click.Group):
         first = next((word for word in words if word not in own), None)
         if first is not None and first not in self.commands:
             close = nearest(first, self.commands)
-            if close and "." not in first and not Path(first).exists():
+            known = context.resilient_parsing or "." in first or Path(first).exists()  # while a shell completes, all is
+            if close and not known:
                 raise click.UsageError(f"No such command or scenario file {first!r}. Did you mean {close!r}?", context)
             words.insert(words.index(first), "run")
         try:
@@ -77,6 +79,17 @@ class _Simulate(click.Group):
             return super().invoke(context)
         except BrokenPipeError:  # before click sees it, which would call it an error
             return _output_is_closed()
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        """Return commands, by their own short help so that none is imported, then what may stand in place of one."""
+        found = [
+            click.shell_completion.CompletionItem(name, help=command.get_short_help_str(70))
+            for name, command in self.commands.items()
+            if name.startswith(incomplete)
+        ]
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, context, incomplete)
+        return scenario_words(incomplete, found)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, command.get_short_help_str(70)) for name, command in self.commands.items()]
@@ -98,7 +111,12 @@ def simulate() -> None:
 def overriding(command: Call) -> Call:
     """Give a command the options that change a scenario: --set and --plugin."""
     changes = click.option(
-        "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value, as in slo.ttft='1 s'."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Override a value, as in slo.ttft='1 s'.",
+        shell_complete=paths,
     )
     plugins = click.option(
         "--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies."
@@ -107,7 +125,7 @@ def overriding(command: Call) -> Call:
 
 
 @simulate.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=scenarios)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the run [results/NAME/RUN].")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of every random stream, in the place of the file's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -163,7 +181,7 @@ def _print_run(outcome: "Run", scenario: "Scenario", as_json: bool) -> None:
 
 
 @simulate.command()
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=scenarios)
 @click.option("--resolved", "show", is_flag=True, help="Print the scenario with every default spelled out.")
 @overriding
 def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[str, ...]) -> int:
@@ -211,6 +229,18 @@ def schema(out: Path | None, plugins: tuple[str, ...]) -> int:
 
 for _name, (_module, _help) in _GROUPS.items():
     simulate.add_command(_Later(_name, _module, _help))
+
+
+@simulate.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> int:
+    """Print the script that lets a shell complete commands, names, files and paths.
+
+    For bash: eval "$(simulate completion bash)" in ~/.bashrc; for zsh the same in ~/.zshrc; for fish: simulate
+    completion fish > ~/.config/fish/completions/simulate.fish
+    """
+    click.echo(script(shell, simulate, "simulate"), nl=False)
+    return DONE
 
 
 @simulate.command()

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from simulator.completion import shipped
+
 _as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output.")
 
 
@@ -33,7 +35,7 @@ def list_devices(as_json: bool) -> None:
 
 
 @device.command()
-@click.argument("name")
+@click.argument("name", shell_complete=shipped("topologies/devices"))
 @_as_json
 def show(name: str, as_json: bool) -> None:
     """Show the data sheet NAME, shipped or a path: every number, where it is from, and what follows."""

@@ -6,9 +6,9 @@ The parser's events are read one by one, so a file that is too deep or too large
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from simulator.errors import InputError, Problem
@@ -142,6 +142,44 @@ def parse_document(text: str, name: str) -> Document:
     if reader.problems:
         raise InputError(reader.problems)
     return document
+
+
+def document_of(value: object, name: str = "") -> Document:
+    """Return what Python made, such as a dict, as the document that YAML of the same meaning gives.
+
+    Lists and tuples, numpy's numbers and paths are taken as what they stand for. Problems are called after `name` and
+    the path of keys. Raises InputError for what no document holds: keys that are no text, other objects, deep nesting.
+    """
+    document = Document(name, None)
+    problems: list[Problem] = []
+    document.value = _plain(value, (), document, problems)
+    if problems:
+        raise InputError(problems)
+    return document
+
+
+def _plain(value: Any, path: PathKey, document: Document, problems: list[Problem]) -> Any:
+    if len(path) > MAX_DEPTH:
+        raise InputError(document.problem(path[:6], "nested too deeply", f"at most {MAX_DEPTH} levels"))
+    document.positions[path] = Position(document.file)
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        problems.extend(document.problem(path, f"a key must be text, found {key!r}"[:100]) for key in wrong)
+        return {k: _plain(inner, (*path, k), document, problems) for k, inner in value.items() if isinstance(k, str)}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(inner, (*path, at), document, problems) for at, inner in enumerate(value))
+    if getattr(value, "shape", None) == ():  # a number of numpy
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    allowed = "text, numbers, true or false, None, dicts and lists"
+    problems.append(document.problem(path, f"a {type(value).__name__} has no place in a document", allowed))
+    return None
 
 
 def core_scalar(text: str) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from simulator.completion import paths, scenarios, shipped
 from simulator.errors import InputError
 
 if TYPE_CHECKING:  # pydantic and rich are slow to import; --help must not wait for them
@@ -18,9 +19,16 @@ PLAIN_WIDTH = 110
 
 
 @click.command()
-@click.argument("scenario", required=False, metavar="[SCENARIO]")
-@click.option("--model", metavar="NAME", help="Model card, or a config.json, in the place of a scenario.")
-@click.option("--device", metavar="NAME", help="Device sheet; goes with --model.")
+@click.argument("scenario", required=False, metavar="[SCENARIO]", shell_complete=scenarios)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Model card, or a config.json, in the place of a scenario.",
+    shell_complete=shipped("workloads/models"),
+)
+@click.option(
+    "--device", metavar="NAME", help="Device sheet; goes with --model.", shell_complete=shipped("topologies/devices")
+)
 @click.option("--layout", default="", metavar="DEGREES", help="Such as tensor=4,expert=8; a bare number is tensor.")
 @click.option(
     "--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8 [the checkpoint's]."
@@ -33,7 +41,14 @@ PLAIN_WIDTH = 110
 @click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of it that are cached already.")
 @click.option("--batch", type=click.IntRange(1), help="Sequences that decode [64, or those that fit].")
 @click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of each of them.")
-@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a value of the scenario.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Override a value of the scenario.",
+    shell_complete=paths,
+)
 @click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with the roofline plot.")
 @click.option("--json", "as_json", is_flag=True, help="Print plain data as JSON.")

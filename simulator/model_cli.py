@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simulator.completion import shipped
+
 if TYPE_CHECKING:  # pydantic is slow to import; --help must not wait for it
     from simulator.model.transformer import Transformer
 
@@ -32,7 +34,7 @@ def list_(as_json: bool) -> None:
 
 
 @model.command()
-@click.argument("name", metavar="NAME|FILE")
+@click.argument("name", metavar="NAME|FILE", shell_complete=shipped("workloads/models"))
 @_as_json
 def show(name: str, as_json: bool) -> None:
     """Show a model: a shipped one by NAME, or a card (.yaml) or Hugging Face config.json by its path."""

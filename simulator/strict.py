@@ -6,7 +6,7 @@ Validation is pydantic's; this module adds the unit types, the one-of-a-registry
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
@@ -272,6 +272,32 @@ def _locate(model: type[BaseModel], location: tuple[str | int, ...]) -> tuple[Pa
         else:
             current = None
     return tuple(path), owner
+
+
+def keys_below(model: type[BaseModel], path: Sequence[str]) -> dict[str, list[type[BaseModel]]]:
+    """Return the keys that a document of `model` may have at a path, each with the models of what may stand there.
+
+    Names of the path may end in an index, as in `faults[0]`; below a path that is none there are no keys.
+    """
+    found = [model]
+    for part in path:
+        found = _keys_of(found).get(part.partition("[")[0], [])
+    return _keys_of(found)
+
+
+def _keys_of(models: Sequence[type[BaseModel]]) -> dict[str, list[type[BaseModel]]]:
+    keys: dict[str, list[type[BaseModel]]] = {}
+    for model in models:
+        for name, field in model.model_fields.items():
+            keys.setdefault(field.alias or name, []).extend(_models(field.annotation))
+    return keys
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models among the types of which an annotation is made."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _tagged(annotation: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from simulator.completion import folders
+
 PATH = click.Path(path_type=Path)
 
 
@@ -19,7 +21,7 @@ def _duration_ns(_: click.Context, __: click.Parameter, text: str | None) -> int
 
 
 @click.command()
-@click.argument("run", type=PATH, metavar="RUN")
+@click.argument("run", type=PATH, metavar="RUN", shell_complete=folders)
 @click.option("--out", type=PATH, metavar="FILE", help="Trace file to write [RUN/timeline.pftrace].")
 @click.option("--from", "from_ns", callback=_duration_ns, metavar="TIME", help='Begin here, such as "10 s" [0 s].')
 @click.option(
@@ -30,11 +32,10 @@ def timeline(run: Path, out: Path | None, from_ns: int | None, to_ns: int | None
 
     Times count from the run's start; what reaches beyond --from and --to is cut there.
     """
-    from simulator.report.timeline.write import write_timeline
-    from simulator.results.run import load_run
+    from simulator.report.timeline.write import timeline as write_timeline
     from simulator.units import format_duration
 
-    done = write_timeline(load_run(run), out, from_ns or 0, to_ns)
+    done = write_timeline(run, out, from_ns, to_ns)
     window = f"{format_duration(done.window.start_ns)} to {format_duration(done.window.end_ns)}"
     held = f"{done.slices:,} slices, {done.instants:,} marks and {done.samples:,} samples on {done.tracks:,} tracks"
     click.echo(f"{done.path}: {window}, {held}, {done.size_bytes / 1e6:.1f} MB; open it in https://ui.perfetto.dev")

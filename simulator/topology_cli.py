@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from simulator.completion import shipped
+
 if TYPE_CHECKING:  # pydantic is slow to import; --help must not wait for it
     from simulator.documents import Document
     from simulator.topology import BillOfMaterials, Topology
@@ -49,7 +51,7 @@ def topology() -> None:
 
 
 @topology.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=shipped("topologies"))
 @_setting("nodes=64")
 @_prices
 @_as_json
@@ -72,7 +74,7 @@ def show(preset: str, settings: tuple[str, ...], prices: str | None, as_json: bo
 
 
 @topology.command()
-@click.argument("presets", nargs=-1, required=True, metavar="A B [C]...")
+@click.argument("presets", nargs=-1, required=True, metavar="A B [C]...", shell_complete=shipped("topologies"))
 @_setting("nodes=64 (for all), B.nodes=64 or 2.nodes=64 (for one)")
 @_prices
 @_as_json
@@ -99,7 +101,7 @@ def compare(presets: tuple[str, ...], settings: tuple[str, ...], prices: str | N
 
 
 @topology.command()
-@click.argument("preset")
+@click.argument("preset", shell_complete=shipped("topologies"))
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help=f"{', '.join(SUFFIXES)}")
 @_setting("nodes=64")
 def draw(preset: str, out: Path, settings: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "simulator"
 TIERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "units", "randomness", "clock"}),
+    frozenset({"errors", "units", "randomness", "clock", "deferred"}),
     frozenset({"documents", "execution", "plugins"}),
     frozenset({"strict"}),
     frozenset({"catalog"}),
@@ -24,6 +24,7 @@ TIERS: tuple[frozenset[str], ...] = (
     frozenset({"build"}),
     frozenset({"sweep"}),
     frozenset({"report"}),
+    frozenset({"completion"}),
     frozenset(
         {
             *("cli", "compare_cli", "device_cli", "explain_cli", "model_cli", "report_cli", "sweep_cli"),

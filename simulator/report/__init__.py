@@ -1,1 +1,8 @@
-"""What people read: the terminal's summary and progress line."""
+"""What people see of results: terminal tables, HTML pages, traces for Perfetto, comparisons.
+
+`simulator.report(results, out=None)` writes the page of a run or a sweep, see `simulator.report.page.write.report`.
+"""
+
+from simulator.deferred import make_callable
+
+make_callable(__name__, "page.write", "report")

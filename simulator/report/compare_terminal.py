@@ -1,13 +1,14 @@
 """A comparison on a terminal: the keys that differ, then the figures that do, with intervals and verdicts."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from simulator.report.comparison import Comparison, Difference, changed
-from simulator.report.sweep import SHORT, figure_text
+from simulator.results.text import NOTHING, SHORT, figure_text
 
 MAIN = (
     *("goodput", "ttft", "tpot", "itl", "e2e", "throughput", "price", "energy", "preemptions", "rejected"),
@@ -16,7 +17,7 @@ MAIN = (
 STATISTICS = ("mean", "p50", "p99")
 MOST_KEYS = 20
 MOST_NAMED = 6
-VERDICTS = {True: ("better", "green"), False: ("worse", "red"), None: ("", "")}
+COLOURS = {"better": "green", "worse": "red"}
 
 
 def print_comparison(comparison: Comparison, console: Console, everything: bool = False) -> None:
@@ -24,15 +25,27 @@ def print_comparison(comparison: Comparison, console: Console, everything: bool 
     first, second = comparison.names
     console.print(Text(f"A  {first}\nB  {second}", style="bold"), soft_wrap=True)
     _print_keys(comparison, console)
-    rows = [row for row in changed(comparison) if everything or _is_main(row.metric)]
-    if not rows:
-        console.print("\nNo figure differs.")
-    else:
+    rows = changed(comparison) if everything else main_rows(changed(comparison))
+    if rows:
         _print_figures(rows, console)
+    elif comparison.differences:
+        console.print("\nNo figure differs.")
     console.print(Text(f"\nIntervals: {comparison.how}", style="dim"))
     for note in comparison.notes:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     console.print(Text(verdict_text(comparison), style="bold"), soft_wrap=True)
+
+
+def main_rows(rows: Sequence[Difference]) -> list[Difference]:
+    """Return the main figures of all."""
+    return [row for row in rows if _is_main(row.metric)]
+
+
+def figure_cells(row: Difference) -> tuple[str, str, str, str, str]:
+    """Return A, B, the change over A, its interval and the verdict as text."""
+    first, second = (NOTHING if value is None else figure_text(row.metric, value) for value in (row.first, row.second))
+    share = NOTHING if row.share is None else f"{row.share:+.1%}"
+    return first, second, share, _interval(row), row.verdict or ""
 
 
 def verdict_text(comparison: Comparison) -> str:
@@ -71,16 +84,14 @@ def _print_keys(comparison: Comparison, console: Console) -> None:
         console.print(Text(f"... and {len(comparison.keys) - MOST_KEYS} more", style="dim"))
 
 
-def _print_figures(rows: list[Difference], console: Console) -> None:
+def _print_figures(rows: Sequence[Difference], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim", title="Figures that differ", title_justify="left")
     table.add_column("", min_width=max(len(SHORT.get(row.metric, row.metric)) for row in rows))
     for name in ("A", "B", "B - A", "interval", ""):
         table.add_column(name, justify="right", overflow="fold")
     for row in rows:
-        word, colour = VERDICTS[row.better]
-        values = ["-" if value is None else figure_text(row.metric, value) for value in (row.first, row.second)]
-        share = "-" if row.share is None else f"{row.share:+.1%}"
-        table.add_row(SHORT.get(row.metric, row.metric), *values, share, _interval(row), Text(word, style=colour))
+        *cells, word = figure_cells(row)
+        table.add_row(SHORT.get(row.metric, row.metric), *cells, Text(word, style=COLOURS.get(word, "")))
     console.print()
     console.print(table)
 

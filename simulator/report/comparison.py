@@ -59,6 +59,24 @@ class Difference(NamedTuple):
             return None
         return (self.second - self.first) / abs(self.first)
 
+    @property
+    def verdict(self) -> str | None:
+        """What `better` says in a word."""
+        return {True: "better", False: "worse", None: None}[self.better]
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the difference as a row of a table."""
+        return {
+            "metric": self.metric,
+            "value_a": self.first,
+            "value_b": self.second,
+            "difference": None if self.first is None or self.second is None else self.second - self.first,
+            "low": None if self.change is None else self.change.low,
+            "high": None if self.change is None else self.change.high,
+            "share": self.share,
+            "verdict": self.verdict,
+        }
+
 
 class Comparison(NamedTuple):
     """What differs between two runs or two settings of a sweep."""
@@ -70,6 +88,27 @@ class Comparison(NamedTuple):
     how: str
     """What the intervals rest on."""
     notes: tuple[str, ...] = ()
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the comparison as JSON has it."""
+        return {
+            "a": self.names[0],
+            "b": self.names[1],
+            "keys": [{"path": path, "a": first, "b": second} for path, first, second in self.keys],
+            "intervals": self.how,
+            "notes": list(self.notes),
+            "figures": [
+                {
+                    "metric": row.metric,
+                    "a": row.first,
+                    "b": row.second,
+                    "low": None if row.change is None else row.change.low,
+                    "high": None if row.change is None else row.change.high,
+                    "verdict": row.verdict,
+                }
+                for row in self.differences
+            ],
+        }
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------
@@ -207,6 +246,9 @@ def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, con
     """Return how two sets of a sweep's rows differ, paired by seed; raises InputError when no seed is in both."""
     one, other = (frame[frame["status"] == DONE].set_index("seed") for frame in (first, second))
     seeds = [seed for seed in one.index if seed in other.index]
+    if one.empty or other.empty:
+        why = [str(error) for frame in (first, second) for error in frame["error"].dropna().unique()]
+        return Comparison(names, tuple(keys), (), "none: one of the two has no figures", tuple(why))
     if not seeds:
         raise InputError(Problem(f"no seed was run in both {names[0]} and {names[1]}", allowed="the same `seeds`"))
     rows = []

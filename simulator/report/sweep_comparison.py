@@ -7,8 +7,8 @@ from typing import Any
 
 from simulator.errors import InputError, Problem, unknown
 from simulator.report.comparison import Comparison, compare_rows
-from simulator.report.sweep import setting_text
 from simulator.sweep.dataset import SweepResult, by_setting
+from simulator.sweep.view import setting_text
 
 
 def along(sweep: SweepResult, path: str, confidence: float) -> list[Comparison]:

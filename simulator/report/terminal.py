@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from simulator.report.text import duration, number, share
 from simulator.results.metrics import STATISTICS, UNITS, lookup
+from simulator.results.text import duration, number, share
 from simulator.scenario.expectation import Expectation
 from simulator.units import format_bandwidth, format_bytes
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One executed scenario: `manifest`, `summary`, and its tables as Arrow or as DataFrames."""
+    """One executed scenario: `manifest`, `summary`, and its tables as Arrow or as DataFrames.
+
+    A run has the tables that its manifest lists; asking for another one raises InputError, which names those there are.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -61,6 +64,29 @@ class Run:
     def events(self) -> "pd.DataFrame":
         """What happened, in order of time."""
         return self._frame("events")
+
+    @cached_property
+    def power(self) -> "pd.DataFrame":
+        """What the devices of an instance drew, one row per instance and window."""
+        return self._frame("power")
+
+    @cached_property
+    def flows(self) -> "pd.DataFrame":
+        """One row per flow of a run of the network alone."""
+        return self._frame("flows")
+
+    @cached_property
+    def collectives(self) -> "pd.DataFrame":
+        """One row per collective of a run of the network alone."""
+        return self._frame("collectives")
+
+    def __repr__(self) -> str:
+        return f"<Run {self.manifest['scenario']} in {self.path}>"
+
+    def _repr_html_(self) -> str:
+        from simulator.results.view import run_html
+
+        return run_html(self)
 
     def _frame(self, name: str) -> "pd.DataFrame":
         import pandas as pd

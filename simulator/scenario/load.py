@@ -4,11 +4,12 @@ Names are looked up at once (topology, device, model, traces) so that a scenario
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from simulator import catalog
-from simulator.documents import PathKey
+from simulator.documents import PathKey, document_of
 from simulator.errors import InputError, Problem, nearest
 from simulator.scenario.merge import Sources, read_sources
 from simulator.scenario.reference import References, attempt, change_names, check_fit
@@ -19,13 +20,23 @@ from simulator.strict import validate
 __all__ = ["json_schema", "load", "load_sources", "locate", "resolved", "scenario_digest"]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
-    """Return the scenario of a file, or of a shipped scenario by name, after `overrides` such as `slo.ttft=1 s`.
+def load(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 - as the command line and sweep files call it
+) -> Scenario:
+    """Return the scenario of a file, of a shipped one by name, or of a mapping with the keys of such a file.
 
-    Relative paths in a file start at its folder, those in overrides at the current one; all become absolute.
-    Raises InputError with every problem found, each with the file, line and column that it is from.
+    `set` lays values over it by path, as in `{"slo.ttft": "1 s", "serving.decode.instances": 6}`; `overrides` are the
+    same as text, `slo.ttft=1 s`. Relative paths in a file start at its folder, all others at the current one; all
+    become absolute. Raises InputError with every problem found, each with the file, line and column that it is from,
+    or the path of keys where there is no file.
     """
-    return load_sources(read_sources(locate(path), overrides), _default_name(path))
+    changes = document_of(set or {}, "set").value
+    if isinstance(source, Mapping):
+        return load_sources(read_sources(document_of(source), overrides, changes), "scenario")
+    return load_sources(read_sources(locate(source), overrides, changes), _default_name(source))
 
 
 def load_sources(sources: Sources, name: str) -> Scenario:

@@ -64,13 +64,18 @@ class Sources:
         return self.folders.get(self.document.position(path).file, Path.cwd())
 
 
-def read_sources(path: Path, overrides: Sequence[str] = ()) -> Sources:
+def read_sources(
+    source: Path | Document, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> Sources:
     """Read a scenario file, follow its `base:` keys, and apply the overrides (texts `a.b[0].c=value`) in order.
 
-    Raises InputError for what cannot be read or parsed; wrong versions are left in `problems`.
+    A document that is there already is taken in the place of a file. `changes` are laid over all: values as a document
+    has them, by path. Raises InputError for what cannot be read or parsed; wrong versions are left in `problems`.
     """
-    sources = Sources(Document(str(path), None))
-    chain = _chain(path, str(path), sources)
+    path = source if isinstance(source, Path) else None
+    document = read_document(source) if isinstance(source, Path) else source
+    sources = Sources(Document(document.file, None))
+    chain = _chain(document, path, sources)
     merged = chain.pop()
     while chain:
         merged = merge(merged, chain.pop())
@@ -80,20 +85,26 @@ def read_sources(path: Path, overrides: Sequence[str] = ()) -> Sources:
             merged = merge(merged, parse_override(text, merged))
         except InputError as error:
             faults += error.problems
+    sources.document = merged
+    for place, value in (changes or {}).items():
+        try:
+            sources = set_value(sources, place, value, Position("set"))
+        except InputError as error:
+            faults += error.problems
     if faults:
         raise InputError(faults)
-    sources.document = merged
     return sources
 
 
-def _chain(path: Path, name: str, sources: Sources) -> list[Document]:
-    """Return the documents from the file itself to its last base."""
+def _chain(document: Document, path: Path | None, sources: Sources) -> list[Document]:
+    """Return the documents from the first, which may be no file's, to its last base."""
     chain: list[Document] = []
     seen: dict[Path, str] = {}
     while True:
-        document = read_document(path, name)
-        seen[path.resolve()] = name
-        sources.folders[name] = path.parent
+        name, folder = document.file, Path.cwd() if path is None else path.parent
+        if path is not None:
+            seen[path.resolve()] = name
+        sources.folders[name] = folder
         chain.append(document)
         if not isinstance(document.value, dict):
             return chain  # validation says what is wrong with it
@@ -103,18 +114,19 @@ def _chain(path: Path, name: str, sources: Sources) -> list[Document]:
             return chain
         if not isinstance(base, str):
             raise InputError(document.problem(("base",), f"expected the path of a scenario, found {base!r}"[:100]))
-        path, name = _base(base, path, name, document)
+        path, name = _base(base, folder, name, document)
         if path.resolve() in seen:
             names = list(seen.values())
             cycle = [*names[list(seen).index(path.resolve()) :], name]
             raise InputError(document.problem(("base",), f"files extend each other: {' -> '.join(cycle)}"))
         if len(chain) > MAX_BASES:
             raise InputError(document.problem(("base",), f"more than {MAX_BASES} files extend each other"))
+        document = read_document(path, name)
 
 
-def _base(base: str, path: Path, name: str, document: Document) -> tuple[Path, str]:
+def _base(base: str, folder: Path, name: str, document: Document) -> tuple[Path, str]:
     try:
-        target = catalog.locate("scenarios", base, path.parent)
+        target = catalog.locate("scenarios", base, folder)
     except InputError as error:
         [problem] = error.problems
         raise InputError(document.problem(("base",), problem.what, problem.allowed, problem.nearest)) from None

@@ -148,6 +148,52 @@ class SweepResult:
         text = self.store.read(SUMMARY)
         return {} if text is None else dict(json.loads(text))
 
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """What each search found, as summary.json has it: setting, figures, binding, evaluations, notes."""
+        return list(self.summary.get("answers", ()))
+
+    @property
+    def best(self) -> "pd.DataFrame":
+        """One row for each search that found something: its setting and figures; without a search there is none."""
+        import pandas as pd
+
+        return pd.DataFrame([a["setting"] | a["figures"] for a in self.answers if a["setting"] is not None])
+
+    @cached_property
+    def means(self) -> "pd.DataFrame":
+        """One row a setting, in order of first appearance: its axes but the seed, and means of metrics over seeds."""
+        import pandas as pd
+
+        paths = [path for path in self.axes if path != "seed"]
+        frame = pd.DataFrame([row["setting"] | row["figures"] for row in self._mean_rows])
+        return frame.reindex(columns=list(dict.fromkeys([*paths, *frame.columns])))
+
+    @property
+    def frontiers(self) -> "list[pd.DataFrame]":
+        """The rows of `means` that lie on each frontier of the sweep; none as long as it is not complete."""
+        keys = {tuple(map(str, row["setting"].values())): at for at, row in enumerate(self._mean_rows)}
+        sections = self.summary.get("frontiers", ())
+        return [self.means.iloc[[keys[tuple(map(str, s.values()))] for s in each["settings"]]] for each in sections]
+
+    @property
+    def errors(self) -> "pd.DataFrame":
+        """The points without figures: `point`, the axes, `status` (invalid or failed) and `error`."""
+        wrong = self.points["status"] != DONE
+        return self.points.loc[wrong, ["point", *self.axes, "status", "error"]]
+
+    def __repr__(self) -> str:
+        return f"<SweepResult {self.manifest['name']} in {self.store.location}>"
+
+    def _repr_html_(self) -> str:
+        from simulator.sweep.view import sweep_html
+
+        return sweep_html(self)
+
+    @cached_property
+    def _mean_rows(self) -> list[dict[str, Any]]:
+        return mean_rows(self.points, [path for path in self.axes if path != "seed"])
+
     @cached_property
     def points(self) -> "pd.DataFrame":
         """One row a point, in the order of the sweep: `point`, the axes (numbers where all are), status, metrics."""
@@ -184,6 +230,19 @@ def by_setting(frame: "pd.DataFrame", paths: Sequence[str]) -> "list[tuple[dict[
         return [({}, frame)]
     groups = frame.groupby(list(paths), sort=False, dropna=False)
     return [(dict(zip(paths, key if isinstance(key, tuple) else (key,), strict=True)), rows) for key, rows in groups]
+
+
+def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return for each combination of `paths`, in order: its setting, its points, and means of metrics over seeds."""
+    import pandas as pd
+
+    found = []
+    for values, rows in by_setting(frame[frame["status"] == DONE], paths):
+        figures = {m.name: float(rows[m.name].mean()) for m in METRICS if rows[m.name].notna().all()}
+        plain = {path: value.item() if hasattr(value, "item") else value for path, value in values.items()}
+        setting = {path: None if pd.isna(value) else value for path, value in plain.items()}
+        found.append({"setting": setting, "points": list(rows["point"]), "figures": figures})
+    return found
 
 
 def read_row(store: Store, point: str) -> dict[str, Any]:

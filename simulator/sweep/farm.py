@@ -6,6 +6,7 @@ up.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -49,6 +50,7 @@ def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[
     with dask.config.set(settings):
         if scheduler is None:
             with (
+                _without_script(),
                 LocalCluster(
                     n_workers=count or cores(),
                     threads_per_worker=1,
@@ -68,6 +70,23 @@ def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[
             raise InputError(Problem(what, path="--scheduler", allowed="such as tcp://10.0.0.1:8786")) from None
         with client:
             yield client
+
+
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Let processes that start know nothing of the user's script, which they would run from its top.
+
+    What workers run they import by name, so `sweep()` needs no `if __name__ == "__main__"` around it.
+    """
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.pop("__file__", None)
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 def run_tasks(client: Any, tasks: Iterator[Task]) -> Iterator[Outcome]:

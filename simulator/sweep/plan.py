@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator import catalog
-from simulator.documents import Document, Position, read_document
+from simulator.documents import Document, Position, document_of, read_document
 from simulator.errors import InputError, Problem
 from simulator.scenario.load import locate
 from simulator.scenario.merge import Sources, read_sources, set_value
@@ -73,25 +73,32 @@ class Plan:
                 yield self.point(seeded)
 
 
-def load_plan(path: str | Path) -> Plan:
-    """Read a sweep file; raises InputError with where, what and what is allowed."""
-    file = Path(path)
-    document = read_document(file)
+def load_plan(source: str | Path | Mapping[str, Any]) -> Plan:
+    """Read a sweep file, or a mapping with its keys, of which `base` may be a mapping as well.
+
+    Raises InputError with where, what and what is allowed.
+    """
+    if isinstance(source, Mapping):
+        document, stem, folder = document_of(source), "sweep", Path.cwd()
+    else:
+        file = Path(source)
+        document, stem, folder = read_document(file), file.stem, file.parent
+    base = _written_base(document)
     if isinstance(document.value, dict):
-        document.value.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")[:100] or "sweep")
+        document.value.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-")[:100] or "sweep")
     sweep = validate(Sweep, document)
-    base = _base(sweep, document, file)
+    base = base or _base(sweep, document, folder)
     where = {
         name: document.position((kind, name)) if kind in ("grid", "zip") else document.position((kind,))
         for kind, names in sweep.axes_by_kind()
         for name in names
     }
     where["seed"] = where.get("seed", document.position(("seeds",)))
-    base.folders[str(file)] = file.parent
+    base.folders[document.file] = folder
     for name, value in sweep.set.items():
         base = set_value(base, name, value, document.position(("set", name)))
     try:
-        plan = Plan(sweep, base, tuple(settings(sweep)), where, file.stem, str(file))
+        plan = Plan(sweep, base, tuple(settings(sweep)), where, stem, document.file)
         _searched(plan)
     except InputError as error:
         raise InputError([_placed(problem, where, document) for problem in error.problems]) from None
@@ -99,11 +106,20 @@ def load_plan(path: str | Path) -> Plan:
     return plan
 
 
-def _base(sweep: Sweep, document: Document, file: Path) -> Sources:
+def _written_base(document: Document) -> Sources | None:
+    """Return the base of a sweep that has it written out, and leave a name in its place."""
+    if not isinstance(document.value, dict) or not isinstance(document.value.get("base"), dict):
+        return None
+    base = read_sources(document_of(document.value["base"], "base"))
+    document.value["base"] = "written out"
+    return base
+
+
+def _base(sweep: Sweep, document: Document, folder: Path) -> Sources:
     try:
         shown = sweep.base
         given = catalog.is_path("scenarios", shown)
-        target = catalog.locate("scenarios", shown, file.parent) if given else locate(shown)
+        target = catalog.locate("scenarios", shown, folder) if given else locate(shown)
         if not target.is_file():
             raise InputError(Problem(f"no such file: {target}"))
     except InputError as error:

@@ -5,7 +5,7 @@ sweep that was cut short, however, goes on where it was.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from time import time
@@ -30,6 +30,7 @@ from simulator.sweep.dataset import (
     SweepResult,
     by_setting,
     load_sweep,
+    mean_rows,
     points_there,
     read_manifest,
     read_row,
@@ -38,7 +39,8 @@ from simulator.sweep.dataset import (
     write_json,
     write_row,
 )
-from simulator.sweep.farm import run_tasks, workers
+from simulator.sweep.farm import run_tasks
+from simulator.sweep.farm import workers as workers_of
 from simulator.sweep.frontier import DEFAULT, frontier
 from simulator.sweep.plan import Plan, load_plan
 from simulator.sweep.points import Point, code_digest
@@ -51,9 +53,9 @@ Watch = Callable[[int, int | None, int, float], None]
 
 
 def sweep(
-    file: str | Path,
+    source: str | Path | Mapping[str, Any],
     out: str | Path | None = None,
-    count: int | None = None,
+    workers: int | None = None,
     scheduler: str | None = None,
     extend: bool = False,
     check: bool = False,
@@ -61,19 +63,20 @@ def sweep(
     watch: Watch | None = None,
     client: Any = None,
 ) -> SweepResult:
-    """Run what is missing of a sweep file and return its results: `result.points` is a DataFrame, a row a point.
+    """Run what is missing of a sweep and return its results: `result.points` is a DataFrame, a row a point.
 
-    `out` is a folder or the URI of an object store (default: results/sweeps/<name>); `count` processes run the points,
-    or the workers of the Dask scheduler at `scheduler`, or those of `client`. With `extend` the folder of another sweep
-    is taken over: points of both are kept, others removed. Raises InputError for what is wrong with the sweep, and
-    OutputError when results cannot be written; what has been written until then stays and counts.
+    The sweep is a file or a mapping with the keys of one, of which `base` may be a scenario written out as well.
+    `out` is a folder or the URI of an object store (default: results/sweeps/<name>). `workers` processes here run the
+    points, or the workers of the Dask scheduler at `scheduler`, or those of `client`. With `extend` the folder of
+    another sweep is taken over: points of both are kept, others removed. Raises InputError for what is wrong with
+    the sweep, and OutputError when results cannot be written; what has been written until then stays and counts.
     """
-    plan = load_plan(file)
+    plan = load_plan(source)
     store = Store(out if out is not None else Path("results") / "sweeps" / plan.sweep.name)
     with ExitStack() as stack:
         _take(store, plan, extend, stack)
         if client is None:
-            client = stack.enter_context(workers(count, scheduler))
+            client = stack.enter_context(workers_of(workers, scheduler))
         _Sweeping(plan, store, client, check, plugins, watch).run()
     return load_sweep(store.location)
 
@@ -287,16 +290,3 @@ def _notes(frame: Any, plan: Plan) -> list[str]:
     if all(rows["digest"].nunique() == 1 for _, rows in by_setting(done, paths)):
         return ["seeds have no effect: nothing in these runs is drawn at random, and their intervals say nothing"]
     return []
-
-
-def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Return for each combination of `paths`, in order: its setting, its points, and means of metrics over seeds."""
-    import pandas as pd
-
-    found = []
-    for values, rows in by_setting(frame[frame["status"] == DONE], paths):
-        figures = {m.name: float(rows[m.name].mean()) for m in METRICS if rows[m.name].notna().all()}
-        plain = {path: value.item() if hasattr(value, "item") else value for path, value in values.items()}
-        setting = {path: None if pd.isna(value) else value for path, value in plain.items()}
-        found.append({"setting": setting, "points": list(rows["point"]), "figures": figures})
-    return found

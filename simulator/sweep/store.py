@@ -91,9 +91,11 @@ class Store:
 
     def dataset(self, folder: str) -> Any:
         """Return the Parquet files below a folder as one pyarrow dataset, partitioned as in Hive."""
+        import pyarrow as pa
         import pyarrow.dataset as ds
 
-        return ds.dataset(self.path(folder), filesystem=self._files, format="parquet", partitioning="hive")
+        point = ds.partitioning(pa.schema([("point", pa.string())]), flavor="hive")  # a name of digits stays a name
+        return ds.dataset(self.path(folder), filesystem=self._files, format="parquet", partitioning=point)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from simulator.report.page.marks import Marks
-from simulator.report.text import Unit, time_unit
+from simulator.results.text import Unit, time_unit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 from simulator.report.page.links import FabricFigures, Heat
-from simulator.report.text import share
+from simulator.results.text import share
 from simulator.topology.draw import LEGEND_LINE, MARGIN
 from simulator.topology.draw_svg import box_group, frames, labels, shape_of, spoken
 

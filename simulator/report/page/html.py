@@ -4,13 +4,13 @@ Everything that is text is escaped here; only `Html` passes as it is. Equal cont
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 from simulator.report.page.charts import Spec
+from simulator.results.html import Table, grid
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What a browser lets the page do: nothing that leaves it."""
@@ -50,18 +50,6 @@ class Absent:
 
     title: str
     why: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head; the columns of `text` are text, the others numbers; `sortable` by a click on a head."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
-    note: str = ""
-    text: tuple[int, ...] = (0,)
-    sortable: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,29 +190,11 @@ def _selector(chart: Chart, at: int) -> str:
 
 def table(content: Table) -> str:
     """Return a table that scrolls sideways where it is wider than the screen."""
-    kinds = ["text" if at in content.text else "" for at in range(len(content.head))]
-    head = "".join(_cell("th", name, kind) for name, kind in zip(content.head, kinds, strict=True))
-    rows = "".join(
-        f"<tr>{''.join(_cell('td', cell, kind) for cell, kind in zip(row, kinds, strict=True))}</tr>"
-        for row in content.rows
-    )
     title = f"<h3>{escape(content.title)}</h3>" if content.title else ""
     note = f'<p class="faint">{escape(content.note)}</p>' if content.note else ""
-    sort = ' class="sortable"' if content.sortable else ""
-    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'{title}{note}<div class="scroll"><table{sort}>{body}</table></div>'
-
-
-def _cell(tag: str, text: str, kind: str) -> str:
-    of = f' class="{kind}"' if kind else ""
-    return f"<{tag}{of}>{escape(text)}</{tag}>"
+    return f'{title}{note}<div class="scroll">{grid(content)}</div>'
 
 
 def preformatted(text: str) -> Html:
     """Return text as it is, in a fixed font."""
     return Html(f"<pre>{escape(text)}</pre>")
-
-
-def rows_of(rows: Sequence[Sequence[Any]]) -> tuple[tuple[str, ...], ...]:
-    """Return rows of cells as text."""
-    return tuple(tuple(str(cell) for cell in row) for row in rows)

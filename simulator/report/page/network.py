@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.report.page.charts import Axis, Line, lines, over_time
-from simulator.report.page.html import Absent, Block, Card, Chart, Section, Table, rows_of
+from simulator.report.page.html import Absent, Block, Card, Chart, Section
 from simulator.report.page.marks import Marks
 from simulator.report.page.shared import closing_cards, events_block, links_section
 from simulator.report.page.traffic import FlowFigures, Repeats, collective_repeats, flow_figures
-from simulator.report.text import NOTHING, duration, number, scaled_unit, share, time_unit
+from simulator.results.html import Table, rows_of
 from simulator.results.metrics import STATISTICS
 from simulator.results.run import Run
+from simulator.results.text import NOTHING, duration, number, scaled_unit, share, time_unit
 from simulator.units import format_bandwidth, format_bytes
 
 _NO_FLOWS = "no flow was started by itself; collectives are below."

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.report.page.charts import Axis, Limit, Line, heat, lines, over_time, stacked
-from simulator.report.page.html import Absent, Block, Card, Chart, Details, Section, Table, rows_of
+from simulator.report.page.html import Absent, Block, Card, Chart, Details, Section
 from simulator.report.page.instances import InstanceFigures, instance_figures, pool_energy
 from simulator.report.page.marks import Marks
 from simulator.report.page.requests import RequestFigures, request_figures
 from simulator.report.page.shared import closing_cards, events_block, links_section, statistics_table
-from simulator.report.text import NOTHING, duration, number, scaled_unit, share, time_unit
+from simulator.results.html import Table, rows_of
 from simulator.results.run import Run
+from simulator.results.text import NOTHING, duration, number, scaled_unit, share, time_unit
 from simulator.units import NS_PER_S
 
 NAMES = {

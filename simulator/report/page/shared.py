@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.report.page.drawing import svg
-from simulator.report.page.html import Absent, Block, Card, Details, Html, Section, Table, preformatted, rows_of
+from simulator.report.page.html import Absent, Block, Card, Details, Html, Section, preformatted
 from simulator.report.page.links import fabric_figures, hottest, tiers
 from simulator.report.page.marks import Marks
-from simulator.report.text import NOTHING, duration, number, share
 from simulator.results.folder import SCENARIO
+from simulator.results.html import Table, rows_of
 from simulator.results.metrics import METRICS, STATISTICS, lookup
 from simulator.results.run import Run
+from simulator.results.text import NOTHING, duration, number, share
 from simulator.units import NS_PER_S, format_bandwidth, format_bytes
 
 NOTHING_CARRIED = "No byte crossed a link of the topology; only the number and kind of its devices mattered."

@@ -6,14 +6,15 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from simulator.report.page.charts import PALETTE, Axis, Line, Spec, heat, lines, plain
-from simulator.report.page.html import Absent, Block, Card, Chart, Choice, Section, Table, rows_of
+from simulator.report.page.html import Absent, Block, Card, Chart, Choice, Section
 from simulator.report.page.points import SEED, Places, means, series, value_text, varied, with_texts
-from simulator.report.sweep import AS_IT_IS
-from simulator.report.text import NOTHING
+from simulator.results.html import Table, rows_of
 from simulator.results.metrics import METRICS, UNITS
+from simulator.results.text import NOTHING
 from simulator.sweep.dataset import DONE, by_setting
 from simulator.sweep.frontier import DEFAULT, frontier
 from simulator.sweep.schema import Frontier
+from simulator.sweep.view import AS_IT_IS
 
 if TYPE_CHECKING:
     import pandas as pd

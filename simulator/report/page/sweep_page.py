@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from simulator.report.page import sweep
-from simulator.report.page.html import Page, Section, Table, render, rows_of
+from simulator.report.page.html import Page, Section, render
 from simulator.report.page.points import value_text
-from simulator.report.text import NOTHING
+from simulator.results.html import Table, rows_of
+from simulator.results.text import NOTHING
 from simulator.sweep.dataset import BEGUN, MANIFEST, SweepResult, load_sweep, read_manifest
 from simulator.sweep.frontier import DEFAULT
 from simulator.sweep.schema import Frontier

@@ -12,8 +12,8 @@ from simulator.report.timeline.trace import Trace
 from simulator.report.timeline.traffic import write_traffic
 from simulator.results.folder import MANIFEST, PARTIAL, TIMELINE
 from simulator.results.output import replacing
-from simulator.results.run import Run
-from simulator.units import format_duration
+from simulator.results.run import Run, load_run
+from simulator.units import UnitError, format_duration, parse_duration_ns
 
 
 class Written(NamedTuple):
@@ -26,6 +26,29 @@ class Written(NamedTuple):
     samples: int
     tracks: int
     size_bytes: int
+
+
+def timeline(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    start: str | int | None = None,
+    end: str | int | None = None,
+) -> Written:
+    """Write a run, or the one in a folder, as a trace for Perfetto (default: RUN/timeline.pftrace).
+
+    `start` and `end` cut it: durations such as "10 s" since the run's begin, or nanoseconds. Raises InputError for a
+    window that is none, see `write_timeline`.
+    """
+    times = [_nanoseconds(name, value) for name, value in (("start", start), ("end", end))]
+    found = run if isinstance(run, Run) else load_run(run)
+    return write_timeline(found, None if out is None else Path(out), times[0] or 0, times[1])
+
+
+def _nanoseconds(name: str, value: str | int | None) -> int | None:
+    try:
+        return parse_duration_ns(value) if isinstance(value, str) else value
+    except UnitError as error:
+        raise InputError(Problem(str(error), path=name)) from None
 
 
 def write_timeline(run: Run, out: Path | None = None, from_ns: int = 0, to_ns: int | None = None) -> Written:

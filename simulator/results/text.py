@@ -1,10 +1,23 @@
 """Numbers for people, at a terminal or on a page, and a unit for a whole axis."""
 
+import math
 from typing import NamedTuple
 
+from simulator.results.metrics import UNITS
 from simulator.units import NS_PER_S, format_duration
 
 NOTHING = "-"
+SHORT = {
+    "throughput.output_tokens_per_s_per_device": "tokens/s per device",
+    "throughput.requests_per_s": "requests/s",
+    "throughput.prompt_tokens_per_s": "prompt tokens/s",
+    "throughput.output_tokens_per_s": "output tokens/s",
+    "price.dollars_per_h": "$ per hour",
+    "price.dollars_per_request": "$ per request",
+    "price.dollars": "$",
+    "price.dollars_per_million_output_tokens": "$ per M tokens",
+}
+"""Names of metrics for the heads of columns."""
 
 
 class Unit(NamedTuple):
@@ -56,3 +69,10 @@ def number(value: float | None) -> str:
     if value is None:
         return NOTHING
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.3g}"
+
+
+def figure_text(name: str, value: float) -> str:
+    """Return a metric's value with its unit, to three digits or so."""
+    if math.isnan(value):
+        return NOTHING
+    return duration(value) if UNITS[name] == "s" else number(value)
