@@ -74,8 +74,8 @@ class Plan:
 
 
 def load_plan(path: str | Path) -> Plan:
-    """Read a sweep file; raises InputError with where, what and what is allowed."""
-    file = Path(path)
+    """Read a sweep, a file or a shipped one by its name; raises InputError with where, what and what is allowed."""
+    file = _located(path)
     document = read_document(file)
     if isinstance(document.value, dict):
         document.value.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-")[:100] or "sweep")
@@ -97,6 +97,11 @@ def load_plan(path: str | Path) -> Plan:
         raise InputError([_placed(problem, where, document) for problem in error.problems]) from None
     _try_values(plan, document)
     return plan
+
+
+def _located(path: str | Path) -> Path:
+    """Return the file of a sweep: what exists is a path, whatever its name, and so is what ends like one."""
+    return Path(path) if Path(path).exists() else catalog.locate("sweeps", str(path))
 
 
 def _base(sweep: Sweep, document: Document, file: Path) -> Sources:
