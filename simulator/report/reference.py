@@ -75,9 +75,9 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     yield f"\n## {context.command_path}\n\n```text\n{command.get_usage(context)}\n```\n"
     if command.help:
         yield f"\n{' '.join(command.help.split(chr(12))[0].split())}\n"
-    options = [record for each in command.get_params(context) if (record := each.get_help_record(context))]
-    if options:
-        rows = "".join(f"| {_code(names)} | {_cell(text)} |\n" for names, text in options)
+    records = [each.get_help_record(context) for each in command.params]
+    rows = "".join(f"| {_code(record[0])} | {_cell(record[1])} |\n" for record in records if record and record[1])
+    if rows:
         yield f"\n| option | meaning |\n|---|---|\n{rows}"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
