@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test nightly lint bench golden docs clean
+.PHONY: quickstart test nightly lint bench tables golden docs site clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/simulate scenarios/quickstart.yaml
@@ -21,12 +21,14 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --full
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/topology.py
 	$(BIN)/python benchmarks/network_studies.py
 	$(BIN)/python benchmarks/timeline.py
 	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/cost.py
 
 golden: $(VENV)/.dev
 	$(BIN)/python tests/golden/regenerate.py
@@ -36,7 +38,18 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m simulator.report.presets docs
 	$(BIN)/python -m simulator.report.devices docs
 	$(BIN)/python -m simulator.report.models > docs/models.md
+	$(BIN)/python -m simulator.report.reference docs/reference
 	$(BIN)/simulate schema --out schema/scenario.v1.json
+	$(BIN)/simulate schema --sweep --out schema/sweep.v1.json
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Tables of accuracy need the public data in ../shared/data; figures of speed a quiet machine.
+tables: $(VENV)/.dev bench
+	$(BIN)/python benchmarks/accuracy.py --docs
+	$(BIN)/python benchmarks/accuracy_tables.py
+	$(BIN)/python benchmarks/performance_page.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

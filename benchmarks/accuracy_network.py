@@ -222,8 +222,9 @@ def show_grid(title: str, rows: list[Row]) -> None:
     print(f"\n### {title}: mean error\n\n| where | operation | {' | '.join(columns)} |")
     print("|---|---|" + "---|" * len(columns))
     for device, operation in dict.fromkeys(key[:2] for key in cells):
-        found = [cells[device, operation, column] for column in columns]
-        print(f"| {device} | {operation} | {' | '.join(f'{share:.1%}' for share in found)} |")
+        found = [cells.get((device, operation, column)) for column in columns]  # not every device has every size
+        texts = ["" if share is None else f"{share:.1%}" for share in found]
+        print(f"| {device} | {operation} | {' | '.join(texts)} |")
 
 
 def main() -> None:

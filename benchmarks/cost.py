@@ -1,14 +1,15 @@
 """Prints how many step costs per second the roofline gives, warm and cold, against a bare dictionary lookup.
 
-Run `python benchmarks/cost.py`; rows go to standard output and, as JSON, to `--out`. CPU time, the best of three runs.
+Run `python benchmarks/cost.py`; rows go to standard output and to benchmarks/out/cost.json. CPU time, the best of
+three runs.
 """
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import record
 
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
@@ -18,7 +19,6 @@ from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
 from simulator.serving.jump import StepTicks
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = (
     ("llama-3-70b", "h100-sxm-80gb", Layout(tensor=4), "bf16"),
     ("deepseek-v3", "b200-sxm", Layout(data=8, expert=8), "fp8_block"),
@@ -81,17 +81,14 @@ def cases(model: str, device: str, layout: Layout, form: str) -> dict[str, Calla
 
 def main() -> None:
     """Print every row and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "out", help="folder of the JSON")
-    options = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = {"floor: dictionary lookups": rate(floor)}
     for model, device, layout, form in CASES:
         for what, call in cases(model, device, layout, form).items():
             rows[f"{model} on {device}, {layout}, {form}: {what}"] = rate(call)
     for name, value in rows.items():
         print(f"{name:<75} {value:>12,.0f} / s")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "cost.json").write_text(json.dumps(rows, indent=1) + "\n")
+    record.write("cost", rows)
 
 
 if __name__ == "__main__":

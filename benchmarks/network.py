@@ -14,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 import simpy
 from floor import bare_events_per_s
 
@@ -32,7 +32,6 @@ from simulator.network.step_network import StepNetwork
 from simulator.randomness import stream
 from simulator.topology import build_topology
 
-OUT = Path(__file__).parent / "out" / "network.json"
 K = 16
 HOSTS = K**3 // 4
 LINKS = 2 * HOSTS + 4 * HOSTS
@@ -298,8 +297,7 @@ def main(names: list[str]) -> None:
         done = subprocess.run([sys.executable, __file__, name], check=True, stdout=subprocess.PIPE, text=True)
         rows.append(json.loads(done.stdout))
         print(line(rows[-1], floor), flush=True)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write("network", rows)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,18 @@
 
 Run `python benchmarks/report.py [--requests 100000]`: it simulates scenarios/synthetic-colocated.yaml once with so many
 requests, or takes the folder given by `--run`, and writes the page in a process of its own. Wall time of that process,
-start-up included, and its peak memory; rows go to standard output and, as JSON, to `--out`.
+start-up included, and its peak memory; rows go to standard output and to benchmarks/out/report.json.
 """
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import record
 
 from simulator.results.run import load_run
 
@@ -46,7 +47,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--run", type=Path, help="folder of a serving run, in the place of a new one")
-    parser.add_argument("--out", type=Path, help="write the row here as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -56,8 +56,7 @@ def main() -> None:
     row["peak_mib"] = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
     print(f"{'requests':>10} {'seconds':>8} {'MB':>6} {'MiB peak':>9}")
     print(f"{row['requests']:>10,} {row['seconds']:>8.2f} {row['megabytes']:>6.2f} {row['peak_mib']:>9,}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    record.write("report", [row])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ user + system of the process, memory its largest resident set. Every row is the 
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import record
 from floor import bare_events_per_s
 
 HERE = Path(__file__).parent
@@ -140,10 +140,7 @@ def main() -> None:
         overrides = ["workload.requests=4000"] if options.quick else []
         report("320 expert ranks", scenario(folder, "experts", EXPERTS.read_text(), overrides, options.repeat))
         report("floor (after)", {"simpy_events_per_s": round(bare_events_per_s())})
-    out = HERE / "out"
-    out.mkdir(exist_ok=True)
-    record = {"python": platform.python_version(), "machine": platform.machine(), "cases": rows}
-    (out / "serving.json").write_text(json.dumps(record, indent=2) + "\n")
+    record.write("serving", rows)
 
 
 if __name__ == "__main__":

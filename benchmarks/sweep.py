@@ -1,7 +1,8 @@
 """Sweeps: two workers against one, what a point costs beside its simulation, and the client's memory over many points.
 
 The floor is measured in the same run: the simulations alone, one after another in one process, and a process pool of
-two without any scheduler. Run: python benchmarks/sweep.py [--points N] [--many N] [--json FILE]
+two without any scheduler. Run: python benchmarks/sweep.py [--points N] [--many N]; rows go to
+benchmarks/out/sweep.json too.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+import record
 
 SCENARIO = """
 schema: 1
@@ -71,7 +74,6 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=16, help="CPU-bound points of the comparison of workers")
     parser.add_argument("--requests", type=int, default=6000, help="requests of each of them")
     parser.add_argument("--many", type=int, default=1000, help="tiny points for the overhead of each")
-    parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part:
@@ -84,8 +86,7 @@ def main() -> None:
         rows |= json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, env=os.environ).stdout)
     for name, value in rows.items():
         print(f"{name:58} {value:>12,.3f}")
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write("sweep", rows)
 
 
 def part(given: argparse.Namespace) -> dict[str, float]:

@@ -6,7 +6,6 @@ the protobuf package, for a part of the slices. Memory is the largest resident s
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import record
 
 from simulator.results.folder import RunFolder
 from simulator.results.tables import INSTANCES, REQUESTS
@@ -95,10 +95,9 @@ def protobuf_per_s() -> float:
 
 
 def main() -> None:
-    """Print a row for each size and, with --json, write them."""
+    """Print a row for each size and write them to benchmarks/out/timeline.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     rows = []
     print(f"protobuf package: {protobuf_per_s():,.0f} slices/s")
@@ -114,8 +113,7 @@ def main() -> None:
             f"{slices:>9,} slices: {row['s']:.2f} s, {slices / row['s']:,.0f} slices/s, {row['mb']:.1f} MB, "
             f"peak {row['peak_mib']:.0f} MiB; rows read and bytes written alone: {row['floor_s']:.2f} s"
         )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    record.write("timeline", rows)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).parent / "out" / "topology.json"
+import record
+
 EXCHANGING = 4_096
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,8 +133,7 @@ def main() -> None:
                 f"first {row['first_cpu_s']:>5.2f} s   again {row['least_cpu_s']:>5.2f} s {row['peak_mib']:>6,.0f} MiB",
                 flush=True,
             )
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(rows, indent=2) + "\n")
+    record.write("topology", rows)
 
 
 if __name__ == "__main__":

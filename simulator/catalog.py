@@ -25,6 +25,7 @@ _SINGULAR = {
     "workloads/models": "model",
     "traces": "trace",
     "scenarios": "scenario",
+    "sweeps": "sweep",
 }
 
 

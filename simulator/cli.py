@@ -210,11 +210,15 @@ def validate(file: str, show: bool, overrides: tuple[str, ...], plugins: tuple[s
 
 @simulate.command()
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write it here [standard output].")
+@click.option("--sweep", "of_sweeps", is_flag=True, help="The schema of sweep files.")
 @click.option("--plugin", "plugins", multiple=True, metavar="MODULE", help="Import a module that registers policies.")
-def schema(out: Path | None, plugins: tuple[str, ...]) -> int:
-    """Write the JSON schema of scenario files, for editors to check and complete from."""
+def schema(out: Path | None, of_sweeps: bool, plugins: tuple[str, ...]) -> int:
+    """Write the JSON schema of scenario files, or of sweep files, for editors to check and complete from."""
     import_plugins(plugins)
-    from simulator.scenario.write import json_schema
+    if of_sweeps:
+        from simulator.sweep.schema import json_schema
+    else:
+        from simulator.scenario.write import json_schema
 
     text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:

@@ -7,6 +7,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, Union, get_args, get_origin
@@ -53,17 +54,23 @@ class Strict(BaseModel):
 def _attribute_docstrings(model: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
-        if not issubclass(owner, BaseModel) or owner.__module__.startswith("pydantic"):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-        except OSError:  # made at run time: it has no source and no docstrings
-            continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, below in pairwise(body):
-            text = ast.get_docstring(ast.Module([below], [])) if isinstance(below, ast.Expr) else None
-            if text and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                found[field.target.id] = text
+        if issubclass(owner, BaseModel) and not owner.__module__.startswith("pydantic"):
+            found |= _own_docstrings(owner)
+    return found
+
+
+@cache  # to find the source of a class takes longer than all else of a schema
+def _own_docstrings(owner: type) -> Mapping[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    except OSError:  # made at run time: it has no source and no docstrings
+        return {}
+    found: dict[str, str] = {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    for field, below in pairwise(body):
+        text = ast.get_docstring(ast.Module([below], [])) if isinstance(below, ast.Expr) else None
+        if text and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            found[field.target.id] = text
     return found
 
 

@@ -30,7 +30,10 @@ def sweep(
     as_json: bool,
     plugins: tuple[str, ...],
 ) -> int:
-    """Run a sweep, or what is missing of it."""
+    """Run a sweep, or what is missing of it.
+
+    FILE is a sweep, or the name of a shipped one such as devices.
+    """
     from simulator.plugins import import_plugins
 
     import_plugins(plugins)

@@ -9,7 +9,9 @@ from simulator.errors import InputError
 from simulator.model.transformer import Transformer
 
 
-@pytest.mark.parametrize("kind", ["topologies", "topologies/devices", "workloads/models", "traces", "scenarios"])
+@pytest.mark.parametrize(
+    "kind", ["topologies", "topologies/devices", "workloads/models", "traces", "scenarios", "sweeps"]
+)
 def test_every_shipped_name_is_found(kind: str) -> None:
     names = catalog.names(kind)
     assert names

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,17 @@ def test_the_checked_in_schema_is_what_the_command_writes(simulate, tmp_path: Pa
     assert (tmp_path / "s.json").read_text(encoding="utf-8") == outcome.out
     refused = simulate("schema", "--out", "no/such/folder/s.json")
     assert (refused.code, "cannot write" in refused.err) == (2, True)
+
+
+def test_the_checked_in_schema_of_sweeps_is_what_the_command_writes(simulate) -> None:
+    written = (ROOT / "schema" / "sweep.v1.json").read_text(encoding="utf-8")
+    assert simulate("schema", "--sweep").out == written, "run: simulate schema --sweep --out schema/sweep.v1.json"
+    schema = json.loads(written)
+    assert schema["required"] == ["schema", "base"]
+    assert not schema["additionalProperties"]
+    assert all("description" in part for part in schema["properties"].values())
+    assert re.search(schema["properties"]["seeds"]["anyOf"][0]["pattern"], " 1 .. 20 ")
+    assert "ttft.p99" in schema["$defs"]["Search"]["properties"]["subject_to"]["properties"]
 
 
 def test_the_schema_describes_every_key(simulate) -> None:

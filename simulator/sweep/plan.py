@@ -74,14 +74,14 @@ class Plan:
 
 
 def load_plan(source: str | Path | Mapping[str, Any]) -> Plan:
-    """Read a sweep file, or a mapping with its keys, of which `base` may be a mapping as well.
+    """Read a sweep: a file, a shipped one by its name, or a mapping with its keys, whose `base` may be one as well.
 
     Raises InputError with where, what and what is allowed.
     """
     if isinstance(source, Mapping):
         document, stem, folder = document_of(source), "sweep", Path.cwd()
     else:
-        file = Path(source)
+        file = _located(source)
         document, stem, folder = read_document(file), file.stem, file.parent
     base = _written_base(document)
     if isinstance(document.value, dict):
@@ -104,6 +104,11 @@ def load_plan(source: str | Path | Mapping[str, Any]) -> Plan:
         raise InputError([_placed(problem, where, document) for problem in error.problems]) from None
     _try_values(plan, document)
     return plan
+
+
+def _located(path: str | Path) -> Path:
+    """Return the file of a sweep: what exists is a path, whatever its name, and so is what ends like one."""
+    return Path(path) if Path(path).exists() else catalog.locate("sweeps", str(path))
 
 
 def _written_base(document: Document) -> Sources | None:

@@ -3,11 +3,12 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from simulator.results.tables import TABLES
 from simulator.scenario.expectation import parse_expectations
 from simulator.scenario.schema import Expectations
+from simulator.scenario.write import SCHEMA_ID
 from simulator.strict import Count, Fault, Fraction, LocatedError, Strict
 
 MAX_POINTS = 1_000_000
@@ -45,6 +46,20 @@ def _equally_long(axes: Axes) -> Axes:
         what = f"{lengths[other]} values beside {length} of {path}; zipped axes go together"
         raise LocatedError(Fault((other,), what))
     return axes
+
+
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...],
+    BeforeValidator(_seeds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": rf"^\s*{_RANGE.pattern}\s*$", "examples": ["1..20"]},
+                {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}},
+            ]
+        }
+    ),
+]
 
 
 class Span(Strict):
@@ -200,7 +215,7 @@ class Sweep(Strict):
     """Points drawn independently."""
     latin_hypercube: Sample | None = None
     """Points drawn so that each axis is covered evenly."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=2**63 - 1)], ...], BeforeValidator(_seeds)] = ()
+    seeds: Seeds = ()
     """Seeds with which every point is run: the same for all, so that points may be compared in pairs."""
     keep: tuple[Literal[tuple(table.name for table in TABLES)], ...] = ()  # type: ignore[valid-type]
     """Tables of every run that are kept beside its figures."""
@@ -247,3 +262,10 @@ class Sweep(Strict):
                 inner = tuple(search.optuna.axes)
             found.append(("search", inner))
         return found
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (2020-12) of sweep files, for editors."""
+    schema = Sweep.model_json_schema(by_alias=True)
+    schema["$defs"] = dict(sorted(schema["$defs"].items()))
+    return {"$schema": SCHEMA_ID, **schema}
