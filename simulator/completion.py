@@ -64,9 +64,16 @@ def yaml_files(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
     return _files(start, [])
 
 
-def scenarios(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
-    """Return names of shipped scenarios, YAML files, and folders that may hold some."""
-    return scenario_words(start, [])
+def shipped_or_files(kind: str) -> Completer:
+    """Return what completes names of shipped data of one kind, YAML files, and folders that may hold some."""
+
+    def complete(context: Context, parameter: Parameter, start: str) -> list[CompletionItem]:
+        return _files(start, shipped(kind)(context, parameter, start))
+
+    return complete
+
+
+scenarios = shipped_or_files("scenarios")
 
 
 def scenario_words(start: str, others: list[CompletionItem]) -> list[CompletionItem]:

@@ -4,13 +4,13 @@ import json
 
 import click
 
-from simulator.completion import yaml_files
+from simulator.completion import shipped_or_files
 
 DONE, INVALID = 0, 2
 
 
 @click.command()
-@click.argument("file", metavar="FILE", type=click.Path(), shell_complete=yaml_files)
+@click.argument("file", metavar="FILE", type=click.Path(), shell_complete=shipped_or_files("sweeps"))
 @click.option("--out", metavar="DIR|URI", help="Where the results go [results/sweeps/NAME].")
 @click.option("--workers", "count", type=click.IntRange(min=1), help="Processes that run points [one a processor].")
 @click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://10.0.0.1:8786.")
