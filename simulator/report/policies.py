@@ -8,7 +8,7 @@ from simulator.network.routing import ROUTINGS
 from simulator.network.transport import TRANSPORTS
 from simulator.scenario.workload import ARRIVALS, LENGTHS, TIMES
 from simulator.serving.batching import BATCHERS
-from simulator.serving.prefix_cache import EVICTIONS
+from simulator.serving.eviction import EVICTIONS
 from simulator.serving.queueing import ORDERS
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.routing import ROUTERS, Place
@@ -43,7 +43,7 @@ REGISTRIES = (
     Registry("Preemption", "simulator.serving.swap.PREEMPTIONS", "serving.colocated.preemption", PREEMPTIONS),
     Registry(
         "Eviction from prefix caches",
-        "simulator.serving.prefix_cache.EVICTIONS",
+        "simulator.serving.eviction.EVICTIONS",
         "serving.colocated.kv.prefix_cache.eviction",
         EVICTIONS,
     ),
@@ -64,10 +64,8 @@ _LOADS = {
     "least_requests": "outstanding requests",
     "least_tokens": "outstanding prompt and expected output tokens",
     "least_kv": "the share of KV blocks in use, then outstanding requests",
-    "lfu": "how often a unit was used",
-    "fifo": "when a unit came",
 }
-"""What tells policies apart that are one class over another figure, and so have one docstring."""
+"""What tells routers apart that are one class over another figure, and so have one docstring."""
 
 
 def policies_page() -> str:
@@ -96,7 +94,7 @@ def _tellers(entry: Any) -> Iterator[Any]:
     parameters = entry[0] if isinstance(entry, tuple) else entry.parameters
     if builds is None:
         yield parameters
-    yield from (getattr(entry, name, None) for name in ("policy", "decide"))
+    yield from (getattr(entry, name, None) for name in ("policy", "decide", "make"))
     yield parameters if builds is not None else None
     yield from _made(entry, parameters)
 

@@ -17,7 +17,7 @@ from simulator.model.layout import Layout
 from simulator.scenario.experts import Experts
 from simulator.scenario.speculation import SpeculationSection
 from simulator.serving.batching import BATCHERS
-from simulator.serving.prefix_cache import EVICTIONS, Pin
+from simulator.serving.eviction import EVICTIONS, Pin
 from simulator.serving.queueing import ORDERS
 from simulator.serving.routing import ROUTERS
 from simulator.serving.swap import PREEMPTIONS

@@ -4,140 +4,14 @@ Sources: hash-keyed blocks with reference counts, tails evicted before their pre
 a request that computed what another had cached meanwhile takes the cached copy (SGLang's RadixAttention).
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
+from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import NamedTuple, Protocol
-
-from pydantic import Field
 
 from simulator.errors import InvariantError
+from simulator.serving.eviction import EVICTIONS
 from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
-from simulator.strict import PositiveDuration, Strict
-
-
-class Victims(Protocol):
-    """The order in which units that nobody references are given up."""
-
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units that nobody references any more, the first to go first."""
-
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units that somebody references again."""
-
-    def pop(self) -> int:
-        """Take out the unit to give up next; there is one."""
-
-    def expired(self, now_ns: int) -> list[int]:
-        """Take out and return the units that may not be used any more."""
-
-
-class LeastRecent:
-    """Least recently used first; with a lifetime, what was not used for so long is gone."""
-
-    def __init__(self, lifetime_ns: int | None = None) -> None:
-        self._lifetime_ns = lifetime_ns
-        self._since: OrderedDict[int, int] = OrderedDict()
-
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units; see Victims."""
-        since = self._since
-        for key in keys:
-            since[key] = now_ns
-
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units; see Victims."""
-        since = self._since
-        for key in keys:
-            del since[key]
-
-    def pop(self) -> int:
-        """Take out the unit that was used before all others."""
-        return self._since.popitem(last=False)[0]
-
-    def expired(self, now_ns: int) -> list[int]:
-        """Take out the units that were last used longer than the lifetime ago."""
-        found: list[int] = []
-        if self._lifetime_ns is None:
-            return found
-        while self._since and next(iter(self._since.values())) + self._lifetime_ns < now_ns:
-            found.append(self.pop())
-        return found
-
-
-class Ranked:
-    """By a rank that a unit has when it becomes free; among equals who became free first goes first."""
-
-    def __init__(self, rank: Callable[[int], int]) -> None:
-        self._rank = rank
-        self._count = count()
-        self._heap: list[tuple[int, int, int]] = []
-        self._place: dict[int, int] = {}
-
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units; see Victims."""
-        for key in keys:
-            self._place[key] = place = next(self._count)
-            heappush(self._heap, (self._rank(key), place, key))
-
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units; see Victims."""
-        for key in keys:
-            del self._place[key]
-
-    def pop(self) -> int:
-        """Take out the unit of the lowest rank."""
-        while True:
-            _, place, key = heappop(self._heap)
-            if self._place.get(key) == place:
-                del self._place[key]
-                return key
-
-    def expired(self, now_ns: int) -> list[int]:
-        """Return none: nothing expires."""
-        return []
-
-
-class NoOptions(Strict):
-    """A policy without parameters."""
-
-
-class Lifetime(Strict):
-    """Units live for so long after their last use."""
-
-    lifetime: PositiveDuration = 300_000_000_000
-    """Time after its last use during which a unit may still be used (cloud services: 5 min)."""
-
-
-class Eviction(NamedTuple):
-    """A registered order of eviction: its parameters, and how to make one for a cache."""
-
-    parameters: type[Strict]
-    make: Callable[["PrefixCache", Strict], Victims]
-
-
-def _lifetime(cache: "PrefixCache", parameters: Strict) -> Victims:
-    assert isinstance(parameters, Lifetime)
-    return LeastRecent(parameters.lifetime)
-
-
-EVICTIONS: dict[str, Eviction] = {
-    "lru": Eviction(NoOptions, lambda cache, _: LeastRecent()),
-    "lfu": Eviction(NoOptions, lambda cache, _: Ranked(lambda key: cache.uses[key])),
-    "fifo": Eviction(NoOptions, lambda cache, _: Ranked(lambda key: cache.born[key])),
-    "ttl": Eviction(Lifetime, _lifetime),
-}
-
-
-class Pin(Strict):
-    """Beginnings of prompts, such as system prompts, that are never given up."""
-
-    units: int = Field(gt=0)
-    """First units of every prompt that are pinned."""
-    share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the KV blocks that pinned units may take at most."""
+from simulator.strict import Strict
 
 
 class PrefixCache:

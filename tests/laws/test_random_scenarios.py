@@ -19,7 +19,7 @@ from simulator.model.transformer import load_model
 from simulator.results.run import load_run
 from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
-from simulator.serving.prefix_cache import EVICTIONS
+from simulator.serving.eviction import EVICTIONS
 from simulator.serving.queueing import ORDERS
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.routing import ROUTERS

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.serving.prefix_cache import EVICTIONS, Lifetime, PrefixCache, session_keys
+from simulator.serving.eviction import EVICTIONS, Lifetime
+from simulator.serving.prefix_cache import PrefixCache, session_keys
 
 MOONCAKE = Path(__file__).parents[3] / "shared/data/mooncake/conversation_trace.jsonl.gz"
 
