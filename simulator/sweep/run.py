@@ -211,19 +211,41 @@ class _Sweeping:
         answers: dict[int, Answer] = {}
         known: dict[str, Row] = {}
         asked = {at: _next(search, None, answers, at) for at, search in enumerate(searches)}
+        cuts = dict.fromkeys(range(len(searches)), 0)
         while open_ := {at: asking for at, asking in asked.items() if asking is not None}:
-            seeds = self.plan.sweep.seeds
+            hopeless = {at: [self._cut(setting) for setting in asking] for at, asking in open_.items()}
             points = {
-                at: [[self.plan.point(each) for each in over_seeds(setting, seeds)] for setting in asking]
+                at: [
+                    [] if cut else [self.plan.point(each) for each in over_seeds(setting, self.plan.sweep.seeds)]
+                    for setting, cut in zip(asking, hopeless[at], strict=True)
+                ]
                 for at, asking in open_.items()
             }
             flat = [point for groups in points.values() for group in groups for point in group]
             known.update((row.point, row) for row in self._rows(iter(flat)))
             known.update((p.name, _read(self.store, p)) for p in flat if p.name not in known)
             for at, asking in open_.items():
-                found = [_evaluation(s, [known[p.name] for p in g]) for s, g in zip(asking, points[at], strict=True)]
+                cuts[at] += sum(map(bool, hopeless[at]))
+                found = [
+                    Evaluation(setting, {}, cut) if cut else _evaluation(setting, [known[p.name] for p in group])
+                    for setting, group, cut in zip(asking, points[at], hopeless[at], strict=True)
+                ]
                 asked[at] = _next(searches[at], found, answers, at)
-        return [answers[at] for at in range(len(searches))]
+        return [_without(answers[at], cuts[at]) for at in range(len(searches))]
+
+    def _cut(self, setting: Setting) -> str | None:
+        """Return why no run of a setting can satisfy the constraints; None: it may, or its row will say why not."""
+        from simulator.build.limits import cut
+
+        assert self.plan.sweep.search is not None
+        constraints = self.plan.sweep.search.subject_to
+        if not constraints:
+            return None
+        try:
+            scenario = self.plan.point(next(over_seeds(setting, self.plan.sweep.seeds))).load()
+        except InputError:
+            return None
+        return "; ".join(cut(scenario, constraints)) or None
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -241,6 +263,14 @@ class _Sweeping:
         if answers is not None:
             summary["answers"] = [_answer(answer) for answer in answers]
         return summary
+
+
+def _without(answer: Answer, cut: int) -> Answer:
+    """Return an answer that tells how many of its settings were not run."""
+    if not cut:
+        return answer
+    note = f"{cut} of {answer.evaluations} settings were not run: no run of them can satisfy what is asked"
+    return answer._replace(evaluations=answer.evaluations - cut, notes=(*answer.notes, note))
 
 
 def _next(search: Asking, found: list[Evaluation] | None, answers: dict[int, Answer], at: int) -> list[Setting] | None:

@@ -202,6 +202,23 @@ def test_search_for_a_capacity_and_what_binds(tmp_path, client):
     assert at["ttft.p99"].mean() <= 0.045
 
 
+def test_a_search_does_not_run_what_no_run_can_satisfy(tmp_path, client):
+    grid = f"grid: {{serving.colocated.instances: [1, 2], {RATE}: [20 / s]}}\n\n\n"
+    halving = "halving: {budget: workload.requests, from: 20, to: 40, factor: 2}, maximise: goodput"
+    file = write(tmp_path, f"{grid}search: {{{halving}, subject_to: {{price.dollars_per_h: <= 6}}}}")
+    dear = sweep(file, tmp_path / "dear", client=client)
+    (answer,) = dear.summary["answers"]
+    costs = {row["serving.colocated.instances"]: row["price.dollars_per_h"] for row in dear.points.to_dict("records")}
+    assert set(costs) == {1}, "two engines cost more than is allowed in any run"
+    assert answer["setting"]["serving.colocated.instances"] == 1
+    assert any("settings were not run" in note for note in answer["notes"])
+    none = f"search: {{capacity: {{of: {RATE}, from: 1 / s, to: 9 / s}}, subject_to: {{ttft.p99: <= 1 us}}}}"
+    (answer,) = sweep(write(tmp_path, none, "none.yaml"), tmp_path / "none", client=client).summary["answers"]
+    assert answer["setting"] is None
+    assert answer["evaluations"] == 0
+    assert "in any run" in answer["binding"][0]
+
+
 def test_what_a_dry_run_says(tmp_path):
     file = write(tmp_path, f"grid: {{{RATE}: [20 / s, 40 / s]}}\nseeds: 1..10")
     lines = dry_run_lines(str(file), str(tmp_path / "out"), 2)
