@@ -138,3 +138,23 @@ def test_only_engines_with_a_prefix_cache_find_anything_in_it(file: Path, tmp_pa
         big = run.requests.prefill_instance.str.startswith("colocated-big")
         assert run.requests.cached_tokens[big].fillna(0).sum() == 0
         assert run.requests.cached_tokens[~big].sum() > 0 or big.all()
+
+
+TIER = "{capacity: 1 GB, bandwidth: 10 GB/s}"
+
+
+def test_groups_without_names_are_told_apart(tmp_path: Path) -> None:
+    """Their caches have different tiers, and each has its rent; engines are numbered through."""
+    text = MIXED.replace("{name: big, ", "{").replace("{name: small, ", "{")
+    text = text.replace("layout: {tensor: 2}}", f"layout: {{tensor: 2}}, kv: {{prefix_cache: {{tiers: [{TIER}]}}}}}}")
+    text = text.replace("instances: 4}", f"instances: 4, kv: {{prefix_cache: {{tiers: [{TIER}, {TIER}]}}}}}}")
+    file = tmp_path / "unnamed.yaml"
+    file.write_text(text.replace("  output_tokens", "  sessions: {turns: {constant: {value: 4}}, think_time: {constant: {value: 1 ms}}}\n  output_tokens"))
+    run = simulate(load(file, ["workload.requests=80"]), out=tmp_path / "run", check=True)
+    assert sorted(set(run.instances["instance"])) == [f"colocated-{at}" for at in range(6)]
+    tiers = run.summary["tiers"]
+    assert {name: len(rows) for name, rows in tiers.items()} == {"colocated.0": 1, "colocated.1": 2}
+    assert sum(rows[0]["written_bytes"] for rows in tiers.values()) > 0
+    pools = run.summary["price"]["pools"]
+    assert set(pools) == {"colocated.0", "colocated.1"}
+    assert sum(pools.values()) == pytest.approx(run.summary["price"]["dollars_per_h"])

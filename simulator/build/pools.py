@@ -20,7 +20,7 @@ from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer
 from simulator.network.collectives import Collectives
 from simulator.network.group_times import GroupTimes
-from simulator.scenario.pool import Group, device_of, engine_names
+from simulator.scenario.pool import Group, device_of, engine_names, group_names
 from simulator.scenario.pool import Pool as PoolSection
 from simulator.scenario.reference import kv_blocks_of
 from simulator.scenario.schema import Scenario, Serving
@@ -48,6 +48,8 @@ class GroupPlan:
     """Engines that are alike, before they live: what they share, and a lease for each."""
 
     section: Group
+    name: str
+    """What its engines are called, but for a number; with a number of its own where several groups are called so."""
     device: str
     """Data sheet of its devices."""
     engine: Engine
@@ -63,11 +65,6 @@ class GroupPlan:
     experts: ExpertPlan | None = None
     pooled: FabricTier | None = None
     """The tier of its prefix caches that lies on the fabric."""
-
-    @property
-    def name(self) -> str:
-        """What its engines are called, but for a number."""
-        return self.section.name
 
     @property
     def layout(self) -> Layout:
@@ -125,7 +122,8 @@ class Planning:
     def pools(self) -> tuple[PoolPlan, ...]:
         """Lease devices for all engines, in order; raises InputError when something does not fit."""
         groups = self.serving.groups
-        plans = [self._group(group, names) for group, names in zip(groups, engine_names(groups), strict=True)]
+        engines = zip(groups, group_names(groups), engine_names(groups), strict=True)
+        plans = [self._group(group, name, names) for group, name, names in engines]
         pools = []
         for role in self.serving.roles:
             own = tuple(plan for plan in plans if plan.section.role == role)
@@ -141,7 +139,7 @@ class Planning:
             raise InputError(self.scenario.located(problem))
         return router, reads
 
-    def _group(self, group: Group, names: tuple[str, ...]) -> GroupPlan:
+    def _group(self, group: Group, name: str, names: tuple[str, ...]) -> GroupPlan:
         section, scenario, model = group.pool, self.scenario, self.model
         try:
             device = device_of(section, tuple(self.topology.kinds))
@@ -150,7 +148,7 @@ class Planning:
         devices_per_node = 1 + max(site.slot for site in self.topology.sites)
         accelerator = load_accelerator(device).in_nodes_of(devices_per_node)
         experts = experts_of(group, scenario, model, devices_per_node, self.notes)
-        leases = tuple(self.inventory.lease(name, section.layout.devices, device) for name in names)
+        leases = tuple(self.inventory.lease(each, section.layout.devices, device) for each in names)
         servers = None
         if section.expert_servers is not None:
             servers = self.inventory.lease(f"{names[0]}-experts", section.expert_servers.devices, device)
@@ -167,7 +165,7 @@ class Planning:
             there = self._engine_of(other.role, its, accelerator, cost)
             switched = Switched(there, engine_traits(there, per_h))
         traits = engine_traits(engine, per_h)
-        return GroupPlan(group, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
+        return GroupPlan(group, name, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
 
     def _cost(
         self,

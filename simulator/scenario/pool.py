@@ -189,6 +189,17 @@ def groups_of(role: str, pools: Pool | tuple[Pool, ...]) -> tuple[Group, ...]:
     return tuple(Group(role, (role, index), pool) for index, pool in enumerate(pools))
 
 
+def group_names(groups: Sequence[Group]) -> list[str]:
+    """Return the name of each group, with its place in the list behind it where several have the same."""
+    names = Counter(group.name for group in groups)
+    seen: Counter[str] = Counter()
+    found = []
+    for group in groups:
+        found.append(f"{group.name}.{seen[group.name]}" if names[group.name] > 1 else group.name)
+        seen[group.name] += 1
+    return found
+
+
 def engine_names(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """Return the names of the engines of each group, numbered from zero for each name of a group."""
     taken: Counter[str] = Counter()

@@ -164,7 +164,9 @@ def _cost(run: Run, engines: InstanceFigures | None, marks: Sequence[Marks]) -> 
     hourly = (summary.get("price") or {}).get("pools", {})
     rows = []
     for pool, figures in _pools(summary):
-        per_h, joules = hourly.get(pool), energy.get(pool)
+        own = [price for name, price in hourly.items() if pool in (name, name.rpartition(".")[0])]  # of alike names
+        per_h = None if None in own or not own else sum(own)
+        joules = energy.get(pool)
         rows.append(
             (
                 pool,
