@@ -15,7 +15,7 @@ from simulator.model.transformer import Transformer
 def test_every_shipped_name_is_found(kind: str) -> None:
     names = catalog.names(kind)
     assert names
-    assert names == sorted(names)
+    assert list(names) == sorted(names)
     for name in names:
         assert catalog.locate(kind, name).is_file()
         assert not catalog.is_path(kind, name)

@@ -140,7 +140,7 @@ def test_only_engines_with_a_prefix_cache_find_anything_in_it(file: Path, tmp_pa
         assert run.requests.cached_tokens[~big].sum() > 0 or big.all()
 
 
-TIER = "{capacity: 1 GB, bandwidth: 10 GB/s}"
+TIER = "{capacity: 1 GB, bandwidth: 10 GB/s, write: through}"
 
 
 def test_groups_without_names_are_told_apart(tmp_path: Path) -> None:
@@ -149,7 +149,12 @@ def test_groups_without_names_are_told_apart(tmp_path: Path) -> None:
     text = text.replace("layout: {tensor: 2}}", f"layout: {{tensor: 2}}, kv: {{prefix_cache: {{tiers: [{TIER}]}}}}}}")
     text = text.replace("instances: 4}", f"instances: 4, kv: {{prefix_cache: {{tiers: [{TIER}, {TIER}]}}}}}}")
     file = tmp_path / "unnamed.yaml"
-    file.write_text(text.replace("  output_tokens", "  sessions: {turns: {constant: {value: 4}}, think_time: {constant: {value: 1 ms}}}\n  output_tokens"))
+    file.write_text(
+        text.replace(
+            "  output_tokens",
+            "  sessions: {turns: {constant: {value: 4}}, think_time: {constant: {value: 1 ms}}}\n  output_tokens",
+        )
+    )
     run = simulate(load(file, ["workload.requests=80"]), out=tmp_path / "run", check=True)
     assert sorted(set(run.instances["instance"])) == [f"colocated-{at}" for at in range(6)]
     tiers = run.summary["tiers"]

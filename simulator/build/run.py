@@ -86,14 +86,21 @@ def simulate(scenario: Scenario, seed: int | None = None, out: Path | str | None
 
 
 def run_scenario(
-    scenario: Scenario, out: Path | None = None, check: bool = False, progress: Watch | None = None
+    scenario: Scenario,
+    out: Path | None = None,
+    check: bool = False,
+    progress: Watch | None = None,
+    lasting: bool = True,
 ) -> Run:
-    """Run a scenario into a folder (default: results/<scenario>/<run id>) and return its run."""
+    """Run a scenario into a folder (default: results/<scenario>/<run id>) and return its run.
+
+    A folder that is not `lasting` is about to be thrown away, and need not have reached the disk.
+    """
     assemble = plan(scenario)
     path = out if out is not None else Path("results") / scenario.name / run_id(scenario)
     existed = path.exists()
     try:
-        with RunFolder.create(path) as folder, held_signals() as pending:  # until it is finished or abandoned
+        with RunFolder.create(path, lasting) as folder, held_signals() as pending:  # until it is finished or abandoned
             _run_into(folder, scenario, assemble(folder), check, progress, pending)
     except InputError:
         if not existed:

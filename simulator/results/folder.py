@@ -35,18 +35,20 @@ class RunFolder:
     As a context manager it gives up its lock at the end of the block, whatever happened inside.
     """
 
-    def __init__(self, path: Path, marker: TextIO) -> None:
+    def __init__(self, path: Path, marker: TextIO, lasting: bool = True) -> None:
         """Use `create`; `marker` is the open, locked marker file."""
         self.path = path
+        self._lasting = lasting
         self._marker = marker
         self._writers: list[TableWriter] = []
         self._texts: list[str] = []
 
     @classmethod
-    def create(cls, path: Path) -> Self:
+    def create(cls, path: Path, lasting: bool = True) -> Self:
         """Make the folder, or clear an earlier run from it, and mark it as being written.
 
-        Raises InputError when `path` is a file, holds something else than a run, cannot be written or is in use.
+        What is soon thrown away, as the run of a sweep's point is, is not `lasting`: nothing waits for the disk. Raises
+        InputError when `path` is a file, holds something else than a run, cannot be written or is in use.
         """
         try:
             _refuse_what_is_not_ours(path)
@@ -59,7 +61,7 @@ class RunFolder:
                 raise
         except OSError as error:
             raise _unusable(path, f"cannot be written: {error.strerror or error}") from error
-        return cls(path, marker)
+        return cls(path, marker, lasting)
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +80,12 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file beside the tables, such as the resolved scenario; the manifest lists it."""
-        write_text(self.path / name, text)
+        write_text(self.path / name, text, self._lasting)
         self._texts.append(name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small JSON file beside the tables, such as the summary; the manifest lists it."""
-        write_json(self.path / name, value)
+        write_json(self.path / name, value, self._lasting)
         self._texts.append(name)
 
     def finish(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,10 +99,11 @@ class RunFolder:
             for writer in self._writers:
                 writer.close()
             complete = self._describe(manifest, "complete")
-            for name in (*(w.path.name for w in self._writers), *self._texts):
-                sync(self.path / name)
-            sync(self.path)
-        write_json(self.path / MANIFEST, complete)
+            if self._lasting:
+                for name in (*(w.path.name for w in self._writers), *self._texts):
+                    sync(self.path / name)
+                sync(self.path)
+        write_json(self.path / MANIFEST, complete, self._lasting)
         self._unmark()
         return complete
 

@@ -29,10 +29,11 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
     """Give a file to write that takes the place of `path` at the end of the block, once it is on the disk.
 
-    Until then, and if the block fails, `path` has its old content or none. Raises OutputError when the disk refuses.
+    Until then, and if the block fails, `path` has its old content or none. What is not to last need not have reached
+    the disk. Raises OutputError when the disk refuses.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
@@ -40,23 +41,25 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        if lasting:
+            sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, lasting: bool = True) -> None:
     """Write `path` whole or not at all: it has its old content, or none, until the new one is on the disk.
 
     Raises OutputError when the disk refuses.
     """
-    with replacing(path) as file:
+    with replacing(path, lasting) as file:
         file.write(text.encode())
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], lasting: bool = True) -> None:
     """Write `value` as JSON, whole or not at all; a NaN or an infinity is a defect and raises ValueError."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", lasting)

@@ -70,7 +70,7 @@ def _run(task: Task, store: Store) -> Row:
     point = task.point
     scenario = point.load()
     with tempfile.TemporaryDirectory(prefix="simulate-point-") as folder:
-        run = run_scenario(scenario, Path(folder) / "run", task.check)
+        run = run_scenario(scenario, Path(folder) / "run", task.check, lasting=False)
         _keep(task, store, run.path, list(run.manifest["tables"]))
         return Row(
             point.name,

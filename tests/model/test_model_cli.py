@@ -32,7 +32,7 @@ def simulate(*words: str) -> int:
 def test_the_list_has_every_shipped_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate("model", "list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == catalog.names("workloads/models")
+    assert [line.split()[0] for line in lines[1:]] == list(catalog.names("workloads/models"))
     [row] = [line for line in lines if line.startswith("deepseek-v3 ")]
     assert row.split()[1:] == ["671", "B", "36.63", "B", "70,272", "fp8_block"]
 
@@ -40,7 +40,7 @@ def test_the_list_has_every_shipped_model(capsys: pytest.CaptureFixture[str]) ->
 def test_the_list_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate("model", "list", "--json") == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert sorted(rows) == catalog.names("workloads/models")
+    assert sorted(rows) == list(catalog.names("workloads/models"))
     assert rows["llama-3-8b"] == {
         "name": "llama-3-8b",
         "parameters": 8_030_261_248,
