@@ -9,19 +9,21 @@ from simulator.completion import folders
 
 @click.command()
 @click.argument("first", metavar="A", shell_complete=folders)
-@click.argument("second", metavar="[B]", required=False, shell_complete=folders)
+@click.argument("others", metavar="[B]...", nargs=-1, shell_complete=folders)
 @click.option("--by", metavar="PATH", help="Compare the settings of one sweep A along this axis.")
 @click.option("--confidence", type=click.FloatRange(0.5, 0.9999), default=0.95, show_default=True, help="Of intervals.")
 @click.option("--all", "everything", is_flag=True, help="Show every figure that differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(first: str, second: str | None, by: str | None, confidence: float, everything: bool, as_json: bool) -> int:
-    """Compare runs A and B, or the settings of a sweep.
+def compare(
+    first: str, others: tuple[str, ...], by: str | None, confidence: float, everything: bool, as_json: bool
+) -> int:
+    """Compare runs A and B, C ..., or the settings of a sweep.
 
-    A and B are folders of runs, or of sweeps whose settings and seeds are the same; B is held against A.
+    These are folders of runs, or of sweeps whose settings and seeds are the same; each other is held against A.
     """
     from simulator.report.compare import compare as compared
 
-    comparisons = compared(first, second, by, confidence)
+    comparisons = compared(first, *others, by=by, confidence=confidence)
     if as_json:
         click.echo(json.dumps(comparisons.as_data(), indent=2))
         return 0

@@ -1,7 +1,7 @@
 """Runs a scenario into its folder: plan, live, settle, summarise, and the manifest last."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from simulator.results.folder import RunFolder
 from simulator.results.metrics import lookup
 from simulator.results.run import Run, load_run
 from simulator.results.tables import LINKS
+from simulator.scenario.load import load
 from simulator.scenario.schema import Scenario
 from simulator.scenario.write import resolved, scenario_digest
 from simulator.units import NS_PER_S
@@ -72,12 +73,20 @@ def run_id(scenario: Scenario) -> str:
     return scenario_digest(scenario)[:12]
 
 
-def simulate(scenario: Scenario, seed: int | None = None, out: Path | str | None = None, check: bool = False) -> Run:
+def simulate(
+    scenario: Scenario | str | Path | Mapping[str, Any],
+    seed: int | None = None,
+    out: Path | str | None = None,
+    check: bool = False,
+) -> Run:
     """Run a scenario and return its run: `run.summary`, `run.requests` and the other tables as DataFrames.
 
-    `seed` replaces the scenario's; `out` names the run folder (default: results/<scenario>/<run id>). With `check`
-    every invariant is verified throughout. Raises InputError for what does not fit, OutputError when the disk refuses.
+    The scenario is one that `load` has read, or what it reads. `seed` replaces the scenario's; `out` names the run
+    folder (default: results/<scenario>/<run id>). With `check` every invariant is verified throughout. Raises
+    InputError for what does not fit, OutputError when the disk refuses.
     """
+    if not isinstance(scenario, Scenario):
+        scenario = load(scenario)
     if seed is not None:
         if not 0 <= seed < 2**63:
             raise InputError(Problem(f"{seed} is no seed", path="seed", allowed="a whole number from 0 to 2^63 - 1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simulator.errors import InputError, Problem
-from simulator.report.comparison import Comparison, changed, compare_runs
+from simulator.report.comparison import Comparison, changed, compare_runs, judge
 from simulator.report.sweep_comparison import along, between
 from simulator.results.html import Table, fragment
 from simulator.results.run import Run, load_run
@@ -69,28 +69,29 @@ class Comparisons(Sequence[Comparison]):
         return "".join(map(_html, self._found))
 
 
-def compare(
-    first: Comparable, second: Comparable | None = None, by: str | None = None, confidence: float = 0.95
-) -> Comparisons:
-    """Return how the second differs from the first, two runs or two sweeps; or, with `by`, along an axis of one sweep.
+def compare(first: Comparable, *others: Comparable, by: str | None = None, confidence: float = 0.95) -> Comparisons:
+    """Return how others differ from the first, runs or sweeps; or, with `by`, along an axis of one sweep.
 
-    Runs and sweeps are given as such, or as their folder or URI. Intervals are those of `confidence` (0.5 to 0.9999).
-    Raises InputError for what is not there, is partial, or does not go together.
+    Runs and sweeps are given as such, or as their folder or URI. Intervals are those of `confidence` (0.5 to 0.9999),
+    and so are the verdicts of all comparisons together: more of them ask more evidence of each. Raises InputError for
+    what is not there, is partial, or does not go together.
     """
     if not 0.5 <= confidence <= 0.9999:
         raise InputError(Problem(f"{confidence} is no confidence", path="confidence", allowed="0.5 to 0.9999"))
     if by is not None:
-        if second is not None:
+        if others:
             raise InputError(Problem("--by compares the settings of one sweep", allowed="one folder"))
-        return Comparisons(along(_sweep(first), by, confidence))
-    if second is None:
+        return Comparisons(judge(along(_sweep(first), by, confidence), confidence))
+    if not others:
         raise InputError(Problem("one folder: nothing to compare it with", allowed="two, or --by PATH of a sweep"))
-    sweeps = [_where(each) for each in (first, second) if _is_sweep(each)]
-    if len(sweeps) == 1:
-        raise InputError(Problem(f"{sweeps[0]} is a sweep and the other is not", allowed="two runs, or two sweeps"))
-    if sweeps:
-        return Comparisons(between(_sweep(first), _sweep(second), confidence))
-    return Comparisons([compare_runs(_run(first), _run(second), confidence)])
+    kinds = {_is_sweep(each): _where(each) for each in (first, *others)}
+    if len(kinds) == 2:
+        raise InputError(Problem(f"{kinds[True]} is a sweep and another is not", allowed="only runs, or only sweeps"))
+    if True in kinds:
+        found = [each for other in others for each in between(_sweep(first), _sweep(other), confidence)]
+    else:
+        found = [compare_runs(_run(first), _run(other), confidence) for other in others]
+    return Comparisons(judge(found, confidence))
 
 
 def _is_sweep(given: Comparable) -> bool:

@@ -51,6 +51,8 @@ class Difference(NamedTuple):
     change: Interval | None
     better: bool | None = None
     """Whether the second is better (True), worse (False), or chance may be all there is (None)."""
+    chance: float | None = None
+    """How likely so large a change is by chance alone, of a figure that gets a verdict."""
 
     @property
     def share(self) -> float | None:
@@ -142,22 +144,37 @@ def _keys_of(run: Run) -> dict[str, str]:
 # -- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def judged(rows: Sequence[tuple[Difference, Sequence[float]]], confidence: float) -> tuple[Difference, ...]:
-    """Return differences with their verdicts: by Holm's rule over all of JUDGED that have observations."""
-    chances = {at: chance(values) for at, (row, values) in enumerate(rows) if row.metric in JUDGED and len(values) > 1}
-    order = sorted(chances, key=lambda at: (chances[at], at))
-    significant: set[int] = set()
-    for place, at in enumerate(order):
-        if chances[at] > (1 - confidence) / (len(order) - place):
+def difference(
+    metric: str, first: float | None, second: float | None, values: Sequence[float], change: Interval | None
+) -> Difference:
+    """Return the difference of a figure; `values` are the observations of it, second less first."""
+    likely = chance(values) if metric in JUDGED and len(values) > 1 else None
+    return Difference(metric, first, second, change, None, likely)
+
+
+def judge(found: Sequence[Comparison], confidence: float) -> list[Comparison]:
+    """Return comparisons with their verdicts, by Holm's rule over the figures of all: one question, one level."""
+    chances = {
+        (i, j): row.chance
+        for i, each in enumerate(found)
+        for j, row in enumerate(each.differences)
+        if row.chance is not None
+    }
+    significant: set[tuple[int, int]] = set()
+    for rank, place in enumerate(sorted(chances, key=lambda place: (chances[place], place))):
+        if chances[place] > (1 - confidence) / (len(chances) - rank):
             break
-        significant.add(at)
-    found = []
-    for at, (row, _) in enumerate(rows):
-        verdict = None
-        if at in significant and row.change is not None and row.change.mean:
-            verdict = (row.change.mean > 0) == JUDGED[row.metric]
-        found.append(row._replace(better=verdict))
-    return tuple(found)
+        significant.add(place)
+    return [
+        each._replace(differences=tuple(_verdict(row, (i, j) in significant) for j, row in enumerate(each.differences)))
+        for i, each in enumerate(found)
+    ]
+
+
+def _verdict(row: Difference, significant: bool) -> Difference:
+    if not significant or row.change is None or not row.change.mean:
+        return row._replace(better=None)
+    return row._replace(better=(row.change.mean > 0) == JUDGED[row.metric])
 
 
 # -- two runs ---------------------------------------------------------------------------------------------------------
@@ -177,8 +194,8 @@ def compare_runs(first: Run, second: Run, confidence: float = 0.95) -> Compariso
     for name, one, other in there:
         values = series.get(name, ())
         change = interval(values, confidence) if len(values) > 1 else None
-        rows.append((Difference(name, one, other, change), values))
-    return Comparison(names, keys, judged(rows, confidence), how, notes)
+        rows.append(difference(name, one, other, values, change))
+    return judge([Comparison(names, keys, tuple(rows), how, notes)], confidence)[0]
 
 
 def _name(run: Run) -> str:
@@ -258,11 +275,11 @@ def compare_rows(first: Any, second: Any, names: tuple[str, str], keys: Any, con
         if np.isnan(a).any() or np.isnan(b).any():
             continue
         change = paired(a, b, confidence) if len(seeds) > 1 else None
-        rows.append((Difference(metric, float(a.mean()), float(b.mean()), change), list(b - a)))
+        rows.append(difference(metric, float(a.mean()), float(b.mean()), list(b - a), change))
     how = f"{len(seeds)} pairs of equal seeds" if len(seeds) > 1 else "one seed: differences have no intervals"
-    exact = len(seeds) > 1 and all(row.change is not None and row.change.half == 0 for row, _ in rows)
+    exact = len(seeds) > 1 and all(row.change is not None and row.change.half == 0 for row in rows)
     notes = ("seeds have no effect: the differences are exact, and say nothing of other requests",) if exact else ()
-    return Comparison(names, tuple(keys), judged(rows, confidence), how, notes)
+    return judge([Comparison(names, tuple(keys), tuple(rows), how, notes)], confidence)[0]
 
 
 def changed(comparison: Comparison) -> tuple[Difference, ...]:

@@ -17,17 +17,22 @@ def along(sweep: SweepResult, path: str, confidence: float) -> list[Comparison]:
     if path not in axes:
         raise InputError(unknown("axis of the sweep", path, axes))
     frame = _seeded(sweep)
-    others = [name for name in axes if name != path]
+    tied = [name for name in axes if name == path or _goes_with(frame, name, path)]
     found = []
-    for setting, rows in by_setting(frame, others):
-        parts = [(str(value), part) for value, part in rows.groupby(path, sort=False, dropna=False)]
-        for value, part in parts[1:]:
-            names = tuple(setting_text({**setting, path: each}) for each in (parts[0][0], value))
-            keys = ((path, parts[0][0], value),)
-            found.append(compare_rows(parts[0][1], part, (names[0], names[1]), keys, confidence))
+    for setting, rows in by_setting(frame, [name for name in axes if name not in tied]):
+        (first, one), *rest = by_setting(rows, tied)
+        for second, other in rest:
+            names = tuple(setting_text(setting | each) for each in (first, second))
+            keys = tuple((name, str(first[name]), str(second[name])) for name in tied)
+            found.append(compare_rows(one, other, (names[0], names[1]), keys, confidence))
     if not found:
         raise InputError(Problem(f"{path} has one value: nothing to compare", allowed="an axis of two values or more"))
     return found
+
+
+def _goes_with(frame: Any, name: str, path: str) -> bool:
+    """Return whether an axis varies with another and never without it, as zipped ones do."""
+    return frame[name].nunique() > 1 and bool((frame.groupby(path, dropna=False)[name].nunique() == 1).all())
 
 
 def between(first: SweepResult, second: SweepResult, confidence: float) -> list[Comparison]:

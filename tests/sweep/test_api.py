@@ -184,8 +184,30 @@ def test_compare_is_what_the_command_prints(run: Run, other: Run, simulate) -> N
     assert pd.isna(table.loc["finished"].verdict)
 
 
+def test_several_are_held_against_the_first_at_one_level(run: Run, other: Run) -> None:
+    one, both = compare(run, other), compare(run, other, run)
+    assert [each.names for each in both] == [one[0].names, (one[0].names[0], one[0].names[0])]
+    assert set(both.table.loc[both.table["verdict"].notna(), "b"]) == {"scenario (one)"}
+    rows = zip(one[0].differences, both[0].differences, strict=True)
+    assert all(a.verdict == b.verdict or b.verdict is None for a, b in rows), "more comparisons ask more evidence"
+
+
+def test_a_scenario_need_not_be_loaded_first(run: Run, tmp_path: Path) -> None:
+    again = run_of(run.path / "scenario.yaml", out=tmp_path / "again")
+    assert again.manifest["digest"] == run.manifest["digest"]
+
+
+def test_zipped_axes_are_compared_together(tmp_path: Path, client: Any) -> None:
+    axes = {ENGINES: [1, 2], "slo.ttft": ["1 s", "2 s"]}
+    result = sweep(
+        {"schema": 1, "base": SCENARIO, "zip": axes, "seeds": [1, 2]}, out=tmp_path / "zipped", client=client
+    )
+    (found,) = compare(result, by="slo.ttft")
+    assert sorted(found.keys) == sorted([(ENGINES, "1", "2"), ("slo.ttft", "1 s", "2 s")])
+
+
 def test_what_does_not_go_together_is_refused(run: Run, swept: Any) -> None:
-    assert "is a sweep and the other is not" in faults(compare, run, swept)[0]
+    assert "is a sweep and another is not" in faults(compare, run, swept)[0]
     assert "nothing to compare" in faults(compare, run)[0]
     assert faults(compare, run, run, confidence=2)[0].startswith("confidence: 2 is no confidence")
     assert "no run here" in faults(compare, run, "nowhere")[0]
