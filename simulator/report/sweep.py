@@ -24,6 +24,10 @@ def print_sweep(result: SweepResult, console: Console) -> None:
     console.print(f"\nResults  {result.store.location}")
 
 
+WHOLE = 16
+"""Characters of a cell below which it stays on one line."""
+
+
 def _print_points(result: SweepResult, console: Console) -> None:
     found = points_table(result)
     if not found.rows:
@@ -31,7 +35,8 @@ def _print_points(result: SweepResult, console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for at, name in enumerate(found.head):
         if at in found.text:
-            table.add_column(name, overflow="fold")
+            short = all(len(row[at]) < WHOLE for row in found.rows)  # a quantity is not parted from its unit
+            table.add_column(name, overflow="fold", no_wrap=short)
         else:
             table.add_column(name, justify="right")
     for row in found.rows:

@@ -31,11 +31,14 @@ def _dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 def frontier(section: Frontier, figures: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the places of the figures on a frontier; those without a value of one of its metrics are left out."""
+    """Return the places of the figures on a frontier, the best in its first metric first, so that it is read along.
+
+    Those without a value of one of its metrics are left out.
+    """
     signs = [(name, -1.0) for name in section.maximise] + [(name, 1.0) for name in section.minimise]
     there = [at for at, row in enumerate(figures) if all(_is_number(row.get(name)) for name, _ in signs)]
     costs = [[sign * float(figures[at][name]) for name, sign in signs] for at in there]
-    return [there[place] for place in non_dominated(costs)]
+    return [there[place] for place in sorted(non_dominated(costs), key=lambda place: costs[place])]
 
 
 def _is_number(value: Any) -> bool:
