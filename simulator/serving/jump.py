@@ -27,21 +27,24 @@ class StepTicks:
 
     def __init__(self, cost: DecodeCost) -> None:
         self._cost = cost
-        self._known: dict[int, list[tuple[float, int, int]]] = {}
+        self._known: dict[int, tuple[list[float], list[tuple[float, int, int]]]] = {}  # by batch: ends, and lines
 
     def __call__(self, batch: int, context: int) -> tuple[float, int, int]:
         """Return (last context, fixed, per token of context) in ticks of a step of `batch` requests at `context`."""
-        lines = self._known.setdefault(batch, [])
-        for line in lines:
-            if context <= line[0]:
-                return line
-        start = lines[-1][0] if lines else -1.0
+        known = self._known.get(batch)
+        if known is None:
+            known = self._known[batch] = [], []
+        ends, lines = known
+        place = bisect_left(ends, context)
+        if place < len(ends):
+            return lines[place]
+        start = ends[-1] if ends else -1.0
         while start < context:  # every line in between too, so that the list stays in order
             fixed_ns, slope_ns, until = self._cost.decode(batch, min(context, start + 1))
-            line = until, round(fixed_ns * TICKS_PER_NS), round(slope_ns * TICKS_PER_NS)
-            lines.append(line)
+            ends.append(until)
+            lines.append((until, round(fixed_ns * TICKS_PER_NS), round(slope_ns * TICKS_PER_NS)))
             start = until
-        return line
+        return lines[-1]
 
 
 def ticks_of(lengths_ns: Any) -> Any:
