@@ -47,6 +47,12 @@ class Cached(Stretch):
         if self.free:
             self.place -= units
 
+    def copy(self) -> "Cached":
+        """Return another one of the same units in the same state."""
+        twin = Cached(self.keys, self.begin, self.end, self.born, self.pinned)
+        twin.references, twin.uses, twin.place, twin.since_ns = self.references, self.uses, self.place, self.since_ns
+        return twin
+
 
 class Order(NamedTuple):
     """An order of eviction: the lowest rank goes first; among equals who became free first."""

@@ -85,25 +85,25 @@ class PrefixCache:
     def insert(self, keys: Sequence[int], first: int, last: int) -> None:
         """Hold units `first` to `last` (not included) that have just been computed; those already here are taken."""
         while first < last:
-            here = self._stretches.here(keys, first, last)
-            if here:
+            if keys[first] in self._stretches:
+                here = self._stretches.here(keys, first, last)
                 self._hold(keys, first, first + here)
                 first += here
-            new = self._stretches.missing(keys, first, last)
-            pins = max(0, min(first + new, self._pin_units, first + self._pin_most - self.pinned) - first)
-            self._take_in(keys, first, first + pins, True)
-            self._take_in(keys, first + pins, first + new, False)
-            self.pinned += pins
-            first += new
+                continue
+            pins = min(last, self._pin_units, first + self._pin_most - self.pinned) - first
+            new = Cached(keys, first, first + pins if pins > 0 else last, self._births, pins > 0)
+            first += self._take_in(new)
 
-    def _take_in(self, keys: Sequence[int], first: int, last: int, pinned: bool) -> None:
-        if first == last:
-            return
-        self._stretches.add(Cached(keys, first, last, self._births, pinned))
-        self._births += last - first
-        self.referenced += last - first
+    def _take_in(self, stretch: Cached) -> int:
+        keys, first = stretch.keys, stretch.begin
+        units = self._stretches.add(stretch)
+        self._births += units
+        self.referenced += units
+        if stretch.pinned:
+            self.pinned += units
         if self.index is not None:
-            self.index.add(keys, first, last, self.bit)
+            self.index.add(keys, first, first + units, self.bit)
+        return units
 
     def release(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units` no longer; of those that nobody holds the last ones are the first to go."""

@@ -33,6 +33,10 @@ class Held(Stretch):
         """Return whether the same caches hold both."""
         return self.holders == before.holders
 
+    def copy(self) -> "Held":
+        """Return another one of the same units that the same caches hold."""
+        return Held(self.keys, self.begin, self.end, self.holders)
+
 
 class PrefixIndex:
     """The caches that hold each unit, as bits of one number; a cache keeps its bit for as long as it is here."""
@@ -41,6 +45,10 @@ class PrefixIndex:
         self._stretches: Stretches[Held] = Stretches()
         self._bits = 0  # of all caches that are here
         self._next = 1
+
+    def __iter__(self) -> Iterator[Held]:
+        """Yield the stretches that the same caches hold."""
+        return iter(self._stretches)
 
     def join(self, cache: Indexed) -> None:
         """Take in a cache and what it holds."""
@@ -61,18 +69,26 @@ class PrefixIndex:
         """Note that a cache holds `keys[first:last]`, all different, now."""
         stretches = self._stretches
         while first < last:
+            if keys[first] not in stretches:
+                first += stretches.add(Held(keys, first, last, bit))
+                continue
             here = stretches.here(keys, first, last)
             for stretch in stretches.cut(keys, first, first + here):
                 stretch.holders |= bit
                 stretches.settle(stretch)
             first += here
-            new = stretches.missing(keys, first, last)
-            if new:
-                stretches.add(Held(keys, first, first + new, bit))
-            first += new
 
     def drop(self, keys: Sequence[int], first: int, last: int, bit: int) -> None:
         """Note that a cache holds `keys[first:last]` no longer."""
+        stretches = self._stretches
+        for stretch, before, units in stretches.along(keys, first, last):
+            if stretch.holders == bit and before + units == len(stretch):
+                stretches.remove(stretch, units)  # most often what goes is the end of what one cache alone holds
+            else:
+                self._drop_shared(keys, first, first + units, bit)
+            first += units
+
+    def _drop_shared(self, keys: Sequence[int], first: int, last: int, bit: int) -> None:
         for stretch in self._stretches.cut(keys, first, last):
             stretch.holders &= ~bit
             if stretch.holders:
@@ -103,7 +119,7 @@ class PrefixIndex:
             for stretch in cache:
                 for key in stretch.units:
                     held[key] = held.get(key, 0) | cache.bit
-        if held != {key: stretch.holders for stretch in self._stretches for key in stretch.units}:
+        if held != {key: stretch.holders for stretch in self for key in stretch.units}:
             raise InvariantError("prefix index: it knows of other units than the caches hold")
 
 

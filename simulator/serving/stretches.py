@@ -5,7 +5,6 @@ of keys stands in the place of the tree, so that prompts may have the same unit 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from itertools import compress, count
 from operator import ne
 from typing import Generic, Self, TypeVar
@@ -37,6 +36,10 @@ class Stretch:
         """Begin so many units later, or earlier."""
         self.begin += units
 
+    def copy(self) -> Self:
+        """Return another one of the same units in the same state."""
+        raise NotImplementedError
+
 
 S = TypeVar("S", bound=Stretch)
 
@@ -54,6 +57,9 @@ class Stretches(Generic[S]):
     def __len__(self) -> int:
         """Return how many units are here."""
         return len(self._of)
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._of
 
     def __iter__(self) -> Iterator[S]:
         return iter(dict.fromkeys(self._of.values()))
@@ -83,15 +89,6 @@ class Stretches(Generic[S]):
         """Return how many of `keys[first:last]` are here, up to the first that is not."""
         return sum([units for _, _, units in self.along(keys, first, last)])
 
-    def missing(self, keys: Sequence[int], first: int, last: int) -> int:
-        """Return how many of `keys[first:last]` are not here, up to the first that is or that stood there before."""
-        wanted = keys[first:last]
-        units = next(compress(count(), map(self._of.__contains__, wanted)), len(wanted))
-        while len(set(wanted[:units])) < units:
-            seen = dict(zip(wanted[units - 1 :: -1], range(units - 1, -1, -1), strict=True))  # by key: its first place
-            units = next(place for place, key in enumerate(wanted) if seen[key] < place)
-        return units
-
     def cut(self, keys: Sequence[int], first: int, last: int) -> list[S]:
         """Return the stretches of `keys[first:last]`, which are here, parted so that they have no unit beside those."""
         while True:
@@ -109,10 +106,28 @@ class Stretches(Generic[S]):
 
     # -- stretches that come, go and change ---------------------------------------------------------------------------
 
-    def add(self, stretch: S) -> None:
-        """Take in a stretch of units that are not here."""
-        self._of.update(dict.fromkeys(stretch.units, stretch))
-        self.unite(stretch)
+    def add(self, stretch: S) -> int:
+        """Take in a stretch, the first unit of which is not here, up to a unit that is or that it has a second time.
+
+        Return how many units that is.
+        """
+        before = self._before(stretch)
+        home = stretch if before is None else before
+        new = dict.fromkeys(stretch.units, home)
+        if len(new) < len(stretch) or not self._of.keys().isdisjoint(new):
+            stretch.end = stretch.begin + self._new(stretch.units)
+            new = dict.fromkeys(stretch.units, home)
+        home.end = stretch.end
+        self._of.update(new)
+        return len(new)
+
+    def _new(self, units: Sequence[int]) -> int:
+        seen: set[int] = set()
+        for place, key in enumerate(units):
+            if key in seen or key in self._of:
+                return place
+            seen.add(key)
+        return len(units)
 
     def remove(self, stretch: S, units: int, first: bool = False) -> Sequence[int]:
         """Take so many units from the end of a stretch, or from its beginning; return their keys."""
@@ -127,11 +142,17 @@ class Stretches(Generic[S]):
             del self._of[key]
         return gone
 
-    def unite(self, stretch: S) -> S:
-        """Make it one with the stretch before it in its prompt if it goes on from there; return what it is in then."""
+    def _before(self, stretch: S) -> S | None:
+        """Return the stretch that it goes on from, if they may be one."""
         keys, begin = stretch.keys, stretch.begin
         before = self._of.get(keys[begin - 1]) if begin else None
         if before is None or before.keys is not keys or before.end != begin or not stretch.goes_on(before):
+            return None
+        return before
+
+    def _unite(self, stretch: S) -> S:
+        before = self._before(stretch)
+        if before is None:
             return stretch
         if len(before) < len(stretch):
             self._of.update(dict.fromkeys(before.units, stretch))
@@ -143,13 +164,13 @@ class Stretches(Generic[S]):
 
     def settle(self, stretch: S) -> None:
         """Make it one with those around it that are in the state that it is in now."""
-        stretch = self.unite(stretch)
+        stretch = self._unite(stretch)
         after = self._of.get(stretch.keys[stretch.end]) if stretch.end < len(stretch.keys) else None
         if after is not None:
-            self.unite(after)
+            self._unite(after)
 
     def _part(self, stretch: S, units: int) -> S:
-        rest = copy(stretch)
+        rest = stretch.copy()
         rest.skip(units)
         stretch.end = rest.begin
         self._of.update(dict.fromkeys(rest.units, rest))
