@@ -16,7 +16,7 @@ from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
 
 LIFETIME_NS = 5
-KINDS = ("begin", "compute", "end", "evict", "time", "leave", "join")
+KINDS = ("serve", "begin", "compute", "end", "evict", "time", "leave or join")
 
 alone = st.builds(lambda base, units: range(base, base - units, -1), st.sampled_from([-1, -5, -40]), st.integers(0, 12))
 parting = st.builds(
@@ -27,10 +27,9 @@ parting = st.builds(
     st.integers(0, 6),
 )
 any_order = st.lists(st.integers(100, 108), max_size=9).map(tuple)
-prompts = st.lists(st.one_of(alone, alone.map(tuple), parting, any_order), min_size=1, max_size=6)
-moves = st.lists(
-    st.tuples(st.sampled_from(KINDS), st.integers(0, 1), st.integers(0, 5), st.integers(1, 12)), max_size=40
-)
+prompts = st.lists(st.one_of(alone, alone.map(tuple), parting, parting, any_order), min_size=2, max_size=5)
+step = st.tuples(st.sampled_from(KINDS), st.integers(0, 1), st.integers(0, 4), st.integers(1, 9))
+moves = st.lists(step, min_size=8, max_size=30)
 
 
 class Both:
@@ -86,8 +85,11 @@ def replay(steps, chains, eviction, pin_units, pin_most):
     for what, place, choice, units in steps:
         both = pairs[place]
         row = both.held[choice % len(both.held)] if both.held else None
-        if what == "begin":
+        if what in ("serve", "begin"):
             both.begin(chains[choice % len(chains)])
+        if what == "serve":
+            both.compute(both.held[-1], 100)
+            both.end(both.held[-1])
         elif what in ("compute", "end") and row is not None:
             both.compute(row, units) if what == "compute" else both.end(row)
         elif what == "evict":
@@ -96,10 +98,8 @@ def replay(steps, chains, eviction, pin_units, pin_most):
             now_ns += units
             for each in pairs:
                 each.expire(now_ns)
-        elif what == "leave" and both.cache.index is not None:
-            index.leave(both.cache)
-        elif what == "join" and both.cache.index is None:
-            index.join(both.cache)
+        elif what == "leave or join":
+            index.join(both.cache) if both.cache.index is None else index.leave(both.cache)
         for each in pairs:
             each.agree(chains)
         there = [each for each in pairs if each.cache.index is not None]
