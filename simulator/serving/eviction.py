@@ -32,9 +32,9 @@ class Cached(Stretch):
         return self.place >= 0
 
     def goes_on(self, before: "Cached") -> bool:
-        """Return whether both are held and have one history."""
+        """Return whether both have one history; neither is free, for it has just come in, held once."""
         return (
-            self.references == before.references > 0
+            self.references == before.references
             and self.uses == before.uses
             and self.pinned == before.pinned
             and self.born == before.born + len(before)

@@ -5,7 +5,7 @@ that a unit has no one place and no one unit before it.
 """
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit_prefix_cache import UnitCache
 
@@ -118,8 +118,15 @@ def replay(steps, chains, eviction, pin_units, pin_most):
 cases = (moves, prompts, st.sampled_from(sorted(EVICTIONS)), st.integers(0, 3), st.integers(0, 5))
 
 
+TWO = [(1, 2, 3, 4, 5, 6), (11, 12, 13)]
+PIECE = [("begin", 0, 0, 1), ("compute", 0, 0, 3)]
+
+
 @settings(max_examples=600, deadline=None)
 @given(*cases)
+@example([("serve", 0, 0, 1), ("begin", 0, 1, 1), ("evict", 0, 0, 2)], [(1, 2), (1, 2, 1)], "lru", 0, 0)  # 1 twice
+@example([*PIECE, ("serve", 0, 1, 1), *PIECE[1:], ("end", 0, 0, 1), ("evict", 0, 0, 5)], TWO, "fifo", 0, 0)
+@example([*PIECE, ("end", 0, 0, 1), *PIECE, ("end", 0, 0, 1), ("serve", 0, 1, 1), ("evict", 0, 0, 4)], TWO, "lfu", 0, 0)
 def test_equal_to_unit_by_unit(steps, chains, eviction, pin_units, pin_most):
     replay(steps, chains, eviction, pin_units, pin_most)
 
