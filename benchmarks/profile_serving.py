@@ -19,7 +19,13 @@ GROUPS = (
         ("serving/batching", "serving/routing", "serving/queueing", "serving/orders", "serving/pool.py"),
     ),
     ("costs", ("simulator/device/", "simulator/model/", "serving/jump.py")),
-    ("prefix cache and tiers", ("serving/prefix_cache", "serving/tiers", "serving/loader", "serving/swap")),
+    (
+        "prefix cache and tiers",
+        (
+            *("serving/prefix_", "serving/stretches", "serving/eviction"),
+            *("serving/tiers", "serving/lower_tiers", "serving/fabric_tier", "serving/swap"),
+        ),
+    ),
     ("fabric", ("simulator/network/", "simulator/topology/", "numba", "networkx", "serving/disaggregation")),
     ("rows", ("simulator/results/", "serving/recording.py", "serving/power.py", "pyarrow")),
     ("arrivals", ("simulator/workload/", "serving/frontend.py", "serving/gateway", "simulator/build/", "numpy")),

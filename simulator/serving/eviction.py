@@ -3,106 +3,122 @@
 Sources: least recently used of whole prefixes (vLLM, SGLang); a lifetime since the last use (prompt caches of clouds).
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
-from itertools import count
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import NamedTuple
 
 from pydantic import Field
 
+from simulator.serving.stretches import Stretch
 from simulator.strict import PositiveDuration, Strict
 
 
-class Ages(Protocol):
-    """What an order may know of the units of a cache."""
+class Cached(Stretch):
+    """Units that the same requests hold and have held; unless they are pinned, those that nobody holds may go."""
 
-    uses: dict[int, int]
-    """By key: requests that ever held it."""
-    born: dict[int, int]
-    """By key: the order in which it came in."""
+    __slots__ = ("born", "pinned", "place", "references", "since_ns", "uses")
 
+    def __init__(self, keys: Sequence[int], begin: int, end: int, born: int, pinned: bool) -> None:
+        super().__init__(keys, begin, end)
+        self.references = self.uses = 1  # requests that hold each of them, and that ever did
+        self.born = born  # the first came in as number `born` of the cache, the others right after it
+        self.pinned = pinned
+        self.place = -1  # the first became free as number `place`, the others right before it; not free: -1
+        self.since_ns = -1  # when that was
 
-class Victims(Protocol):
-    """The order in which units that nobody references are given up."""
+    @property
+    def free(self) -> bool:
+        """Whether it may be given up."""
+        return self.place >= 0
 
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units that nobody references any more, the first to go first."""
+    def goes_on(self, before: "Cached") -> bool:
+        """Return whether both have one history; neither is free, for it has just come in, held once."""
+        return (
+            self.references == before.references
+            and self.uses == before.uses
+            and self.pinned == before.pinned
+            and self.born == before.born + len(before)
+        )
 
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units that somebody references again."""
+    def skip(self, units: int) -> None:
+        """Begin so many units later, or earlier."""
+        self.begin += units
+        self.born += units
+        if self.free:
+            self.place -= units
 
-    def pop(self) -> int:
-        """Take out the unit to give up next; there is one."""
-
-    def expired(self, now_ns: int) -> list[int]:
-        """Take out and return the units that may not be used any more."""
-
-
-class LeastRecent:
-    """Least recently used first; with a lifetime, what was not used for so long is gone."""
-
-    def __init__(self, lifetime_ns: int | None = None) -> None:
-        self._lifetime_ns = lifetime_ns
-        self._since: OrderedDict[int, int] = OrderedDict()
-
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units; see Victims."""
-        since = self._since
-        for key in keys:
-            since[key] = now_ns
-
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units; see Victims."""
-        since = self._since
-        for key in keys:
-            del since[key]
-
-    def pop(self) -> int:
-        """Take out the unit that was used before all others."""
-        return self._since.popitem(last=False)[0]
-
-    def expired(self, now_ns: int) -> list[int]:
-        """Take out the units that were last used longer than the lifetime ago."""
-        found: list[int] = []
-        if self._lifetime_ns is None:
-            return found
-        while self._since and next(iter(self._since.values())) + self._lifetime_ns < now_ns:
-            found.append(self.pop())
-        return found
+    def copy(self) -> "Cached":
+        """Return another one of the same units in the same state."""
+        twin = Cached(self.keys, self.begin, self.end, self.born, self.pinned)
+        twin.references, twin.uses, twin.place, twin.since_ns = self.references, self.uses, self.place, self.since_ns
+        return twin
 
 
-class Ranked:
-    """By a rank that a unit has when it becomes free; among equals who became free first goes first."""
+class Order(NamedTuple):
+    """An order of eviction: the lowest rank goes first; among equals who became free first."""
 
-    def __init__(self, rank: Callable[[int], int]) -> None:
-        self._rank = rank
-        self._count = count()
-        self._heap: list[tuple[int, int, int]] = []
-        self._place: dict[int, int] = {}
+    rank: Callable[[Cached], int]
+    first: bool = False
+    """Whether ranks grow along a prompt, so that it is given up from its beginning; else all of one use are equal."""
+    lifetime_ns: int | None = None
+    """How long after its last use a unit may be used."""
 
-    def add(self, keys: Iterable[int], now_ns: int) -> None:
-        """Take in units; see Victims."""
-        for key in keys:
-            self._place[key] = place = next(self._count)
-            heappush(self._heap, (self._rank(key), place, key))
 
-    def remove(self, keys: Iterable[int]) -> None:
-        """Leave out units; see Victims."""
-        for key in keys:
-            del self._place[key]
+class Victims:
+    """Stretches that may be given up, in an order; of each the last unit goes first, or the first."""
 
-    def pop(self) -> int:
-        """Take out the unit of the lowest rank."""
-        while True:
-            _, place, key = heappop(self._heap)
-            if self._place.get(key) == place:
-                del self._place[key]
-                return key
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._heap: list[tuple[int, int, Cached]] = []  # those that are free no longer are passed over
+        self._count = 0  # stretches that are free
+        self._units = 0  # that ever became free
 
-    def expired(self, now_ns: int) -> list[int]:
-        """Return none: nothing expires."""
-        return []
+    def add(self, stretch: Cached, now_ns: int) -> None:
+        """Take in a stretch that nobody holds any more."""
+        self._units += len(stretch)
+        stretch.place, stretch.since_ns = self._units, now_ns
+        self.parted(stretch)
+
+    def parted(self, stretch: Cached) -> None:
+        """Take in the rest of a stretch that was here, in its place."""
+        if stretch.free:
+            self._count += 1
+            heappush(self._heap, self._entry(stretch))
+
+    def remove(self, stretch: Cached) -> None:
+        """Leave out a stretch that somebody holds again, or that is gone."""
+        stretch.place = -1
+        self._count -= 1
+        if len(self._heap) > 4 * self._count + 64:
+            self._heap = [entry for entry in self._heap if entry[1] == entry[2].place]
+            heapify(self._heap)
+
+    def shrunk(self, stretch: Cached) -> None:
+        """Note that the next stretch has given up some of its units, or all."""
+        if not len(stretch):
+            self.remove(stretch)
+        elif self._order.first:
+            heapreplace(self._heap, self._entry(stretch))
+
+    def _entry(self, stretch: Cached) -> tuple[int, int, Cached]:
+        return self._order.rank(stretch), stretch.place, stretch
+
+    def next(self) -> Cached | None:
+        """Return the stretch to give up next, if there is any."""
+        while self._heap:
+            _, place, stretch = self._heap[0]
+            if stretch.place == place:
+                return stretch
+            heappop(self._heap)
+        return None
+
+    def expired(self, now_ns: int) -> Cached | None:
+        """Return the next stretch if it may not be used any more."""
+        lifetime_ns = self._order.lifetime_ns
+        if lifetime_ns is None:
+            return None
+        stretch = self.next()
+        return stretch if stretch is not None and stretch.since_ns + lifetime_ns < now_ns else None
 
 
 class NoOptions(Strict):
@@ -117,31 +133,31 @@ class Lifetime(Strict):
 
 
 class Eviction(NamedTuple):
-    """A registered order of eviction: its parameters, and how to make one for a cache."""
+    """A registered order of eviction: its parameters, and what makes the order of them."""
 
     parameters: type[Strict]
-    make: Callable[[Ages, Strict], Victims]
+    make: Callable[[Strict], Order]
 
 
-def lru(cache: Ages, _: Strict) -> Victims:
+def lru(_: Strict) -> Order:
     """Give up first what nobody has used for longest."""
-    return LeastRecent()
+    return Order(lambda stretch: 0)
 
 
-def lfu(cache: Ages, _: Strict) -> Victims:
+def lfu(_: Strict) -> Order:
     """Give up first what was used least often."""
-    return Ranked(cache.uses.__getitem__)
+    return Order(lambda stretch: stretch.uses)
 
 
-def fifo(cache: Ages, _: Strict) -> Victims:
+def fifo(_: Strict) -> Order:
     """Give up first what came first."""
-    return Ranked(cache.born.__getitem__)
+    return Order(lambda stretch: stretch.born, first=True)
 
 
-def ttl(cache: Ages, parameters: Strict) -> Victims:
+def ttl(parameters: Strict) -> Order:
     """As `lru`, and give up what nobody has used for a lifetime."""
     assert isinstance(parameters, Lifetime)
-    return LeastRecent(parameters.lifetime)
+    return Order(lambda stretch: 0, lifetime_ns=parameters.lifetime)
 
 
 EVICTIONS: dict[str, Eviction] = {

@@ -58,6 +58,7 @@ class Pool:
         self._prefixes = PrefixIndex()
         self._reads_prefixes = PREFIX in reads
         self._caches: list[list[PrefixCache]] = []  # of each instance's ranks, when the router reads PREFIX
+        self._places: dict[int, int] = {}  # of the instances, by the bits of their ranks' caches in the index
         self._leaving: dict[str, tuple[int, Callable[[Instance], None]]] = {}
 
     def add(self, instance: Instance, traits: EngineTraits | None = None) -> None:
@@ -74,6 +75,7 @@ class Pool:
         self._caches.append(instance.prefix_caches if self._reads_prefixes else [])
         for cache in self._caches[-1]:
             self._prefixes.join(cache)
+        self._place_caches()
 
     def remove(self, instance: Instance) -> None:
         """Send nothing more to an instance; what it has been sent may still leave it."""
@@ -83,8 +85,12 @@ class Pool:
             self._prefixes.leave(cache)
         for values in (self.instances, self.outstanding, self.tokens, self._backlogs, self._caches):
             del values[index]
+        self._place_caches()
         self.engines = self.engines[:index] + self.engines[index + 1 :]
         self._index = {each.name: place for place, each in enumerate(self.instances)}
+
+    def _place_caches(self) -> None:
+        self._places = {cache.bit: place for place, ranks in enumerate(self._caches) for cache in ranks}
 
     def choose(self, request: Request) -> Instance:
         """Return the instance that takes `request`, and count the request as outstanding there."""
@@ -141,15 +147,15 @@ class Pool:
     def cached_tokens(self, request: Request) -> Sequence[int]:
         """Return per instance how many tokens of the request's prompt the prefix cache of a rank holds, the best."""
         caches = self._caches
-        none = [0] * len(caches)
+        tokens = [0] * len(caches)
         first = next((ranks[0] for ranks in caches if ranks), None)  # all are of one unit; some engines may have none
         if first is None:
-            return none
+            return tokens
         size = first.unit_tokens
-        units = self._prefixes.units(request.keys, usable_units(request, size))
-        if not units:
-            return none
-        return [size * max((units.get(cache.bit, 0) for cache in ranks), default=0) for ranks in caches]
+        for bit, units in self._prefixes.units(request.keys, usable_units(request, size)).items():
+            place = self._places[bit]
+            tokens[place] = max(tokens[place], size * units)
+        return tokens
 
     def reachable_tokens(self, request: Request) -> Sequence[int]:
         """Return per instance the tokens of the prompt that a rank's prefix cache and the tiers below it offer now."""

@@ -4,13 +4,13 @@ Sources: hash-keyed blocks with reference counts, tails evicted before their pre
 a request that computed what another had cached meanwhile takes the cached copy (SGLang's RadixAttention).
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import count
+from collections.abc import Iterator, Sequence
 
 from simulator.errors import InvariantError
-from simulator.serving.eviction import EVICTIONS
+from simulator.serving.eviction import EVICTIONS, Cached, Victims
 from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
+from simulator.serving.stretches import Stretches
 from simulator.strict import Strict
 
 
@@ -18,7 +18,7 @@ class PrefixCache:
     """Units by key: those that requests reference, and those that may be evicted. All counts are in units.
 
     Keys of a request are in order of its prefix: it holds a prefix of them, so a unit is never without those before it
-    while anyone uses it.
+    while anyone uses it. Units that have always been held together are kept as one stretch.
     """
 
     def __init__(
@@ -35,32 +35,24 @@ class PrefixCache:
         self.unit_tokens = unit_tokens
         self.unit_blocks = unit_tokens // block_tokens
         self.now_ns = 0
-        self.references: dict[int, int] = {}  # by key: requests that hold the unit
-        self.uses: dict[int, int] = {}  # by key: requests that ever held it
-        self.born: dict[int, int] = {}  # by key: when it came in
         self.referenced = self.idle = self.pinned = 0
         self.index: PrefixIndex | None = None  # hears under `bit` of the units that come and go
         self.bit = 0
         self._pin_units, self._pin_most = pin_units, pin_most
-        self._pins: set[int] = set()
         kind = EVICTIONS[eviction]
-        self._victims = kind.make(self, parameters or kind.parameters())
-        self._births = count()
+        order = kind.make(parameters or kind.parameters())
+        self._from_first = order.first
+        self._victims = Victims(order)
+        self._stretches: Stretches[Cached] = Stretches(self._victims.parted)
+        self._births = 0
 
-    @property
-    def keys(self) -> Iterable[int]:
-        """The units that are here."""
-        return self.references
+    def __iter__(self) -> Iterator[Cached]:
+        """Yield the stretches of units that are here."""
+        return iter(self._stretches)
 
     def match(self, keys: Sequence[int], most: int) -> int:
         """Return how many units at the beginning of `keys`, at most `most`, are here."""
-        there = self.references
-        found = 0
-        for key in keys[:most]:
-            if key not in there:
-                break
-            found += 1
-        return found
+        return self._stretches.here(keys, 0, min(most, len(keys)))
 
     def found(self, request: Request) -> int:
         """Return how many units of a request that is to be prefilled are here; its last token is always computed."""
@@ -68,90 +60,108 @@ class PrefixCache:
 
     def found_in_use(self, request: Request) -> tuple[int, int]:
         """Return how many units are here as `found`, and how many of them are not among those that may be evicted."""
-        references, pins = self.references, self._pins
-        units = idle = 0
-        for key in request.keys[: usable_units(request, self.unit_tokens)]:
-            count = references.get(key)
-            if not count:
-                if count is None:
-                    break
-                idle += key not in pins
-            units += 1
-        return units, units - idle
+        keys, found, idle = request.keys, 0, 0
+        most = min(usable_units(request, self.unit_tokens), len(keys))
+        for stretch, _, units in self._stretches.along(keys, 0, most):
+            found += units
+            if stretch.place >= 0:
+                idle += units
+        return found, found - idle
 
     def acquire(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units`, which are here."""
-        references, uses, pins = self.references, self.uses, self._pins
-        idle = []
-        for key in keys[:units]:
-            count = references[key]
-            if not count and key not in pins:
-                idle.append(key)
-            references[key] = count + 1
-            uses[key] += 1
-        if idle:
-            self._victims.remove(idle)
-            self.idle -= len(idle)
-            self.referenced += len(idle)
+        self._hold(keys, 0, min(units, len(keys)))
+
+    def _hold(self, keys: Sequence[int], first: int, last: int) -> None:
+        for stretch in self._stretches.cut(keys, first, last):
+            if stretch.place >= 0:
+                units = len(stretch)
+                self._victims.remove(stretch)
+                self.idle -= units
+                self.referenced += units
+            stretch.references += 1
+            stretch.uses += 1
 
     def insert(self, keys: Sequence[int], first: int, last: int) -> None:
         """Hold units `first` to `last` (not included) that have just been computed; those already here are taken."""
-        references, index = self.references, self.index
-        for place in range(first, last):
-            key = keys[place]
-            if key in references:
-                self.acquire((key,), 1)
+        while first < last:
+            if keys[first] in self._stretches:
+                here = self._stretches.here(keys, first, last)
+                self._hold(keys, first, first + here)
+                first += here
                 continue
-            references[key] = self.uses[key] = 1
-            self.born[key] = next(self._births)
-            self.referenced += 1
-            if index is not None:
-                index.add(key, self.bit)
-            if place < self._pin_units and self.pinned < self._pin_most:
-                self._pins.add(key)
-                self.pinned += 1
+            pins = min(last, self._pin_units, first + self._pin_most - self.pinned) - first
+            new = Cached(keys, first, first + pins if pins > 0 else last, self._births, pins > 0)
+            first += self._take_in(new)
+
+    def _take_in(self, stretch: Cached) -> int:
+        keys, first = stretch.keys, stretch.begin
+        units = self._stretches.add(stretch)
+        self._births += units
+        self.referenced += units
+        if stretch.pinned:
+            self.pinned += units
+        if self.index is not None:
+            self.index.add(keys, first, first + units, self.bit)
+        return units
 
     def release(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units` no longer; of those that nobody holds the last ones are the first to go."""
-        references, pins = self.references, self._pins
-        idle = []
-        for key in reversed(keys[:units]):
-            count = references[key] - 1
-            references[key] = count
-            if not count and key not in pins:
-                idle.append(key)
-        if idle:
-            self._victims.add(idle, self.now_ns)
-            self.idle += len(idle)
-            self.referenced -= len(idle)
+        for stretch in reversed(self._stretches.cut(keys, 0, min(units, len(keys)))):
+            stretch.references -= 1
+            if not stretch.references and not stretch.pinned:
+                self._victims.add(stretch, self.now_ns)
+                self.idle += len(stretch)
+                self.referenced -= len(stretch)
+
+    def given_up(self, keys: Sequence[int], units: int, dropped: dict[Cached, int]) -> int:
+        """Return how many of the first `units` of a prompt, which it holds, nobody would hold if it went.
+
+        Those in `dropped` have lost so many of who holds them already; this one is noted there.
+        """
+        alone = 0
+        for stretch in self._stretches.cut(keys, 0, min(units, len(keys))):
+            dropped[stretch] = dropped.get(stretch, 0) + 1
+            if dropped[stretch] == stretch.references:
+                alone += len(stretch)
+        return alone
 
     def evict(self, units: int) -> list[int]:
         """Give up so many units that nobody references, and return their keys."""
-        gone = [self._victims.pop() for _ in range(units)]
-        self._forget(gone)
+        gone: list[int] = []
+        while len(gone) < units:
+            stretch = self._victims.next()
+            if stretch is None:
+                raise InvariantError(f"prefix cache: {units} units to give up, {len(gone)} may go")
+            gone += self._give_up(stretch, min(units - len(gone), len(stretch)))
         return gone
 
     def expire(self, now_ns: int) -> None:
         """Give up what is too old; the time is that of what is released from now on."""
         self.now_ns = now_ns
-        self._forget(self._victims.expired(now_ns))
+        while (stretch := self._victims.expired(now_ns)) is not None:
+            self._give_up(stretch, len(stretch))
 
-    def _forget(self, keys: Sequence[int]) -> None:
-        for key in keys:
-            del self.references[key], self.uses[key], self.born[key]
-            if self.index is not None:
-                self.index.drop(key, self.bit)
-        self.idle -= len(keys)
+    def _give_up(self, stretch: Cached, units: int) -> Sequence[int]:
+        begin = stretch.begin if self._from_first else stretch.end - units
+        gone = self._stretches.remove(stretch, units, self._from_first)
+        self._victims.shrunk(stretch)
+        self.idle -= units
+        if self.index is not None:
+            self.index.drop(stretch.keys, begin, begin + units, self.bit)
+        return gone if self._from_first else gone[::-1]
 
     def check(self) -> None:
         """Raise InvariantError unless every unit is referenced, pinned or evictable, and counted once."""
-        held = sum(count > 0 or key in self._pins for key, count in self.references.items())
-        if held != self.referenced or len(self.references) != self.referenced + self.idle:
+        self._stretches.check()
+        held = sum(len(stretch) for stretch in self if stretch.references > 0 or stretch.pinned)
+        if held != self.referenced or len(self._stretches) != self.referenced + self.idle:
             raise InvariantError(
-                f"prefix cache: {held} units held and {len(self.references)} in all, "
+                f"prefix cache: {held} units held and {len(self._stretches)} in all, "
                 f"counted {self.referenced} and {self.idle} idle"
             )
-        if any(count < 0 for count in self.references.values()) or self.pinned != len(self._pins):
+        pinned = sum(len(stretch) for stretch in self if stretch.pinned)
+        if any(stretch.references < 0 for stretch in self) or self.pinned != pinned:
             raise InvariantError("prefix cache: a unit was released more often than held")
 
 

@@ -14,6 +14,7 @@ from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
 from simulator.serving.engine_view import DECODE_ON, Step, Victim
+from simulator.serving.eviction import Cached
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.queueing import Queue
@@ -185,7 +186,7 @@ class Rank:
 
     def latest(self) -> Iterator[Victim]:
         """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""
-        dropped: dict[int, int] = {}  # references to cached units that those before would have given up
+        dropped: dict[Cached, int] = {}  # references to cached units that those before would have given up
         for request in self.victims():
             if request.request_id not in self.batch.members:
                 yield Victim(request, request.blocks + self._freed(request, dropped), 0)
@@ -194,16 +195,13 @@ class Rank:
             held = blocks - request.shared_blocks + self._freed(request, dropped)
             yield Victim(request, held, self.batch.room(request, 1) - blocks)
 
-    def _freed(self, request: Request, dropped: dict[int, int]) -> int:
+    def _freed(self, request: Request, dropped: dict[Cached, int]) -> int:
         """Return the cached blocks that nobody references any more when this request goes as well; it is noted down."""
         prefixes = self.kv.prefixes
         if prefixes is None:
             return 0
-        freed = 0
-        for key in request.keys[: request.shared_blocks // prefixes.unit_blocks]:
-            dropped[key] = dropped.get(key, 0) + 1
-            freed += prefixes.references[key] == dropped[key]
-        return freed * prefixes.unit_blocks
+        units = request.shared_blocks // prefixes.unit_blocks
+        return prefixes.given_up(request.keys, units, dropped) * prefixes.unit_blocks
 
     # -- what happens to it ---------------------------------------------------------------------------------------
 

@@ -47,6 +47,6 @@ def test_a_lie_is_found():
     index, cache = PrefixIndex(), PrefixCache(16, 16)
     index.join(cache)
     cache.insert((1, 2), 0, 2)
-    index.drop(2, cache.bit)
+    index.drop((1, 2), 1, 2, cache.bit)
     with pytest.raises(InvariantError, match="prefix index"):
         index.check([cache])
