@@ -13,6 +13,7 @@ from simulator.results.tables import TABLES
 from simulator.sweep.dataset import DONE, FAILED, INVALID, Row, write_row
 from simulator.sweep.points import Point, code_digest, figures_text
 from simulator.sweep.store import Store
+from simulator.workload.kept import KEPT, SWEEP_BYTES
 
 MOST_PROBLEMS = 5
 """Problems of a scenario that its row repeats."""
@@ -41,6 +42,7 @@ def run_task(task: Task) -> Outcome:
     if code_digest() != task.code:
         what = "a worker has another version of the simulator than the one that asked"
         raise InputError(Problem(what, allowed="the same version everywhere"))
+    KEPT.most_bytes = SWEEP_BYTES
     begun = perf_counter()
     store = Store(task.location)
     row = outcome_of(task, store)
