@@ -146,7 +146,7 @@ class SweepResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Counts, frontiers and the answers of a search; empty as long as the sweep is not complete."""
-        text = self.store.read(SUMMARY)
+        text = self.store.read(SUMMARY) if self.complete else None  # an earlier one, of other points, may lie there
         return {} if text is None else dict(json.loads(text))
 
     @property
