@@ -118,6 +118,8 @@ def test_a_worker_opens_a_trace_once_for_all_points(tmp_path, monkeypatch, opene
         monkeypatch.setattr(worker, "KEPT", kept := KeptTraces())
         monkeypatch.setattr("simulator.workload.kept.KEPT", kept)
         counts, rows[most_bytes] = [], []
+        (tmp_path / f"out{most_bytes}").mkdir()
+        (tmp_path / f"out{most_bytes}" / "sweep.json").write_text("{}")  # of the sweep that asks
         for point in load_plan(tmp_path / "s.yaml").points():
             opened.clear()
             task = worker.Task(point, str(tmp_path / f"out{most_bytes}"), (), code_digest())
