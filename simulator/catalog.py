@@ -99,18 +99,26 @@ def document(kind: str, path: Path) -> Document:
 
 def unchanged(what: object, path: Path, read: Callable[[], ReadT]) -> ReadT:
     """Return what `read` made of a file, which is not read again until it changes; `what` tells its makings apart."""
-    try:
-        state = path.stat()
-    except OSError:
+    at = state(path)
+    if at is None:
         return read()  # says what is wrong
-    key = what, str(path.absolute()), state.st_mtime_ns, state.st_size
+    key = what, at
     if key not in _READ:
         _READ[key] = read()
     found: ReadT = _READ[key]
     return found
 
 
-_READ: dict[tuple[object, str, int, int], Any] = {}
+def state(path: Path) -> tuple[str, int, int] | None:
+    """Return what tells whether a file has changed: path, time of change, size; None when there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return None
+    return str(path.absolute()), found.st_mtime_ns, found.st_size
+
+
+_READ: dict[tuple[object, tuple[str, int, int]], Any] = {}
 
 
 def _suffix(kind: str) -> str:

@@ -3,6 +3,7 @@
 Nothing heavy is imported until a command needs it, so that help and completion stay quick.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 DONE, INTERNAL, INVALID, UNMET, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_PROBLEMS = 50
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What a disk says that takes no more; no defect of ours."""
 
 _GROUPS = {
     "trace": ("simulator.trace_cli", "Convert, look at, cut and make request traces."),
@@ -224,10 +227,9 @@ def schema(out: Path | None, of_sweeps: bool, plugins: tuple[str, ...]) -> int:
     if out is None:
         click.echo(text, nl=False)
         return DONE
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    from simulator.results.output import write_named
+
+    write_named(out, text)
     return DONE
 
 
@@ -282,6 +284,10 @@ def _run(words: list[str]) -> int:
     except BrokenPipeError:
         return _output_is_closed()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            _output_is_closed()
+            click.echo(f"simulate: cannot write the output: {error.strerror}", err=True)
+            return INTERNAL
         if debug:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from simulator.completion import paths, scenarios, shipped
-from simulator.errors import InputError
 
 if TYPE_CHECKING:  # pydantic and rich are slow to import; --help must not wait for them
     from simulator.build.explanation import Ask
@@ -83,11 +82,9 @@ def explain(
         found = [_of_model(str(model), str(device), layout, precision, engine, ask)]
     if html is not None:
         from simulator.report.roofline import page
+        from simulator.results.output import write_named
 
-        try:
-            html.write_text(page(found), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {html}: {error.strerror or error}") from None
+        write_named(html, page(found))
     if as_json:
         click.echo(json.dumps([one.as_data() for one in found], indent=2))
         return

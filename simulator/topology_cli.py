@@ -113,13 +113,11 @@ def draw(preset: str, out: Path, settings: tuple[str, ...]) -> None:
         close = nearest(out.suffix, SUFFIXES)
         also = f"; did you mean {close!r}?" if close else ""
         raise InputError(f"--out {out}: no drawing ends in {out.suffix!r}; allowed: {known}{also}")
+    from simulator.results.output import write_named
     from simulator.topology import build_topology
 
     built = build_topology(preset, _overrides(settings), Path())
-    try:
-        out.write_text(_drawn(built, out.suffix), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    write_named(out, _drawn(built, out.suffix))
 
 
 def _drawn(built: "Topology", suffix: str) -> str:

@@ -13,6 +13,7 @@ from simulator.errors import InputError, Problem
 from simulator.execution import Execution, Progress, held_signals
 from simulator.results.folder import RunFolder
 from simulator.results.metrics import lookup
+from simulator.results.output import writing
 from simulator.results.run import Run, load_run
 from simulator.results.tables import LINKS
 from simulator.scenario.load import load
@@ -147,7 +148,8 @@ def _run_into(
         system.event("interrupted", scenario.name, "stopped by a signal; what was done is kept")
     _write_links(folder, system)
     system.finish()
-    summary = system.summary(folder.path)
+    with writing(folder.path):  # the tables may be gone
+        summary = system.summary(folder.path)
     observed = [(e, lookup(summary, e.metric)) for e in scenario.expect]
     summary["expect"] = [
         {"metric": e.metric, "expected": e.text, "observed": value, "holds": e.holds(value)} for e, value in observed

@@ -135,13 +135,13 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
 
 
 def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
-    from simulator.workload.trace import open_trace
+    from simulator.workload.kept import KEPT
 
     section, caches = scenario.workload, _caches(scenario)
     assert isinstance(section, TraceWorkload)
     path = catalog.locate("traces", section.trace)
     mapping = section.columns.mapping() if section.columns is not None else None
-    trace = open_trace(path, section.format, mapping, section.strict_rows, scenario.seed)
+    trace = KEPT.open(path, section.format, mapping, section.strict_rows, scenario.seed)
     present = set(trace.columns_present)
     _check_predicted(scenario, present)
     _check_samples(scenario, "samples" in present)

@@ -4,6 +4,7 @@ Model: write-ahead marker. The marker says that a run is writing here (and is lo
 appears after every other file is on the disk; a run cut short leaves `manifest.partial.json`, a killed one the marker.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -60,6 +61,8 @@ class RunFolder:
                 marker.close()
                 raise
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # nothing is wrong with the folder
+                raise OutputError(f"{path}: cannot write the results: {error.strerror}") from error
             raise _unusable(path, f"cannot be written: {error.strerror or error}") from error
         return cls(path, marker, lasting)
 

@@ -5,6 +5,8 @@ covers its logical values, column by column, so it is the same whichever pyarrow
 batched.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,7 +239,7 @@ class TableWriter:
         self._written = 0
         self._failure: Exception | None = None  # rows are lost, so the table must never be taken for whole
         self._hashes = [_ColumnHash() for _ in table.columns]
-        with writing(self.path):
+        with writing(self.path), _gone_if_it_fails(self.path):
             self._parquet = pq.ParquetWriter(
                 str(self.path),
                 self._schema,
@@ -364,6 +366,16 @@ class TableWriter:
         failure = OutputError(f"{self.path}: cannot write the results: {error.strerror or error}")
         self._failure = failure
         return failure
+
+
+@contextmanager
+def _gone_if_it_fails(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 class _ColumnHash:

@@ -183,8 +183,8 @@ class References:
         if file is None:
             return False
         try:
-            with file.open("rb"):
-                return True
+            catalog.unchanged(_head, file, lambda: _head(file))
+            return True
         except (OSError, ValueError) as error:  # ValueError: a null character in the name
             beside = sorted(p.name for p in file.parent.glob("*.*")) if file.parent.is_dir() else []
             what = f"cannot read {file}: {getattr(error, 'strerror', None) or error}"
@@ -199,11 +199,9 @@ class References:
 
     def _check_trace(self, path: PathKey, file: Path) -> None:
         reads = value_at(self.document, ("workload", "format")) if path == ("workload", "trace") else None
-        if reads in (None, "canonical"):
-            with file.open("rb") as stream:
-                if stream.read(4) != b"PAR1":
-                    what = f"{file.name} is no trace in the canonical Parquet schema; name its `format`, or convert it"
-                    self.problems.append(self.document.problem(path, what))
+        if reads in (None, "canonical") and catalog.unchanged(_head, file, lambda: _head(file)) != b"PAR1":
+            what = f"{file.name} is no trace in the canonical Parquet schema; name its `format`, or convert it"
+            self.problems.append(self.document.problem(path, what))
 
     def _resolve_topology(self, preset: str) -> None:
         section = value_at(self.document, ("topology",))
@@ -352,3 +350,8 @@ def _check_devices(
             lease = partial(inventory.lease, f"{names[0]}-experts", pool.expert_servers.devices, kind)
             if attempt(lease, document, problems, (*at, "expert_servers", "devices")) is None:
                 return
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(4)

@@ -184,6 +184,16 @@ class Serving(Strict):
         return tuple(chain.from_iterable(groups_of(role, part) for role, part in sections.items() if part is not None))
 
     @property
+    def crossing(self) -> str | None:
+        """What of these engines crosses the network as flows, None when nothing does."""
+        if len(self.roles) > 1:
+            return "KV caches that move between pools"
+        if any(group.pool.kv.fabric_tier for group in self.groups):
+            return "a cache tier on the fabric"
+        rebalanced = [group.pool.experts and group.pool.experts.rebalance for group in self.groups]
+        return "experts that move" if any(each and each.moves == "fabric" for each in rebalanced) else None
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The roles of engines, a pool each."""
         return tuple(dict.fromkeys(group.role for group in self.groups))
@@ -324,11 +334,14 @@ class Scenario(Strict):
         return self
 
     @model_validator(mode="after")
-    def _loads_survive_faults(self) -> Self:
-        groups = self.serving.groups if self.serving is not None else ()
-        if self.faults and self.network.fidelity != "flow" and any(group.pool.kv.fabric_tier for group in groups):
-            what = "with a cache tier on the fabric go with `network.fidelity: flow`; below it nothing is routed anew"
-            raise LocatedError(Fault(("faults",), what))
+    def _what_crosses_survives_faults(self) -> Self:
+        if self.serving is None or self.network.fidelity == "flow":
+            return self
+        crossing = self.serving.crossing
+        dead = [index for index, fault in enumerate(self.faults) if not fault.left]
+        if crossing and dead:
+            what = f"with {crossing} dead links go with `network.fidelity: flow`; below it nothing is routed anew"
+            raise LocatedError(*(Fault(("faults", index), what, "`left` above 0") for index in dead))
         return self
 
     @model_validator(mode="after")

@@ -86,7 +86,10 @@ def _relative(kind: str, name: str, beside: Path | None) -> str:
 
 def _content_of(kind: str, name: str, alone: bool) -> str:
     """Return the digest of what a name stands for; of the network alone the devices are but names."""
-    return name if alone and kind == "topologies/devices" else content_digest(catalog.locate(kind, name))
+    if alone and kind == "topologies/devices":
+        return name
+    path = catalog.locate(kind, name)
+    return catalog.unchanged(content_digest, path, lambda: content_digest(path))
 
 
 def content_digest(path: Path) -> str:

@@ -85,8 +85,9 @@ def read_rows(store: Store, columns: Sequence[str] | None = None) -> Any:
     import pyarrow as pa
 
     tables: list[Any] = []
-    for point in points_there(store):
-        table = _table(store, row_file(point), columns)
+    points = points_there(store)
+    for point, content in zip(points, store.read_all([row_file(point) for point in points]), strict=True):
+        table = _table(store, row_file(point), content, columns)
         tables.append(table.add_column(0, "point", pa.array([point] * len(table), pa.string())))
         if len(tables) == TOGETHER:
             tables = [_joined(tables)]
@@ -109,12 +110,12 @@ def _joined(tables: Sequence[Any]) -> Any:
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def _table(store: Store, name: str, columns: Sequence[str] | None) -> Any:
+def _table(store: Store, name: str, content: bytes | None, columns: Sequence[str] | None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    content = store.read(name)
-    assert content is not None
+    if content is None:
+        raise InputError(Problem("was there and is gone", store.path(name)))
     try:
         wanted = None if columns is None else list(columns)
         return pq.ParquetFile(pa.BufferReader(content)).read(wanted, use_threads=False)  # one row: threads cost more
@@ -145,7 +146,7 @@ class SweepResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Counts, frontiers and the answers of a search; empty as long as the sweep is not complete."""
-        text = self.store.read(SUMMARY)
+        text = self.store.read(SUMMARY) if self.complete else None  # an earlier one, of other points, may lie there
         return {} if text is None else dict(json.loads(text))
 
     @property
@@ -247,7 +248,8 @@ def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
 
 def read_row(store: Store, point: str) -> dict[str, Any]:
     """Return the row of a point that is there, by column."""
-    [values] = _table(store, row_file(point), None).to_pylist()
+    name = row_file(point)
+    [values] = _table(store, name, store.read(name), None).to_pylist()
     return dict(values)
 
 

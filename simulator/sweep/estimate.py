@@ -60,7 +60,7 @@ def _time(seconds: float) -> str:
 def _seconds(plan: Plan, store: Store) -> tuple[float, str]:
     """Return seconds of a point and what they are from."""
     if store.folder is not None and (journal := store.folder / JOURNAL).is_file():
-        rows = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        rows = list(filter(None, map(_entry, journal.read_text(encoding="utf-8").splitlines())))
         times = [row["wall_s"] for row in rows if row["status"] == DONE]
         if times:
             return sum(times) / len(times), f"mean of {len(times):,} points that were run"
@@ -68,6 +68,14 @@ def _seconds(plan: Plan, store: Store) -> tuple[float, str]:
     if requests is None:
         return START_S, "the start of a run alone: how long it goes on is not known beforehand"
     return START_S + requests / REQUESTS_PER_S, f"{requests:,.0f} requests a point, {REQUESTS_PER_S:,.0f} a second"
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """Return a line of a journal, None for what a killed client has left of one."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
 
 
 def _some(plan: Plan) -> Iterable[Any]:

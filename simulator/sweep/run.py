@@ -11,10 +11,10 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from simulator.errors import InputError, OutputError, Problem
+from simulator.errors import InputError, Problem
 from simulator.results.folder import REPORT, lock, versions
 from simulator.results.metrics import METRICS
-from simulator.results.output import writing
+from simulator.results.output import append_line
 from simulator.sweep.axes import Setting, over_seeds, value_text
 from simulator.sweep.dataset import (
     BEGUN,
@@ -46,7 +46,7 @@ from simulator.sweep.plan import Plan, load_plan
 from simulator.sweep.points import Point, code_digest
 from simulator.sweep.search import Answer, Asking, Evaluation, search_of
 from simulator.sweep.store import Store
-from simulator.sweep.worker import Outcome, Task
+from simulator.sweep.worker import Outcome, Task, folders
 
 Watch = Callable[[int, int | None, int, float], None]
 """Called with the points that have ended, how many there will be (if known), those not done, seconds of simulation."""
@@ -92,7 +92,7 @@ def _take(store: Store, plan: Plan, extend: bool, stack: ExitStack) -> None:
         if before is None and store.folder.exists():
             if not store.folder.is_dir():
                 raise InputError(Problem("is a file", store.location, allowed="a new or empty folder"))
-            if any(path.name != MARKER for path in store.folder.iterdir()):
+            if not all(path.name == MARKER or path.name.startswith(f".{BEGUN}.") for path in store.folder.iterdir()):
                 raise InputError(Problem("holds files that are not a sweep's", store.location, allowed="a new folder"))
         try:
             store.folder.mkdir(parents=True, exist_ok=True)
@@ -100,10 +100,11 @@ def _take(store: Store, plan: Plan, extend: bool, stack: ExitStack) -> None:
         except OSError as error:
             what = f"cannot be written: {error.strerror or error}"
             raise InputError(Problem(what, store.location, allowed="a folder that may be written")) from None
-    write_json(store, BEGUN, _manifest(plan, "begun", []))
-    if store.folder is not None:
-        for name in (MANIFEST, REPORT):  # a page made of it would speak of other points
-            (store.folder / name).unlink(missing_ok=True)
+    begun = _manifest(plan, "begun", [])
+    if before != json.loads(json.dumps(begun)):
+        write_json(store, BEGUN, begun)
+    for name in (MANIFEST, REPORT):  # a page made of it would speak of other points
+        store.remove_file(name)
 
 
 def _manifest(plan: Plan, status: str, points: Sequence[str]) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class _Sweeping:
 
     def _rows(self, points: Iterator[Point]) -> Iterator[Row]:
         """Run the points that have no row yet; yield the rows of those that were run."""
-        code = code_digest()
+        code, here = code_digest(), folders(self.plan.file)
         check, plugins = self._given
 
         def tasks() -> Iterator[Task]:
@@ -175,7 +176,7 @@ class _Sweeping:
                 if point.name in self._there:
                     self._end(self._there[point.name])
                     continue
-                yield Task(point, self.store.location, self.plan.sweep.keep, code, plugins, check)
+                yield Task(point, self.store.location, self.plan.sweep.keep, code, plugins, check, here)
 
         for outcome in run_tasks(self.client, tasks()):
             self._written(outcome)
@@ -186,13 +187,8 @@ class _Sweeping:
         if row.status == FAILED and self.store.read(row_file(row.point)) is None:
             write_row(self.store, row, "client")
         if self.store.folder is not None:
-            if not (self.store.folder / row_file(row.point)).exists():
-                what = "a worker has written where this machine cannot see it; use a shared folder, or an object store"
-                raise OutputError(f"{self.store.location}: {what}")
             line = {"point": row.point, "status": row.status, "wall_s": round(outcome.wall_s, 4), "at": round(time())}
-            journal = self.store.folder / JOURNAL
-            with writing(journal), journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {"events": row.events}) + "\n")
+            append_line(self.store.folder / JOURNAL, json.dumps(line | {"events": row.events}))
         self._seconds += outcome.wall_s
         self._end(row.status)
 

@@ -1,14 +1,21 @@
 """Where a sweep's files lie: a folder, or an object store (`s3://bucket/path`), through pyarrow's filesystems.
 
-Model: a file is there whole or not at all: written beside its place and renamed on a disk, put at once in a store.
+Model: a file is there whole or not at all: written beside its place, forced to the disk and renamed, or
+put at once into a store.
 """
 
 import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from simulator.errors import InputError, OutputError, Problem
+from simulator.results.output import replacing, writing
 
+AT_ONCE, WINDOW = 16, 256
+"""Files that are asked of a store elsewhere at once, and that are read ahead at most."""
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -41,53 +48,75 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file, None when there is none."""
-        try:
-            with self._files.open_input_stream(self.path(name)) as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(Problem(f"cannot read: {_first_line(error)}", self.path(name))) from None
+        with self._reading(name):
+            try:
+                with self._files.open_input_stream(self.path(name)) as stream:
+                    return bytes(stream.read())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def read_all(self, names: Sequence[str]) -> Iterator[bytes | None]:
+        """Yield the contents of files in their order; from a store elsewhere several are asked for at once."""
+        if self.folder is not None:
+            yield from map(self.read, names)
+            return
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for start in range(0, len(names), WINDOW):
+                yield from threads.map(self.read, names[start : start + WINDOW])
+
+    def has(self, name: str) -> bool:
+        """Return whether a file is there."""
+        from pyarrow import fs
+
+        with self._reading(name):
+            return bool(self._files.get_file_info(self.path(name)).type == fs.FileType.File)
 
     def write(self, name: str, content: bytes, writer: str = "0") -> None:
         """Write a file whole or not at all; `writer` tells apart those who may write the same one at once."""
         target = self.path(name)
-        try:
-            parent = target.rpartition("/")[0]
-            self._files.create_dir(parent, recursive=True)
-            if self.folder is None:
-                with self._files.open_output_stream(target) as stream:
-                    stream.write(content)
-                return
-            beside = f"{parent}/.{target.rpartition('/')[2]}.{writer}.tmp"
-            try:
-                with self._files.open_output_stream(beside) as stream:
-                    stream.write(content)
-                self._files.move(beside, target)
-            except OSError:
-                Path(beside).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise OutputError(f"{target}: cannot write the results: {_first_line(error)}") from None
+        if self.folder is None:
+            with self._writing(target), self._files.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        with writing(Path(target)):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(target), writer=writer) as file:
+            file.write(content)
 
     def names(self, folder: str) -> list[str]:
         """Return the relative paths of all files below a folder, sorted, without what a killed writer has left."""
         from pyarrow import fs
 
-        selector = fs.FileSelector(self.path(folder), allow_not_found=True, recursive=True)
-        found = self._files.get_file_info(selector)
+        with self._reading(folder):
+            selector = fs.FileSelector(self.path(folder), allow_not_found=True, recursive=True)
+            found = self._files.get_file_info(selector)
         start = len(self._root) + 1
         files = [info.path[start:] for info in found if info.type == fs.FileType.File]
         return sorted(name for name in files if not name.rpartition("/")[2].startswith("."))
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all below it, if it is there."""
-        try:
+        with self._writing(self.path(folder)), suppress(FileNotFoundError):
             self._files.delete_dir(self.path(folder))
-        except FileNotFoundError:
-            return
+
+    def remove_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with self._writing(self.path(name)), suppress(FileNotFoundError):
+            self._files.delete_file(self.path(name))
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
-            raise OutputError(f"{self.path(folder)}: cannot remove: {_first_line(error)}") from None
+            raise InputError(Problem(f"cannot read: {_first_line(error)}", self.path(name))) from None
+
+    @contextmanager
+    def _writing(self, target: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{target}: cannot write the results: {_first_line(error)}") from None
 
     def dataset(self, folder: str) -> Any:
         """Return the Parquet files below a folder as one pyarrow dataset, partitioned as in Hive."""

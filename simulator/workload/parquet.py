@@ -218,11 +218,7 @@ def write_trace(path: str | Path, batches: Iterable[pa.RecordBatch], metadata: M
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     rows = 0
     try:
-        try:
-            writer = pq.ParquetWriter(partial, SCHEMA, compression="zstd")
-        except OSError as error:
-            raise InputError(Problem(f"cannot write: {error.strerror or error}", str(path))) from None
-        with writer:
+        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
             for batch in rebatch(batches):
                 writer.write_batch(batch)
                 rows += batch.num_rows
@@ -230,12 +226,11 @@ def write_trace(path: str | Path, batches: Iterable[pa.RecordBatch], metadata: M
                 raise InputError(Problem("no requests to write", str(path)))
             final = metadata() if callable(metadata) else metadata
             writer.add_key_value_metadata({VERSION_KEY: VERSION, **final})
-        try:
-            os.replace(partial, path)
-        except OSError as error:
-            raise InputError(Problem(f"cannot write: {error.strerror or error}", str(path))) from None
-    except BaseException:
+        os.replace(partial, path)
+    except BaseException as error:
         with suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError):
+            raise InputError(Problem(f"cannot write: {error.strerror or error}", str(path))) from None
         raise
     return rows

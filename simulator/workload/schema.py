@@ -68,6 +68,11 @@ class Report:
         if len(rows.first_lines) < _LINES_KEPT:
             rows.first_lines.append(line)
 
+    def take(self, other: "Report") -> None:
+        """Say what another report says now."""
+        self.rows_read = other.rows_read
+        self.bad = {reason: BadRows(rows.count, list(rows.first_lines)) for reason, rows in other.bad.items()}
+
     def clear(self) -> None:
         """Forget everything, for a new pass over the same trace."""
         self.rows_read = 0

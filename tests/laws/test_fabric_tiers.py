@@ -434,7 +434,7 @@ def changed(**more):
         (changed(split=True), r"serving\.role_switch: engines that change roles"),
         (
             changed(network={"fidelity": "load"}, faults=[{"what": "nic", "name": "node0/nic0", "at": "1 s"}]),
-            "faults: with a cache tier on the fabric go with `network.fidelity: flow`",
+            r"faults\[0\]: with a cache tier on the fabric dead links go with `network.fidelity: flow`",
         ),
     ],
 )

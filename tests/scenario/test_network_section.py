@@ -110,6 +110,39 @@ def test_what_is_refused_says_where(tmp_path, sections, says):
     assert not (tmp_path / "run").exists()
 
 
+ENGINES = """
+workload: {requests: 20, arrivals: {poisson: {rate: 40 / s}}, prompt_tokens: {constant: {value: 500}}, output_tokens: \
+{constant: {value: 20}}}
+"""
+POOLS = (
+    "{model: llama-3.1-8b, prefill: {instances: 1, layout: {tensor: 8}}, decode: {instances: 1, layout: {tensor: 8}}}"
+)
+EXPERTS = """{model: deepseek-v3, colocated: {instances: 1, layout: {data: 16, expert: 16}, experts: {placement: eplb, \
+rebalance: {interval: 1 s}}}}"""
+
+
+@pytest.mark.parametrize("fidelity", ["load", "alpha_beta"])
+@pytest.mark.parametrize(("what", "name"), [("nic", "node0/nic0"), ("link", "node0/nic0<>leaf0.0")])
+def test_caches_do_not_cross_dead_links_where_nothing_is_routed_anew(tmp_path, fidelity, what, name):
+    fault = f"{{what: {what}, name: {name}, at: 10 ms, repair: 1 s}}"
+    path = write(tmp_path, ENGINES, f"serving: {POOLS}", f"faults: [{fault}]")
+    assert simulate(load(path), out=tmp_path / "flow").complete
+    with pytest.raises(InputError, match=r"faults\[0\]: with KV caches .* `network.fidelity: flow`") as caught:
+        load(path, [f"network.fidelity={fidelity}"])
+    assert len(caught.value.problems) == 1
+    slower = load(path, [f"network.fidelity={fidelity}", "faults[0].left=0.5"])
+    assert simulate(slower, out=tmp_path / "slow").complete
+
+
+def test_experts_do_not_cross_dead_links_where_nothing_is_routed_anew(tmp_path):
+    faults = "faults: [{what: nic, name: node0/nic0, at: 10 ms}]"
+    path = write(tmp_path, ENGINES, f"serving: {EXPERTS}", faults)
+    load(path)
+    with pytest.raises(InputError, match=r"faults\[0\]: with experts that move dead links"):
+        load(path, ["network.fidelity=load"])
+    load(path, ["network.fidelity=load", "serving.colocated.experts.rebalance.moves=free"])
+
+
 def test_more_flows_than_memory_holds_are_refused_before_anything_runs(tmp_path):
     section = "traffic: {collectives: [{run: {all_to_all: {bytes: 1 GB, algorithm: direct}}}]}"
     path = write(tmp_path, "network: {collectives: h100-sxm}", section, topology="{preset: clos3-h100}")

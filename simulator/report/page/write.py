@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from simulator.errors import InputError, Problem
 from simulator.results.folder import MANIFEST, PARTIAL, REPORT, read_manifest
+from simulator.results.output import write_named
 from simulator.results.run import Run
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ def report(results: "Run | SweepResult | str | Path", out: str | Path | None = N
         raise InputError(Problem(what, location))
     page = _page(location)
     target = Path(location) / REPORT if out is None else Path(out)
-    try:
-        target.write_text(page, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+    write_named(target, page)
     return target
 
 
