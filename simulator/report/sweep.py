@@ -33,12 +33,10 @@ def _print_points(result: SweepResult, console: Console) -> None:
     if not found.rows:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for at, name in enumerate(found.head):
-        if at in found.text:
-            short = all(len(row[at]) < WHOLE for row in found.rows)  # a quantity is not parted from its unit
-            table.add_column(name, overflow="fold", no_wrap=short)
-        else:
-            table.add_column(name, justify="right")
+    for at, name in enumerate(found.head):  # heads may be folded; a quantity is never cut, nor parted from its unit
+        longest = max(len(row[at]) for row in found.rows)
+        least = longest if longest < WHOLE or at not in found.text else None
+        table.add_column(name, overflow="fold", justify="left" if at in found.text else "right", min_width=least)
     for row in found.rows:
         table.add_row(*row)
     console.print()
