@@ -36,12 +36,14 @@ def folder(kind: str) -> Path:
     return shipped if shipped.is_dir() else _PACKAGE.parent / kind
 
 
-@cache
-def names(kind: str) -> tuple[str, ...]:
-    """Return the names of the shipped entries of one kind, sorted; a scenario in a folder is `folder/name`.
+def names(kind: str) -> list[str]:
+    """Return the names of the shipped entries of one kind, sorted; a scenario in a folder is `folder/name`."""
+    return list(_names(kind))
 
-    They do not change while a process lives: looking them up for every reference took a sixth of a short run.
-    """
+
+@cache
+def _names(kind: str) -> tuple[str, ...]:
+    """Return the same, looked up once: they do not change while a process lives, and every reference asks."""
     where, suffix = folder(kind), _suffix(kind)
     found = where.rglob(f"*{suffix}") if kind == "scenarios" else where.glob(f"*{suffix}")
     return tuple(sorted(path.relative_to(where).with_suffix("").as_posix() for path in found))
