@@ -6,20 +6,23 @@ kernels keep to that within 2.5 % (tests/laws/test_limits.py), and the bounds ar
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.build.serving import Blueprint
+from simulator.build.pools import GroupPlan
+from simulator.build.serving import Blueprint, plan
 from simulator.device.cost import LinearCost, RooflineCost
 from simulator.device.timing import Roofline
 from simulator.errors import InputError
 from simulator.model.forward import Work
-from simulator.results.metrics import QUANTILES
+from simulator.results.metrics import QUANTILES, UNITS
 from simulator.scenario.expectation import Expectation
+from simulator.scenario.schema import Scenario
 from simulator.serving.engine import Engine
 from simulator.units import NS_PER_S, format_duration
 
@@ -42,15 +45,15 @@ class Limits(NamedTuple):
     least: Mapping[str, float]
     most: Mapping[str, float]
 
-    def beyond(self, constraints: Sequence[Expectation]) -> list[str]:
-        """Return which constraints no run can satisfy, and the limit that says so."""
-        found = []
+    def beyond(self, constraints: Iterable[Expectation]) -> dict[Expectation, str]:
+        """Return the constraints that no run can satisfy, each as text with the limit that says so."""
+        found = {}
         for each in constraints:
             least, most = self.least.get(each.metric), self.most.get(each.metric)
             if each.comparison in ("<=", "<", "==") and least is not None and not _may(each, least, math.inf):
-                found.append(f"{each.metric} {each.text} (at least {_shown(each.metric, least)} in any run)")
+                found[each] = f"{each.metric} {each.text} (at least {_shown(each.metric, least)} in any run)"
             elif each.comparison in (">=", ">", "==") and most is not None and not _may(each, -math.inf, most):
-                found.append(f"{each.metric} {each.text} (at most {_shown(each.metric, most)} in any run)")
+                found[each] = f"{each.metric} {each.text} (at most {_shown(each.metric, most)} in any run)"
         return found
 
 
@@ -62,12 +65,9 @@ def _may(each: Expectation, least: float, most: float) -> bool:
 
 
 def _shown(metric: str, value: float) -> str:
-    if metric.partition(".")[0] in _LATENCIES:
+    if UNITS[metric] == "s":
         return format_duration(round(value * NS_PER_S))
     return f"{value:.4g}"
-
-
-_LATENCIES = ("ttft", "tpot", "itl", "e2e")
 
 
 def limits_of(blueprint: Blueprint) -> Limits:
@@ -77,7 +77,7 @@ def limits_of(blueprint: Blueprint) -> Limits:
     """
     if any(group.experts is not None for group in blueprint.groups) or not all(map(_is_known, _engines(blueprint))):
         return _priced(blueprint, {}, {})
-    prompts, outputs = _lengths(blueprint)
+    prompts, outputs, alone = _requests(blueprint)
     if not len(prompts):
         return _priced(blueprint, {}, {})
     first_ns = SLACK * _on_grid(prompts, partial(_prefill_ns, blueprint))
@@ -86,7 +86,7 @@ def limits_of(blueprint: Blueprint) -> Limits:
     e2e_ns = first_ns + (outputs - 1) * step_ns
     each = {"ttft": first_ns, "tpot": step_ns[several], "e2e": e2e_ns}
     least: dict[str, float] = {}
-    whole = _all_finish(blueprint)
+    whole = alone and _all_finish(blueprint)
     for name, times in each.items():
         if len(times):
             least |= {f"{name}.{how}": ns / NS_PER_S for how, ns in _statistics(times, whole).items()}
@@ -114,11 +114,13 @@ def _priced(blueprint: Blueprint, least: dict[str, float], most: dict[str, float
 # -- engines ----------------------------------------------------------------------------------------------------------
 
 
+def _engines_of(group: GroupPlan) -> list[Engine]:
+    """Return what the engines of a group are, and what they are in the other role."""
+    return [group.engine, *([group.switched.engine] if group.switched is not None else [])]
+
+
 def _engines(blueprint: Blueprint) -> Iterator[Engine]:
-    for group in blueprint.groups:
-        yield group.engine
-        if group.switched is not None:
-            yield group.switched.engine
+    return chain.from_iterable(map(_engines_of, blueprint.groups))
 
 
 def _is_known(engine: Engine) -> bool:
@@ -129,13 +131,18 @@ def _is_known(engine: Engine) -> bool:
     return type(cost) is LinearCost and engine.speculation is None
 
 
-def _alone_ns(engine: Engine, work: Work) -> float:
-    """Return the duration of a step in which one rank has something to do and no other."""
+def _step_of(engine: Engine, work: Work, others: Work) -> float:
+    """Return the duration of a step in which one rank has some work, and each other one has other work."""
     if engine.ranks > 1:
-        return engine.cost.together_ns([work, *[Work()] * (engine.ranks - 1)])
+        return engine.cost.together_ns([work, *[others] * (engine.ranks - 1)])
     if work.batch:
         return engine.cost.decode(work.batch, work.context).at(work.context)
     return engine.cost.prefill_ns(work.prompt_tokens, round(work.pairs), work.prompts)
+
+
+def _alone_ns(engine: Engine, work: Work) -> float:
+    """Return the duration of a step in which one rank has something to do and no other."""
+    return _step_of(engine, work, Work())
 
 
 def _prefill_ns(blueprint: Blueprint, prompt: int) -> float:
@@ -166,8 +173,7 @@ def _decode_rate(blueprint: Blueprint, prompt: int) -> float:
     """
     rate = 0.0
     for group in blueprint.groups:
-        engines = [group.engine, *([group.switched.engine] if group.switched is not None else [])]
-        rate += len(group.leases) * max(_best_rate(engine, prompt) for engine in engines)
+        rate += len(group.leases) * max(_best_rate(engine, prompt) for engine in _engines_of(group))
     return rate
 
 
@@ -176,27 +182,20 @@ def _best_rate(engine: Engine, prompt: int) -> float:
     sizes = sorted({min(limit, math.ceil(BATCHES**k)) for k in range(math.ceil(math.log(limit, BATCHES)) + 1)} | {1})
     best = 0.0
     for size, larger in zip(sizes, [*sizes[1:], limit], strict=True):
-        ns = _full_ns(engine, Work(batch=size, context=size * (prompt + 1)))
+        work = Work(batch=size, context=size * (prompt + 1))
+        ns = _step_of(engine, work, work)
         best = max(best, larger * engine.ranks * NS_PER_S / ns if ns > 0 else math.inf)
     return best
-
-
-def _full_ns(engine: Engine, work: Work) -> float:
-    """Return the duration of a decode step in which every rank has the same to do."""
-    if engine.ranks > 1:
-        return engine.cost.together_ns([work] * engine.ranks)
-    return engine.cost.decode(work.batch, work.context).at(work.context)
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
 
 
-def _lengths(blueprint: Blueprint) -> tuple[Lengths, Lengths]:
-    """Return prompt and output tokens of the requests that may come in."""
-    section, admission = blueprint.scenario.workload, blueprint.admission
-    batches = list(blueprint.workload.batches())
-    if not batches or section is None:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+def _requests(blueprint: Blueprint) -> tuple[Lengths, Lengths, bool]:
+    """Return prompt and output tokens of the requests that may come in, and whether each asks for one answer."""
+    admission, batches = blueprint.admission, list(blueprint.workload.batches())
+    if not batches:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), True
     prompts, outputs = (
         np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]).astype(np.int64)
         for name in ("prompt_tokens", "output_tokens")
@@ -204,7 +203,8 @@ def _lengths(blueprint: Blueprint) -> tuple[Lengths, Lengths]:
     whole = prompts + outputs
     fit = (whole <= admission.max_context) & (prompts <= admission.prefill_tokens)
     fit &= whole - 1 <= admission.decode_tokens
-    return prompts[fit], outputs[fit]
+    alone = all(batch.column("samples").null_count == len(batch) for batch in batches)
+    return prompts[fit], outputs[fit], alone
 
 
 def _all_finish(blueprint: Blueprint) -> bool:
@@ -214,8 +214,7 @@ def _all_finish(blueprint: Blueprint) -> bool:
     assert serving is not None
     loses = (serving.timeout, serving.admission)
     plain = all(section == type(section)() for section in loses) and serving.cancel is None and serving.gateway is None
-    alone = getattr(scenario.workload, "samples", None) in (None, 1)
-    return plain and alone and scenario.until is None and not scenario.faults and not blueprint.workload.cancels
+    return plain and scenario.until is None and not scenario.faults and not blueprint.workload.cancels
 
 
 def _on_grid(lengths: Lengths, duration_ns: Callable[[int], float]) -> Times:
@@ -249,13 +248,11 @@ def _good(blueprint: Blueprint, first_ns: Times, step_ns: Times, whole_ns: Times
     return float(good.mean())
 
 
-def cut(scenario: Any, constraints: Sequence[Expectation]) -> list[str]:
-    """Return which constraints no run of a scenario can satisfy; none where it cannot run: its row will say why."""
-    from simulator.build.serving import plan
-
+def cut(scenario: Scenario, constraints: Iterable[Expectation]) -> dict[Expectation, str]:
+    """Return the constraints that no run of a scenario can satisfy, as text; none where it cannot run at all."""
     if scenario.serving is None:
-        return []
+        return {}
     try:
         return limits_of(plan(scenario)).beyond(constraints)
     except InputError:
-        return []
+        return {}

@@ -230,18 +230,22 @@ class _Sweeping:
         return [_without(answers[at], cuts[at]) for at in range(len(searches))]
 
     def _cut(self, setting: Setting) -> str | None:
-        """Return why no run of a setting can satisfy the constraints; None: it may, or its row will say why not."""
+        """Return why the runs of a setting cannot satisfy the constraints; None: they may, or their rows say why not.
+
+        Constraints are on means over the seeds, so all seeds must be beyond the same one.
+        """
         from simulator.build.limits import cut
 
         assert self.plan.sweep.search is not None
-        constraints = self.plan.sweep.search.subject_to
-        if not constraints:
-            return None
-        try:
-            scenario = self.plan.point(next(over_seeds(setting, self.plan.sweep.seeds))).load()
-        except InputError:
-            return None
-        return "; ".join(cut(scenario, constraints)) or None
+        hopeless = dict.fromkeys(self.plan.sweep.search.subject_to, "")
+        for seeded in over_seeds(setting, self.plan.sweep.seeds):
+            if not hopeless:
+                return None
+            try:
+                hopeless = cut(self.plan.point(seeded).load(), hopeless)
+            except InputError:
+                return None
+        return "; ".join(hopeless.values()) or None
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -90,11 +90,21 @@ def test_what_is_cut_and_what_it_says(tmp_path):
     (tmp_path / "run.yaml").write_text(json.dumps(SCENARIO))
     scenario = load(tmp_path / "run.yaml")
     ttft = limits_of(plan(scenario)).least["ttft.p99"]
-    assert cut(scenario, [Expectation("ttft.p99", "<=", ttft * 1.01)]) == []
-    (line,) = cut(scenario, [Expectation("ttft.p99", "<=", ttft * 0.99), Expectation("goodput", ">=", 1.0)])
+    assert cut(scenario, [Expectation("ttft.p99", "<=", ttft * 1.01)]) == {}
+    (line,) = cut(scenario, [Expectation("ttft.p99", "<=", ttft * 0.99), Expectation("goodput", ">=", 1.0)]).values()
     assert line.startswith("ttft.p99 <= ")
     assert "in any run" in line
     tight = load(tmp_path / "run.yaml", ["slo.ttft=1 ms"])
-    assert "goodput >= 0.5 (at most 0 in any run)" in cut(tight, [Expectation("goodput", ">=", 0.5)])
+    assert "goodput >= 0.5 (at most 0 in any run)" in cut(tight, [Expectation("goodput", ">=", 0.5)]).values()
     prices = limits_of(plan(scenario))
     assert prices.least["price.dollars_per_h"] == prices.most["price.dollars_per_h"]
+
+
+def test_several_answers_to_a_prompt_leave_only_what_holds_of_each(tmp_path):
+    """A request may be refused for its samples and tokens are weighed by them: only the least of all is a limit."""
+    lengths = {"prompt_tokens": {"uniform": {"low": 100, "high": 4000}}}
+    workload = SCENARIO["workload"] | lengths | {"samples": {"uniform": {"low": 1, "high": 4}}}
+    (tmp_path / "run.yaml").write_text(json.dumps(SCENARIO | {"workload": workload}))
+    limits = limits_of(plan(load(tmp_path / "run.yaml")))
+    assert limits.least["ttft.p50"] == limits.least["ttft.max"]
+    assert "throughput.output_tokens_per_s" not in limits.most

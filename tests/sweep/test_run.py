@@ -8,7 +8,9 @@ import pyarrow.compute as pc
 import pytest
 from click.testing import CliRunner
 
+from simulator.build.limits import limits_of
 from simulator.build.run import simulate
+from simulator.build.serving import plan
 from simulator.cli import simulate as command
 from simulator.errors import InputError, OutputError
 from simulator.report.sweep_comparison import along, between
@@ -217,6 +219,21 @@ def test_a_search_does_not_run_what_no_run_can_satisfy(tmp_path, client):
     assert answer["setting"] is None
     assert answer["evaluations"] == 0
     assert "in any run" in answer["binding"][0]
+
+
+def test_a_setting_is_cut_only_if_all_its_seeds_are_hopeless(tmp_path, client):
+    """The longest of 60 prompts differs by seed: a bound between two of them is beyond one seed alone, not the mean."""
+    base = write(tmp_path, "").parent / "base.yaml"
+    least = {seed: limits_of(plan(load(base, [f"seed={seed}"]))).least["ttft.max"] for seed in (1, 2)}
+    low, high = sorted(least.values())
+    assert low < high
+    hopeless = max(least, key=least.__getitem__)
+    search = f"search: {{capacity: {{of: {RATE}, from: 1 / s, to: 2 / s}}, subject_to: {{ttft.max: <= {{}}}}}}"
+    bound = f"{(low + high) / 2 * 1000:.3f} ms"
+    for seeds, cut in ((f"[{hopeless}]", True), (f"[{hopeless}, {3 - hopeless}]", False)):
+        text = f"seeds: {seeds}\n\n\n" + search.replace("{}", bound)
+        (answer,) = sweep(write(tmp_path, text), tmp_path / f"cut-{cut}", client=client).summary["answers"]
+        assert any("settings were not run" in note for note in answer["notes"]) == cut
 
 
 def test_what_a_dry_run_says(tmp_path):
