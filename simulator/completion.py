@@ -47,11 +47,15 @@ def shipped(kind: str) -> Completer:
     """Return what completes the names of shipped data of one kind, such as `topologies`."""
 
     def complete(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
-        from simulator import catalog
-
-        return plain([name for name in catalog.names(kind) if name.startswith(start)])
+        return _shipped(kind, start)
 
     return complete
+
+
+def _shipped(kind: str, start: str) -> list[CompletionItem]:
+    from simulator import catalog
+
+    return plain([name for name in catalog.names(kind) if name.startswith(start)])
 
 
 def folders(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
@@ -59,16 +63,11 @@ def folders(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
     return [CompletionItem(start, type="dir")]
 
 
-def yaml_files(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
-    """Return YAML files, and folders that may hold some."""
-    return _files(start, [])
-
-
 def shipped_or_files(kind: str) -> Completer:
     """Return what completes names of shipped data of one kind, YAML files, and folders that may hold some."""
 
-    def complete(context: Context, parameter: Parameter, start: str) -> list[CompletionItem]:
-        return _files(start, shipped(kind)(context, parameter, start))
+    def complete(_: Context, __: Parameter, start: str) -> list[CompletionItem]:
+        return _files(start, _shipped(kind, start))
 
     return complete
 
@@ -78,9 +77,7 @@ scenarios = shipped_or_files("scenarios")
 
 def scenario_words(start: str, others: list[CompletionItem]) -> list[CompletionItem]:
     """Return what `scenarios` does, after other words that may stand there."""
-    from simulator import catalog
-
-    return _files(start, [*others, *plain([name for name in catalog.names("scenarios") if name.startswith(start)])])
+    return _files(start, [*others, *_shipped("scenarios", start)])
 
 
 def _files(start: str, others: list[CompletionItem]) -> list[CompletionItem]:

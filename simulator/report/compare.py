@@ -101,9 +101,7 @@ def _is_sweep(given: Comparable) -> bool:
 
 
 def _where(given: Comparable) -> str:
-    if isinstance(given, SweepResult):
-        return given.store.location
-    return str(given.path if isinstance(given, Run) else given)
+    return str(given) if isinstance(given, str | Path) else given.location
 
 
 def _sweep(given: Comparable) -> SweepResult:

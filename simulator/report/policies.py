@@ -101,10 +101,8 @@ def _tellers(entry: Any) -> Iterator[Any]:
 
 def _made(entry: Any, parameters: Callable[[], Any]) -> Iterator[type]:
     """Yield the class of what a policy without parameters makes."""
-    if getattr(entry, "make", None) is None or not _without_parameters(parameters):
-        return
-    place = Place() if hasattr(entry, "of_requests") else None
-    yield type(entry.make(parameters(), place) if place else entry.make(None, parameters()))
+    if getattr(entry, "make", None) is not None and _without_parameters(parameters):
+        yield type(entry.make(parameters(), Place()))
 
 
 def _without_parameters(teller: Any) -> bool:

@@ -42,8 +42,8 @@ _COMMANDS = f"""# Commands
 
 {_WRITTEN}
 
-What `simulate COMMAND --help` says. Exit codes: 0 done; 1 a defect of the simulator; 2 usage or invalid input; 3 an
-`expect:` failed; 130 interrupted, with what was done kept and marked partial.
+What `simulate COMMAND --help` says. Exit codes: 0 done; 1 a defect of the simulator, or results that the disk
+refused; 2 usage or invalid input; 3 an `expect:` failed; 130 interrupted, with what was done kept and marked partial.
 """
 
 

@@ -80,6 +80,11 @@ class Run:
         """One row per collective of a run of the network alone."""
         return self._frame("collectives")
 
+    @property
+    def location(self) -> str:
+        """Where it lies."""
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"<Run {self.manifest['scenario']} in {self.path}>"
 

@@ -190,7 +190,7 @@ def groups_of(role: str, pools: Pool | tuple[Pool, ...]) -> tuple[Group, ...]:
 
 
 def group_names(groups: Sequence[Group]) -> list[str]:
-    """Return the name of each group, with its place in the list behind it where several have the same."""
+    """Return the name of each group, with its place among its like behind it where several have the same."""
     names = Counter(group.name for group in groups)
     seen: Counter[str] = Counter()
     found = []

@@ -183,6 +183,11 @@ class SweepResult:
         wrong = self.points["status"] != DONE
         return self.points.loc[wrong, ["point", *self.axes, "status", "error"]]
 
+    @property
+    def location(self) -> str:
+        """Where it lies: a folder or a URI."""
+        return self.store.location
+
     def __repr__(self) -> str:
         return f"<SweepResult {self.manifest['name']} in {self.store.location}>"
 

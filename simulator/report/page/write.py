@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from simulator.errors import InputError, Problem
 from simulator.results.folder import MANIFEST, PARTIAL, REPORT, read_manifest
 from simulator.results.output import write_named
-from simulator.results.run import Run
 
 if TYPE_CHECKING:
+    from simulator.results.run import Run
     from simulator.sweep.dataset import SweepResult
 
 
@@ -18,7 +18,7 @@ def report(results: "Run | SweepResult | str | Path", out: str | Path | None = N
     `results` is the run or sweep itself, or its folder, or the URI of a sweep, which needs `out`. Raises InputError
     when there is neither, when a run was killed, or when the page cannot be written.
     """
-    location = _location(results)
+    location = str(results) if isinstance(results, str | Path) else results.location
     if "://" in location and out is None:
         what = "A sweep in an object store needs --out: where the page goes on this machine."
         raise InputError(Problem(what, location))
@@ -26,12 +26,6 @@ def report(results: "Run | SweepResult | str | Path", out: str | Path | None = N
     target = Path(location) / REPORT if out is None else Path(out)
     write_named(target, page)
     return target
-
-
-def _location(results: "Run | SweepResult | str | Path") -> str:
-    if isinstance(results, str | Path):
-        return str(results)
-    return str(results.path) if isinstance(results, Run) else results.store.location
 
 
 def _page(location: str) -> str:
