@@ -113,7 +113,7 @@ def speed(folder: Path, points: int, requests: int) -> dict[str, float]:
         begun = time.perf_counter()
         list(pool.map(alone, seeds))
         pooled = time.perf_counter() - begun
-    # the first one pays what a client imports; turns about, so that a slow minute of the machine is not one side's alone
+    # turns about, so that a slow minute is not one side's alone; the first pays what a client imports
     times = [[swept(file, folder / f"{count}-{turn}", count)[0] for count in (1, 2)] for turn in range(3)]
     one, two = (min(each) for each in zip(*times, strict=True))
     return {

@@ -4,9 +4,9 @@ Model: SimPy events. An alarm rings after every ordinary event of its nanosecond
 the network delivers, then what hands requests over, then what takes them. So nothing hangs on when it was scheduled.
 """
 
-from collections.abc import Callable
+from heapq import heappop, heappush
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simpy import Environment, Event
 from simpy.events import EventPriority
@@ -24,16 +24,39 @@ class Clock(Environment):
     else:
         now = property(attrgetter("_now"))  # actors ask for it a dozen times per event; this costs half of a method
 
+    stopped = False
+    """Whether `serve` is to come to an end after the event under way, which does not count."""
+
+    def serve(self, count: int) -> int:
+        """Let the next `count` events happen, as SimPy's `step` does one; fewer if none is left, or it is stopped.
+
+        Returns how many did. What a callback raises, and the failure of an event that nobody waits for, goes through.
+        """
+        queue = self._queue
+        for served in range(count):
+            if not queue:
+                return served
+            self._now, _, _, event = heappop(queue)
+            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+            for callback in callbacks:
+                callback(event)
+            if not event._ok and not hasattr(event, "_defused"):
+                raise event._value
+            if self.stopped:
+                return served
+        return count
+
 
 NETWORK, HANDING_OVER, SERVING, END = map(EventPriority, (2, 3, 4, 5))  # SimPy's own are 0 (urgent) and 1 (normal)
 
 
-class _Timer(Event):
-    _ok = True
-    _value = None
+class _Timer:
+    """What SimPy's queue needs of an event that rings an alarm; the same one goes through it again and again."""
 
-    def __init__(self, callback: Callable[[Event], None]) -> None:
-        self.callbacks = [callback]
+    __slots__ = ("callbacks",)
+
+    callbacks: Any
+    _ok = True
 
 
 class Alarm(Event):
@@ -46,18 +69,27 @@ class Alarm(Event):
         self._rank = rank
         self._ok = True
         self._value = None
-        self._timer: _Timer | None = None
-        self._callback = self._ring
+        self._timer: _Timer | None = None  # the one that was set last, while it is to come
+        self._spare: _Timer | None = None  # one that is in no queue
+        self._rings: Any = (self._ring,)
         self.at_ns: int | None = None
 
     def set(self, at_ns: int) -> None:
         """Ring at `at_ns` (not before now); an earlier setting is forgotten."""
         self.at_ns = at_ns
-        self._timer = timer = _Timer(self._callback)
+        timer = self._spare
+        if timer is None:
+            timer = _Timer()
+        else:
+            self._spare = None
+        self._timer = timer
+        timer.callbacks = self._rings
         env = self.env
-        env.schedule(timer, self._rank, at_ns - env.now)
+        queue: list[Any] = env._queue
+        heappush(queue, (at_ns, self._rank, next(env._eid), timer))
 
-    def _ring(self, timer: Event) -> None:
+    def _ring(self, timer: Any) -> None:
+        self._spare = timer
         if timer is self._timer:  # a timer that was moved away passes in silence
             self._timer = None
             self.at_ns = None

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 from simpy import Event
-from simpy.core import EmptySchedule
 
 from simulator.clock import END, Clock
 
@@ -20,10 +19,6 @@ BEAT_EVENTS = 2048
 
 Progress = Callable[[int, int], None]
 """Called with (simulated ns, events so far) every few milliseconds of wall time."""
-
-
-class _Until(Exception):  # noqa: N818 - the end of the simulated time, not an error
-    pass
 
 
 @dataclass
@@ -52,18 +47,15 @@ class Execution:
             _stop_at(env, until_ns)
         if finished is not None:
             finished.callbacks.append(lambda event: _stop_at(env, env.now))
+        env.stopped = False
         begun = time.perf_counter()
         try:
             with _quiet_collector():
                 while not pending:
-                    served = 0
-                    try:
-                        for served in range(1, BEAT_EVENTS + 1):  # noqa: B007 - read after the loop
-                            env.step()
-                    except (EmptySchedule, _Until):
-                        self.events += served - 1
-                        return
+                    served = env.serve(BEAT_EVENTS)
                     self.events += served
+                    if served < BEAT_EVENTS:
+                        return
                     if check is not None:
                         check()
                     if progress is not None:
@@ -77,7 +69,7 @@ def _stop_at(env: Clock, until_ns: int) -> None:
     """Stop after everything that happens at `until_ns`, alarms included."""
 
     def stop(event: Event) -> None:
-        raise _Until
+        env.stopped = True
 
     end = Event(env)
     end.callbacks.append(stop)

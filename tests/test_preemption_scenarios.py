@@ -97,3 +97,45 @@ serving:
     run = simulate(load(path), out=tmp_path / "run", check=True)
     assert run.summary["tiers"]["colocated"][0]["found_tokens"] > 0
     assert run.summary["requests"]["finished"] == 60
+
+
+KEPT = """
+schema: 1
+seed: 12
+topology: {preset: clos-h100, nodes: 4}
+workload:
+  requests: 36
+  arrivals: {poisson: {rate: 141 / s}}
+  prompt_tokens: {lognormal: {median: 13, sigma: 1.0, max: 150}}
+  output_tokens: {constant: {value: 83}}
+  prefixes: {count: 4, tokens: 1}
+  priorities: {"0": 1, "1": 1, "-3": 0.5}
+  sessions: {turns: 2, think_time: {exponential: {mean: 1735 us}}, max_tokens: 600}
+serving:
+  model: llama-3.1-8b
+  cost:
+    linear:
+      prefill: {fixed: 3678 us, per_token: 11 us}
+      decode: {fixed: 231 us, per_sequence: 12 us, per_context_token: 1 us}
+  router: least_requests
+  prefill:
+    instances: 2
+    router: least_tokens
+    batcher: {continuous: {max_running: 1, max_batch_tokens: 126}}
+    kv: {blocks: 481, block_tokens: 1, watermark: 0.01}
+    preemption: {swap: {overlap: false, host: 4194304 B}}
+  decode:
+    instances: 1
+    batcher: {continuous: {max_running: 1, max_batch_tokens: 22}}
+    kv: {blocks: 333, watermark: 0.01, prefix_cache: {eviction: lfu}}
+  kv_transfer: {layers_per_message: 40, mode: layerwise, direction: pull, fallback: {waiting: 4}}
+"""
+
+
+def test_who_was_swapped_out_comes_back_when_blocks_that_were_to_move_are_free(tmp_path):
+    """A prefill engine decodes what has no place, and swaps it out for blocks that wait to be read."""
+    path = tmp_path / "kept.yaml"
+    path.write_text(KEPT)
+    rows = simulate(load(path), out=tmp_path / "run", check=True).requests
+    assert (rows["outcome"] == "finished").all()
+    assert rows["preemptions"].sum() > 0

@@ -49,6 +49,7 @@ from simulator.serving.expert_balance import ExpertBalancing
 from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
 from simulator.serving.instance import Instance
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.pool import Age, Pool
 from simulator.serving.pool_view import EngineTraits
@@ -257,7 +258,7 @@ class System:
                 self._power[id(engine)] = power
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
-        instance = Instance(self.env, name, engine, devices, observer, finished, *hears)
+        instance = kind_of(engine)(self.env, name, engine, devices, observer, finished, *hears)
         self.instances[name] = instance
         self._group[name] = group
         lower = [rank.lower for rank in instance.ranks if rank.lower is not None]

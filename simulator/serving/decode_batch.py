@@ -40,6 +40,11 @@ class Members:
             heappop(finishes)
         return finishes[0][0] - self.iteration
 
+    @property
+    def first_finish(self) -> int:
+        """The iteration before which nobody finishes; the batch must not be empty."""
+        return self._finishes[0][0]
+
     def due(self) -> Iterator[Request]:
         """Yield the members that finish at this iteration, in order of request id; each must leave before the next."""
         finishes = self._finishes
@@ -131,8 +136,11 @@ class DecodeBatch(Members):
 
     def pop_finished(self) -> list[Request]:
         """Take out the members that finish at this iteration, in order of request id."""
-        done = []
-        for request in self.due():
+        done, finishes = [], self._finishes
+        while finishes and finishes[0][0] <= self.iteration:
+            at, _, request = heappop(finishes)
+            if request.finish_iteration != at:  # preempted since
+                continue
             context, blocks = self.context, self.blocks
             self.leave(request)
             done.append(request)

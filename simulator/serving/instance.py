@@ -111,7 +111,7 @@ class Instance:
         self._account.waiting -= 1
         self._loads[place.rank] -= 1
         self._grant(rank)
-        if rank.waiting:
+        if rank.waiting or rank.swapped:
             self._nudge(begun)
 
     def keep(self, request: Request) -> bool:
@@ -136,7 +136,7 @@ class Instance:
         self._account.took(rank.kv.used - before)
         self._loads[holding.rank] -= 1
         self._grant(rank)
-        if rank.waiting:
+        if rank.waiting or rank.swapped:
             self._nudge(self._steps_by_now())
 
     def cancel(self, request: Request) -> bool:

@@ -21,8 +21,9 @@ from test_decode_jumps import TICK, Seen, all_costs
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.request import Request, Traits
 
@@ -101,7 +102,8 @@ class Case:
 def run(workload, case, look=None):
     """Run the engine; `look` sees it and its requests after every event."""
     env, seen, done, sent = Clock(), Seen(), {}, []
-    instance = Instance(env, "colocated-0", case.engine(), (0,), seen, lambda r, _: done.update({r.request_id: r}))
+    engine = case.engine()
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
         for index, (gap, prompt, output, kind, predicted, *samples) in enumerate(workload):

@@ -11,8 +11,8 @@ from test_prefix_cache_twin import BLOCK, keys_of
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
 from simulator.serving.engine import Engine
-from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
@@ -54,7 +54,7 @@ def run(workload, costs, batcher, limits, blocks, unit, tiers, cancels=(), terms
         lower=(lambda _: [LowerTiers(tiers, **rules)]) if tiers is not None else None,
     )
     instances = [
-        Instance(env, f"colocated-{index}", engine, (index,), seen, lambda r, _: done.update({r.request_id: r}))
+        kind_of(engine)(env, f"colocated-{index}", engine, (index,), seen, lambda r, _: done.update({r.request_id: r}))
         for index in range(count)
     ]
 

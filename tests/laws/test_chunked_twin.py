@@ -21,8 +21,9 @@ from test_disaggregation_twin import workloads as split_workloads
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, ChunkedPrefill
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.request import Request
 
 
@@ -62,7 +63,7 @@ def chunked(workload, costs, limits, blocks, block_tokens, watermark=0):
 
     policy = BATCHERS["chunked_prefill"].policy
     engine = Engine("colocated", costs, StepTicks(costs), policy, limits, blocks, block_tokens, watermark)
-    instance = Instance(env, "colocated-0", engine, (0,), seen, finished)
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finished)
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import Jump, StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.request import FINISHED, Request
 
 TICK = 1 << 20
@@ -91,7 +92,7 @@ def jumping(workload, costs, limits, blocks, block_tokens, watermark, cancels=()
     engine = Engine(
         "colocated", costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, blocks, block_tokens, watermark
     )
-    instance = Instance(env, "colocated-0", engine, (0,), seen, finished)
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finished)
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):

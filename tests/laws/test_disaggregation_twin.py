@@ -15,9 +15,10 @@ from test_decode_jumps import TICK, Costs, Seen, whole_or_sliced
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
 from simulator.serving.disaggregation import Caches, KVTransfer
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.kv_layout import KVLayout
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.pool import Pool
 from simulator.serving.request import Request
 from simulator.serving.routing import RoundRobin
@@ -51,7 +52,7 @@ def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
 
         engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS[batcher].policy, limits, count, BLOCK, 0)
         hand_over = mover.hand_over if pool is pools[0] else None
-        pool.add(Instance(env, pool.role, engine, (0,), Seen(), finished, hand_over))
+        pool.add(kind_of(engine)(env, pool.role, engine, (0,), Seen(), finished, hand_over))
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):

@@ -26,8 +26,8 @@ from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
 from simulator.serving.engine import Engine
 from simulator.serving.fabric_tier import NEVER, FabricTier, Reach
-from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
@@ -79,7 +79,7 @@ def serve(pool, topology, devices, requests, fidelity="flow", cancels=(), above=
         lower=lower,
     )
     engines = [
-        Instance(env, f"colocated-{at}", engine, (at,), seen, lambda r, _: done.update({r.request_id: r}))
+        kind_of(engine)(env, f"colocated-{at}", engine, (at,), seen, lambda r, _: done.update({r.request_id: r}))
         for at in devices
     ]
 

@@ -16,8 +16,9 @@ from test_decode_jumps import TICK, Seen, all_costs
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 
@@ -42,7 +43,7 @@ def jumping(workload, costs, policy, limits, blocks, unit, cached=True, eviction
         0,
         prefixes=(lambda: PrefixCache(unit, BLOCK, eviction)) if cached else None,
     )
-    instance = Instance(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
         for index, (gap, prompt, output, family, common) in enumerate(workload):

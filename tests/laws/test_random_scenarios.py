@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from simulator import execution
 from simulator.build import run as running
+from simulator.build import serving as building
 from simulator.errors import InputError
 from simulator.model.transformer import load_model
 from simulator.results.run import load_run
 from simulator.scenario.load import load
 from simulator.serving.batching import BATCHERS
 from simulator.serving.eviction import EVICTIONS
+from simulator.serving.instance import Instance
 from simulator.serving.queueing import ORDERS
 from simulator.serving.role_policies import SWITCHES
 from simulator.serving.routing import ROUTERS
@@ -303,6 +305,12 @@ def test_invariants(tmp_path_factory, value):
     hold(value, found)
     if value["seed"] % 5 == 0:  # a run is its seed
         assert run(folder, value, "twice").manifest["digest"] == found.manifest["digest"]
+    if value["seed"] % 5 == 1:  # an engine of one rank does as one of any number does
+        with mock.patch.object(building, "kind_of", return_value=Instance):
+            general = run(folder, value, "general")
+        assert general.manifest["digest"] == found.manifest["digest"]
+        assert general.manifest["events"] == found.manifest["events"]
+        assert general.summary["itl"] == found.summary["itl"]
 
 
 def test_most_scenarios_are_run():

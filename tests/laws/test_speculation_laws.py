@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from simulator.clock import Clock
 from simulator.randomness import stream
 from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.request import Request
 from simulator.serving.speculation import Speculation, SpeculativeBatch
 from tests.laws.test_decode_jumps import TICK, Costs, Seen, all_costs, jumping, token_by_token, workloads
@@ -62,7 +63,7 @@ def speculating(workload, costs, limits, sizes, speculation, batcher="continuous
         "colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, speculation=speculation
     )
     finish = lambda request, instance: done.setdefault(request.request_id, request)  # noqa: E731
-    instance = Instance(env, "colocated-0", engine, (0,), seen, finish)
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finish)
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):

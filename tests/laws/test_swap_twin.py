@@ -14,8 +14,8 @@ from test_decode_jumps import TICK, Costs, Seen, all_costs, cases, whole_or_slic
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
 from simulator.serving.engine import Engine
-from simulator.serving.instance import Instance
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 from simulator.serving.swap import Swap, copy_ns, spaces
@@ -38,7 +38,7 @@ def run(workload, costs, limits, blocks, block_tokens, watermark, terms, batcher
         prefixes=(lambda: PrefixCache(unit, block_tokens)) if unit else None,
         swap=(lambda: spaces(terms, BLOCK_BYTES)) if terms else None,
     )
-    instance = Instance(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
+    instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):

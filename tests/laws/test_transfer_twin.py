@@ -15,9 +15,10 @@ from test_decode_jumps import TICK, Costs, Seen
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
 from simulator.serving.disaggregation import Caches, KVTransfer
-from simulator.serving.instance import Engine, Instance
+from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.kv_layout import KVLayout
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.pool import Pool
 from simulator.serving.request import Request
 from simulator.serving.routing import RoundRobin
@@ -58,7 +59,7 @@ def moving(workload, costs, limits, blocks, cable, rules):
         first = pool is pools[0]
         engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, count, BLOCK, 0)
         hears = (mover.hand_over, mover.began) if first else (None, None)
-        pool.add(Instance(env, pool.role, engine, (0 if first else 1,), Seen(), finished, *hears))
+        pool.add(kind_of(engine)(env, pool.role, engine, (0 if first else 1,), Seen(), finished, *hears))
 
     def source():
         for index, (gap, prompt, output) in enumerate(workload):
@@ -470,7 +471,7 @@ def alone(role, costs, limits, blocks, feed):
         done[request.request_id] = request
 
     engine = Engine(role, costs, StepTicks(costs), BATCHERS["continuous"].policy, limits, blocks, BLOCK, 0)
-    env.process(feed(env, Instance(env, role, engine, (0,), Seen(), finished)))
+    env.process(feed(env, kind_of(engine)(env, role, engine, (0,), Seen(), finished)))
     env.run()
     return done
 

@@ -12,8 +12,9 @@ from simulator.serving.admission import Admission, Bound, Limits
 from simulator.serving.batching import BATCHERS, Continuous
 from simulator.serving.frontend import Arrivals, Cancellation, Frontend, Patience
 from simulator.serving.gateway import Gateway
-from simulator.serving.instance import Engine, Instance, Observer
+from simulator.serving.instance import Engine, Observer
 from simulator.serving.jump import StepTicks
+from simulator.serving.lone_rank import kind_of
 from simulator.serving.pool import Pool
 from simulator.serving.request import CANCELLED, FINISHED, REJECTED, TIMED_OUT, Request, Traits
 from simulator.serving.routing import ROUTERS, Place
@@ -95,7 +96,7 @@ def serve(workload, instances=1, seats=4, batcher="continuous", **options):
     engine = Engine("colocated", cost, StepTicks(cost), BATCHERS[batcher].policy, limits, 5000, 4, 0)
     silent = Observer(*(lambda *_: None for _ in Observer._fields))
     for index in range(instances):
-        pool.add(Instance(env, str(index), engine, (index,), silent, ended))
+        pool.add(kind_of(engine)(env, str(index), engine, (index,), silent, ended))
     at, columns = 0, []
     for gap, prompt, output in workload:
         at += gap

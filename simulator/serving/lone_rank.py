@@ -1,0 +1,226 @@
+"""An instance of one rank with nothing but device memory: what `Instance` does with any, in straight lines.
+
+Most engines are such, and most of a run is spent in their iterations. The general engine is the twin that this one is
+held against: the same calls in the same order, so that the same requests, rows and events come of both.
+"""
+
+from collections.abc import Generator
+from typing import Any, cast
+
+from simpy import Event
+
+from simulator.results.windows import DECODE, IDLE, PREFILL
+from simulator.serving.decode_batch import DecodeBatch
+from simulator.serving.engine import Engine
+from simulator.serving.engine_view import DECODE_ON
+from simulator.serving.instance import Instance
+from simulator.serving.iteration import begin_alone
+from simulator.serving.jump import Jump
+from simulator.serving.rank import Rank
+from simulator.serving.request import Request
+from simulator.units import TICK_BITS, TICKS_PER_NS
+
+
+class LoneRank(Instance):
+    """An instance of an engine of one rank; see `kind_of`."""
+
+    _jump: Jump | None
+    _only: Rank
+
+    def submit(self, request: Request) -> None:
+        """Queue a request for prefill."""
+        request.queued_ns = self.env.now
+        request.prefill_instance = self.name
+        begun = self._mark()
+        request.rank = 0
+        self._loads[0] += 1
+        self._only.waiting.append(request)
+        self._account.waiting += 1
+        self._nudge(begun)
+
+    # -- the actor ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> Generator[Event, Any, None]:
+        alarm, env, rank = self._alarm, self.env, self._only
+        members = rank.batch.members
+        while True:
+            if self._prompts(env.now):
+                self._begin_prefill()
+                yield alarm
+                self._end_jump()
+                self._end_prefill()
+            elif members:
+                self._begin_jump()
+                yield alarm
+                self._end_jump()
+            else:
+                wake_ns = rank.step.wake_ns
+                self._begins(IDLE)
+                if wake_ns is not None:
+                    alarm.set(wake_ns)
+                yield alarm
+                self._mark()
+                self._ticks = env.now << TICK_BITS
+
+    def _prompts(self, now: int) -> bool:
+        """Let the rank say what it does next; return whether that is an iteration with prompts."""
+        rank = self._only
+        rank.now_ns = now
+        if rank.kv.prefixes is not None:
+            rank.kv.prefixes.expire(now)
+        if rank.arrived:
+            for request in rank.take_in():
+                request.decode_instance = self.name
+        if self._leaving:
+            self._let_go()
+        if not (rank.waiting or rank.partial):
+            rank.step = DECODE_ON
+            return False
+        engine = self.engine
+        step = rank.step = engine.policy(engine.limits, rank)
+        for _ in range(step.preempts):
+            self._preempt_last(rank)
+        return bool(step.prompts)
+
+    def _begin_prefill(self) -> None:
+        rank, now = self._only, self.env.now
+        lasts_ns, size = begin_alone(rank, self.cost, now)
+        ticks = round(lasts_ns * TICKS_PER_NS)
+        if size:
+            rank.start_decoding(now)
+            self._jump = Jump(self._ticks, 1, size, 0, ticks, 0)
+        self._ticks += ticks
+        end_ns = self._ticks >> TICK_BITS
+        self._alarm.set(end_ns)
+        self._begins(PREFILL)
+        if self._began is not None and rank.step.prompts:
+            self._began(rank.step.prompts, end_ns, self)
+        if rank.reservations:
+            self._grant(rank)
+
+    def _begin_jump(self, wake_ns: int | None = None) -> None:
+        rank, now, kv = self._only, self.env.now, self._only.kv
+        batch = cast(DecodeBatch, rank.batch)
+        steps, size, context = batch.steps_to_finish(), batch.sequences, batch.context
+        used = kv.held if kv.prefixes is None else kv.held + kv.shared
+        if (context + (steps + kv.block_tokens - 1) * size) // kv.block_tokens + used > kv.total:  # at most, not less
+            steps = self._fit(rank)
+            size, context = batch.sequences, batch.context
+        most = rank.step.steps
+        if most is not None and most < steps:
+            steps = most
+        rank.decodes = steps > 0
+        if not steps:  # all that is left holds reserved blocks: look again
+            self._alarm.set(now)
+            return
+        if rank.fresh:
+            rank.start_decoding(now)
+        until, fixed, slope = self._step_ticks(size, context + size)
+        if until < context + steps * size:  # the line ends within the jump
+            steps = int(until - context) // size
+        self._jump = jump = Jump(self._ticks, steps, size, context, fixed, slope)
+        self._alarm.set(jump.end >> TICK_BITS)
+        self._begins(DECODE)
+
+    def _end_jump(self) -> None:
+        jump = self._jump
+        if jump is None:
+            return
+        self._jump = None
+        self._ticks = jump.end
+        rank, account, now, steps = self._only, self._account, self.env.now, jump.steps
+        batch, kv, observer = cast(DecodeBatch, rank.batch), rank.kv, self._observer
+        first, growth = jump.first, jump.growth
+        if rank.fresh:
+            rank.report_gaps((jump.start + first) >> TICK_BITS, observer.gap)
+        else:
+            observer.gap(((jump.start + first) >> TICK_BITS) - rank.last_step_ns, batch.sequences)
+        if steps > 1:
+            last = first + growth * (steps - 1)
+            observer.gaps((first + growth) >> TICK_BITS, last >> TICK_BITS, steps - 1, jump.batch)
+        batch.advance(steps)
+        rank.decoded += steps
+        rank.last_step_ns = now
+        blocks = kv.held + batch.blocks
+        if kv.prefixes is not None:
+            kv.make_room()
+            blocks += kv.shared
+        made = steps * jump.batch - account.tokens
+        observer.observe(now, self.state, account.running, account.waiting, account.kv_blocks, made, blocks)
+        account.kv_blocks = blocks
+        rank.decodes = False
+        if batch.first_finish <= batch.iteration:
+            self._leave_finished(rank, now)
+
+    def _leave_finished(self, rank: Rank, now: int) -> None:
+        done = rank.pop_finished()
+        for request in done:
+            request.last_token_ns = request.finish_ns = now
+            self._ends(request)
+        if done and rank.reservations:
+            self._grant(rank)
+
+    def _end_prefill(self) -> None:
+        rank, now, hand_over = self._only, self.env.now, self._prefilled
+        done = rank.computed(rank.step.prompts)
+        made = sum([request.samples for request in done])
+        self._account.passed(self.state, rank.kv.used, made)
+        rank.step = DECODE_ON
+        for request in done:
+            request.generated += 1
+            if request.first_token_ns < 0:
+                request.first_token_ns = now
+            else:
+                self._observer.gap(now - request.last_token_ns, request.samples)
+            request.last_token_ns = now
+            if request.generated == request.output_tokens or (self._leaving and request in self._leaving):
+                rank.drop(request, request.context_tokens - 1)
+                request.finish_ns = now if request.generated == request.output_tokens else -1
+                self._ends(request)
+            elif hand_over is not None:
+                hand_over(request, self)  # its blocks stay held until they have moved
+            else:
+                rank.decode(request)
+                request.decode_instance = self.name
+        if rank.reservations:
+            self._grant(rank)
+
+    # -- what it tells its observer -------------------------------------------------------------------------------
+
+    def _begins(self, state: int) -> None:
+        self.state = state
+        account, rank, kv = self._account, self._only, self._only.kv
+        running = rank.batch.sequences
+        if rank.partial:
+            running += sum([request.samples for request in rank.partial])
+        account.running = running
+        account.waiting = len(rank.waiting) + len(rank.reservations) + rank.reserved
+        account.kv_blocks = kv.held + rank.batch.blocks + (kv.shared if kv.prefixes is not None else 0)
+        account.tokens = 0
+
+    def _mark(self) -> int:
+        account, jump, now, rank = self._account, self._jump, self.env.now, self._only
+        kv = rank.kv
+        if jump is None:
+            begun = tokens = 0
+            blocks = kv.held + rank.batch.blocks
+        else:
+            begun = jump.steps_by(now)
+            ended = (jump.start + jump.elapsed(begun)) >> TICK_BITS <= now
+            tokens = (begun if ended else begun - 1) * jump.batch
+            blocks = kv.held + rank.batch.blocks_after(begun)
+        if kv.prefixes is not None:
+            blocks += kv.shared
+        made = tokens - account.tokens if jump is not None else 0
+        self._observer.observe(now, self.state, account.running, account.waiting, account.kv_blocks, made, blocks)
+        account.kv_blocks = blocks
+        if jump is not None:
+            account.tokens = tokens
+        return begun
+
+
+def kind_of(engine: Engine) -> type[Instance]:
+    """Return the kind of an engine's instances: one rank, memory on the device only, and steps all alike, or any."""
+    beside = engine.swap or engine.lower or engine.speculation
+    lone = engine.ranks == 1 and not (beside or engine.to_completion or engine.counts_service or engine.by_priority)
+    return LoneRank if lone else Instance
