@@ -153,7 +153,7 @@ def test_check_sees_a_lower_lane_that_takes_what_it_must_not(compiled_from):
         fabric.launch([Send((0,), C)], 1)
         fabric.env.run(until=10)
         fabric.check()
-        (flow,) = fabric._shares._lanes[lane].shares._flows_on[0]
+        (flow,) = fabric._shares._lanes[lane].shares._on(0)
         flow.rate = rate
         with pytest.raises(InvariantError, match="bottleneck" if lane == 0 else "carries"):
             fabric.check()
