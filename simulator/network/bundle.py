@@ -4,7 +4,8 @@ Model: the shards of a tensor-parallel cache are alike, begin together and mostl
 then end together too, so one object stands for all of them until something else comes onto one of their links.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from simulator.topology.graph import Path
 
@@ -34,34 +35,30 @@ class Flow:
         return self.path + self.through if self.through else self.path
 
 
-class Shard(NamedTuple):
-    """One flow of a bundle: its name, its path and the endpoints between which it may be routed again."""
-
-    name: int
-    path: Path
-    ends: tuple[int, int]
-
-
 class Bundle(Flow):
     """Flows of one transfer that are alike but for their paths: it has the name of the first and all their links."""
 
-    __slots__ = ("shards",)
+    __slots__ = ("parts", "pairs")
 
-    def __init__(self, transfer: "Transfer", shards: list[Shard], wire_bytes: int, lane: int) -> None:
+    def __init__(
+        self,
+        transfer: "Transfer",
+        parts: Sequence[tuple[int, Path]],
+        pairs: Sequence[tuple[int, int]],
+        wire_bytes: int,
+        lane: int,
+    ) -> None:
         path: Path = ()
-        for shard in shards:
-            path += shard.path
-        super().__init__(transfer, shards[0].name, path, wire_bytes, lane)
-        self.shards = shards
-
-    def parts(self) -> tuple[tuple[int, Path], ...]:
-        """Return the name and the path of each flow."""
-        return tuple([shard[:2] for shard in self.shards])
+        for _, way in parts:
+            path += way
+        super().__init__(transfer, parts[0][0], path, wire_bytes, lane)
+        self.parts = tuple(parts)  # the name and the path of each
+        self.pairs = pairs  # the devices of each, between which it may be routed again
 
     def apart(self) -> list[Flow]:
         """Return its flows, each by itself."""
         flows = []
-        for name, path, ends in self.shards:
+        for (name, path), ends in zip(self.parts, self.pairs, strict=True):
             flow = Flow(self.transfer, name, path, self.wire_bytes, self.lane)
             flow.ends = ends
             flows.append(flow)

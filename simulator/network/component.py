@@ -124,7 +124,8 @@ class ComponentShares:
                     self._leave(flow, now_ns, flow.start.size, touched)
         for start in starts:
             self._start(start, now_ns, touched)
-        self._share(now_ns, touched)
+        if touched:
+            self._share(now_ns, touched)
         return ended, self._next_ns()
 
     def set_capacity(self, links: Sequence[int], capacities: Sequence[float], now_ns: int) -> int:

@@ -14,7 +14,7 @@ from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
-from simulator.network.bundle import Bundle, Flow, Shard
+from simulator.network.bundle import Bundle, Flow
 from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
@@ -135,19 +135,19 @@ class Fabric:
 
     def _launch_together(self, transfer: Transfer, shards: Sequence[tuple[int, int, int]], lane: int) -> None:
         """Launch shards, as one object if they are alike and not empty."""
-        found: list[Shard] = []
-        costs: list[tuple[int, int]] = []
+        parts, pairs, costs = [], [], []
         for source, target, size_bytes in shards:
             if size_bytes < 0:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
             self._names += 1
             if path := self._way(source, target, self._names):
-                found.append(Shard(self._names, path, (source, target)))
+                parts.append((self._names, path))
+                pairs.append((source, target))
                 costs.append(self._cost(path, size_bytes))
-        if len(found) > 1 and costs[0][0] and costs.count(costs[0]) == len(costs):
-            self._enqueue(Bundle(transfer, found, costs[0][0], lane), costs[0][1], len(found))
+        if len(parts) > 1 and costs[0][0] and costs.count(costs[0]) == len(costs):
+            self._enqueue(Bundle(transfer, parts, pairs, costs[0][0], lane), costs[0][1], len(parts))
             return
-        for (name, path, ends), (wire_bytes, latency_ns) in zip(found, costs, strict=True):
+        for (name, path), ends, (wire_bytes, latency_ns) in zip(parts, pairs, costs, strict=True):
             flow = Flow(transfer, name, path, wire_bytes, lane)
             flow.ends = ends
             self._enqueue(flow, latency_ns)
@@ -380,10 +380,9 @@ class Fabric:
 
     def _start(self, flow: Flow, size: int, left: float) -> Start:
         if isinstance(flow, Bundle):
-            parts = flow.parts()
-            for name, _ in parts:
+            for name, _ in flow.parts:
                 self._flows[name] = flow
-            return Start(flow.name, flow.path, size, left, flow.weight, 1, flow.lane, parts)
+            return Start(flow.name, flow.path, size, left, flow.weight, 1, flow.lane, flow.parts)
         self._flows[flow.name] = flow
         if self._dead and self._crosses_dead(flow):
             self._stalled[flow.name] = flow
@@ -392,7 +391,9 @@ class Fabric:
     def _unbundle(self) -> None:
         """Have every flow under way for itself."""
         for bundle in {flow.name: flow for flow in self._flows.values() if isinstance(flow, Bundle)}.values():
-            self._flows.update((part.name, part) for part in bundle.apart())
+            for part in bundle.apart():
+                if part.name in self._flows:  # else it has ended, after another flow came onto its links
+                    self._flows[part.name] = part
 
     def _end_due(self) -> None:
         if self._next_ns <= self.env.now:
