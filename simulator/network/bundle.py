@@ -38,7 +38,7 @@ class Flow:
 class Bundle(Flow):
     """Flows of one transfer that are alike but for their paths: it has the name of the first and all their links."""
 
-    __slots__ = ("parts", "pairs")
+    __slots__ = ("pairs", "parts")
 
     def __init__(
         self,

@@ -225,8 +225,8 @@ class ComponentShares:
         return ending[0][0] if ending else NEVER_NS
 
     def _start(self, start: Start, now_ns: int, touched: list[int]) -> None:
-        path, owner = start.path, self._owner
-        if self._shared.isdisjoint(path) and owner.keys().isdisjoint(path):
+        path, owner, shared = start.path, self._owner, self._shared
+        if (not shared or shared.isdisjoint(path)) and (not owner or owner.keys().isdisjoint(path)):
             flow = _Flow(start, now_ns)
             links = dict.fromkeys(path, flow)
             parts = start.parts
@@ -241,7 +241,10 @@ class ComponentShares:
                 for part in start.apart():
                     self._start(part, now_ns, touched)
                 return
-            owner.update(links)
+            if owner:
+                owner.update(links)
+            else:
+                self._owner = links
             if self._moved is not None:
                 self._moved.update(dict.fromkeys(path))
             return
@@ -306,8 +309,11 @@ class ComponentShares:
         for name in names:
             del self._flows[name]
         path, owner = start.path, self._owner
-        for link in path:
-            del owner[link]
+        if len(path) == len(owner):
+            self._owner = {}
+        else:
+            for link in path:
+                del owner[link]
         self.byte_hops += start.size * len(path)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(path))

@@ -406,10 +406,9 @@ class Fabric:
             self._shares, ended, self._next_ns = advance(shares, starts, now, self._compiled_from)
         else:
             ended, self._next_ns = shares.advance(starts, now)
+        self.completed_flows += len(ended)
         for name in sorted(ended):
-            flow = self._flows.pop(name)
-            self.completed_flows += 1
-            self._arrive(flow)
+            self._arrive(self._flows.pop(name))
 
     def _reshare(self, links: Sequence[int]) -> None:
         capacities = [self._capacity(link) for link in links]

@@ -143,7 +143,7 @@ class Single(Fabric):
 
 @st.composite
 def traffic(draw):
-    """Return transfers as (gap in ns, shards, lane), changes as (time, link, bytes/s), and whether to check on the way."""
+    """Return transfers as (gap in ns, shards, lane), changes as (time, link, bytes/s), whether to check all along."""
     transfers = []
     for _ in range(draw(st.integers(1, 12))):
         source, target = draw(st.integers(0, 7)) * 4, draw(st.integers(0, 7)) * 4
