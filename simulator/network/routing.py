@@ -23,6 +23,8 @@ Spread = Callable[[Topology, int, int, int, int], Shares]
 
 _MASK = (1 << 64) - 1
 KNOWN_PAIRS = 16_384
+"""Pairs of ends of which a `Hashed` keeps what it found, at most."""
+
 _DETOUR = 0x7A11A17  # tells the draw of an intermediate from that of a path
 
 
@@ -30,12 +32,15 @@ def mix(*words: int) -> int:
     """Return a 64-bit hash of integers, equal on every machine and in every process."""
     state = 0
     for word in words:
-        state = mixed(state, word)
+        state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
     return state
 
 
 def mixed(state: int, word: int) -> int:
-    """Return the hash of some integers and one more, from the hash of the former."""
+    """Return the hash of some integers and one more, from the `mix` of the former."""
     state = (state + word + 0x9E3779B97F4A7C15) & _MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -54,9 +54,7 @@ class ByPrefix:
         if max(hits) < fewest:
             self._last = in_turn(loads, self._last)
             return self._last
-        idle = {
-            load: (penalty * (load - least), load) for load in dict.fromkeys(loads)
-        }  # scores without a hit; few differ
+        idle = {load: (penalty * (load - least), load) for load in dict.fromkeys(loads)}  # what no hit betters
         scores = [idle[load] for load in loads]
         for at, hit in enumerate(hits):
             if hit >= fewest:
