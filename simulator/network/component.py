@@ -1,7 +1,8 @@
 """Flows shared out in plain Python: exact, at once ready, and fast while few flows are under way.
 
 Model: only flows that share links, transitively, with one that changed are solved anew: max-min rates decompose over
-such components, so that is exact. The compiled solver has the same calls and takes over where flows are many.
+such components, so that is exact. A flow that has all its links to itself needs no search, and no entry in the rows of
+its links before it ends. The compiled solver has the same calls and takes over where flows are many.
 """
 
 import heapq
@@ -15,13 +16,17 @@ from simulator.units import NS_PER_S
 
 FORGIVEN_NS = 1e-3  # of float error, when a drain time is rounded up
 NEVER_NS = 1 << 62
+UNSETTLED = 1024
+"""Flows that ended and whose links' rows do not say so yet, at most."""
 
 
 class Start(NamedTuple):
     """A flow to begin: `left` of its `size` bytes are still to be moved, at `weight` times the share of its links.
 
     A number of equal `flows`, of one path and one start, may go as one with their sizes and weights summed.
-    A solver of one lane pays no heed to `lane`.
+    A solver of one lane pays no heed to `lane`. `parts` are equal flows, each of `size` bytes over a path of its own,
+    that begin as one object: `path` has all their links, one path after the other, and `name` is that of the first.
+    Only `ComponentShares` takes such.
     """
 
     name: int
@@ -31,6 +36,11 @@ class Start(NamedTuple):
     weight: float = 1
     flows: int = 1
     lane: int = 0
+    parts: tuple[tuple[int, Path], ...] = ()
+
+    def apart(self) -> "list[Start]":
+        """Return the flows that it is made of."""
+        return [self._replace(name=name, path=path, parts=()) for name, path in self.parts] or [self]
 
 
 class Carried(NamedTuple):
@@ -43,7 +53,7 @@ class Carried(NamedTuple):
 
 
 class _Flow:
-    __slots__ = ("finish_ns", "rate", "remaining", "seen", "since_ns", "start")
+    __slots__ = ("alone", "begun_ns", "entry", "finish_ns", "peak", "rate", "remaining", "seen", "since_ns", "start")
 
     def __init__(self, start: Start, now_ns: int) -> None:
         self.start = start
@@ -52,9 +62,20 @@ class _Flow:
         self.since_ns = now_ns
         self.finish_ns = NEVER_NS
         self.seen = 0
+        self.alone = True  # it has had all its links to itself since it began, and no row of them knows of it yet
+        self.begun_ns = now_ns
+        self.entry = 0  # the number of its finish among equal ones
+        self.peak: float = 0  # its highest rate while alone
 
     def left_bytes(self, now_ns: int) -> float:
         return max(0.0, self.remaining - self.rate * (now_ns - self.since_ns) / NS_PER_S)
+
+    def part(self, start: Start, place: int) -> "_Flow":
+        """Return one of its parts as a flow of its own, as it is now."""
+        flow = _Flow(start, self.begun_ns)
+        flow.remaining, flow.rate, flow.since_ns = self.remaining, self.rate, self.since_ns
+        flow.finish_ns, flow.seen, flow.peak, flow.entry = self.finish_ns, self.seen, self.peak, self.entry + place
+        return flow
 
 
 class ComponentShares:
@@ -68,7 +89,10 @@ class ComponentShares:
     def __init__(self, capacities: Sequence[float]) -> None:
         self.capacities = list(capacities)
         self.byte_hops = 0
-        self._flows: dict[int, _Flow] = {}
+        self._flows: dict[int, _Flow] = {}  # a flow of several parts under each of their names
+        self._owner: dict[int, _Flow] = {}  # of the links of flows that are alone
+        self._ended: list[tuple[_Flow, int]] = []  # flows that were alone, and when they ended: no row has them yet
+        self._shared: set[int] = set()  # links that have flows in `_flows_on`
         self._stamp = 0
         self._entries = 0  # orders equal times
         self._ending: list[tuple[int, int, _Flow]] = []
@@ -89,22 +113,27 @@ class ComponentShares:
     def advance(self, starts: Sequence[Start], now_ns: int) -> tuple[list[int], int]:
         """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
         touched: list[int] = []
-        ended = []
+        ended: list[int] = []
         while self._ending and self._ending[0][0] <= now_ns:
             finish_ns, _, flow = heapq.heappop(self._ending)
             if flow.finish_ns == finish_ns:
-                ended.append(flow.start.name)
-                self._end(flow, now_ns, touched)
+                if flow.alone:
+                    self._end_alone(flow, now_ns, ended)
+                else:
+                    ended.append(flow.start.name)
+                    self._leave(flow, now_ns, flow.start.size, touched)
         for start in starts:
-            self._start(start, now_ns)
-            touched.append(start.path[0])
-        self._share(now_ns, touched)
+            self._start(start, now_ns, touched)
+        if touched:
+            self._share(now_ns, touched)
         return ended, self._next_ns()
 
     def set_capacity(self, links: Sequence[int], capacities: Sequence[float], now_ns: int) -> int:
         """Change capacities and share anew now; flows due by now must have ended. Return the next finish."""
         for link, capacity in zip(links, capacities, strict=True):
             self.capacities[link] = capacity
+            if (flow := self._owner.get(link)) is not None and flow.start.parts:
+                self._split(flow)
         self._share(now_ns, links)
         return self._next_ns()
 
@@ -120,25 +149,36 @@ class ComponentShares:
     def watch(self) -> None:
         """Keep account of what `moved` returns from now on."""
         if self._moved is None:
-            self._moved = {link: None for link, flows in enumerate(self._flows_on) if flows}
+            self._moved = dict.fromkeys(sorted(self._shared.union(self._owner)))
 
     def moved(self) -> list[tuple[int, float, bool]]:
         """Return (link, load in bytes/s, whether it has a flow) of the links where that may be new since last asked."""
         moved, self._moved = self._moved or {}, {}
-        return [(link, sum([flow.rate for flow in self._flows_on[link]]), bool(self._flows_on[link])) for link in moved]
+        found = [(link, self._on(link)) for link in moved]
+        return [(link, sum([flow.rate for flow in flows]), bool(flows)) for link, flows in found]
+
+    def _on(self, link: int) -> list[_Flow]:
+        """Return the flows on a link, in the order in which they came."""
+        alone = self._owner.get(link)
+        return list(self._flows_on[link]) if alone is None else [alone]
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""
         left = []
         for name in names:
+            if self._flows[name].start.parts:
+                self._split(self._flows[name])
             flow = self._flows[name]
+            if flow.alone:
+                self._open(flow)
             left.append(flow.left_bytes(now_ns))
             self._leave(flow, now_ns, flow.start.size - ceil(left[-1]), [])
         return left
 
     def on(self, link: int) -> list[int]:
         """Return the names of the flows on a link, in the order of the names."""
-        return sorted(flow.start.name for flow in self._flows_on[link])
+        parts = [part for flow in self._on(link) for part in flow.start.apart()]
+        return sorted(part.name for part in parts if link in part.path)
 
     def rates(self) -> dict[int, float]:
         """Return the rate of each flow under way, in bytes/s, by name."""
@@ -146,15 +186,27 @@ class ComponentShares:
 
     def under_way(self, now_ns: int) -> list[Start]:
         """Return the flows that have begun and not ended, as they are now."""
-        return [flow.start._replace(left=flow.left_bytes(now_ns)) for flow in self._flows.values()]
+        paths = {name: path for flow in self._flows.values() for name, path in flow.start.parts}
+        return [
+            flow.start._replace(
+                name=name, path=paths.get(name, flow.start.path), left=flow.left_bytes(now_ns), parts=()
+            )
+            for name, flow in self._flows.items()
+        ]
 
     def carried(self, now_ns: int) -> list[Carried]:
         """Return what each link has carried, with the whole bytes that flows under way have moved."""
+        self._settle()
         rows = []
-        for link, flows in enumerate(self._flows_on):
+        for link in range(len(self.capacities)):
+            flows, alone = self._on(link), self._owner.get(link)
             moved = sum(flow.start.size - ceil(flow.left_bytes(now_ns)) for flow in flows)
-            busy_ns = self._busy_ns[link] + (now_ns - self._busy_since_ns[link] if flows else 0)
-            rows.append(Carried(self._bytes[link] + moved, busy_ns, float(self._peak[link]), self._flow_count[link]))
+            since_ns = self._busy_since_ns[link] if alone is None else alone.begun_ns
+            busy_ns = self._busy_ns[link] + (now_ns - since_ns if flows else 0)
+            peak, count = self._peak[link], self._flow_count[link]
+            if alone is not None:
+                peak, count = max(peak, alone.peak), count + alone.start.flows
+            rows.append(Carried(self._bytes[link] + moved, busy_ns, float(peak), count))
         return rows
 
     def past(self, now_ns: int) -> list[Carried]:
@@ -163,6 +215,7 @@ class ComponentShares:
 
     def ended_bytes(self) -> list[int]:
         """Return the bytes of ended and stopped flows by link."""
+        self._settle()
         return list(self._bytes)
 
     def _next_ns(self) -> int:
@@ -171,19 +224,119 @@ class ComponentShares:
             heapq.heappop(ending)
         return ending[0][0] if ending else NEVER_NS
 
-    def _start(self, start: Start, now_ns: int) -> None:
+    def _start(self, start: Start, now_ns: int, touched: list[int]) -> None:
+        path, owner, shared = start.path, self._owner, self._shared
+        if (not shared or shared.isdisjoint(path)) and (not owner or owner.keys().isdisjoint(path)):
+            flow = _Flow(start, now_ns)
+            links = dict.fromkeys(path, flow)
+            parts = start.parts
+            if not parts:
+                self._flows[start.name] = flow
+                touched.append(path[0])
+            elif len(links) == len(path) and self._alike(path, parts):
+                for name, way in parts:
+                    self._flows[name] = flow
+                    touched.append(way[0])
+            else:
+                for part in start.apart():
+                    self._start(part, now_ns, touched)
+                return
+            if owner:
+                owner.update(links)
+            else:
+                self._owner = links
+            if self._moved is not None:
+                self._moved.update(dict.fromkeys(path))
+            return
+        for part in start.apart():
+            if start.parts:
+                self._start(part, now_ns, touched)
+            else:
+                self._meet(part, now_ns)
+                touched.append(path[0])
+
+    def _alike(self, path: Path, parts: Sequence[tuple[int, Path]]) -> bool:
+        """Return whether the narrowest links of the parts of a path are equally wide."""
+        capacities = [self.capacities[link] for link in path]
+        least, at = min(capacities), 0
+        for _, way in parts:
+            end = at + len(way)
+            if least not in capacities[at:end]:
+                return False
+            at = end
+        return True
+
+    def _meet(self, start: Start, now_ns: int) -> None:
+        """Begin a flow some of whose links have others."""
         flow = self._flows[start.name] = _Flow(start, now_ns)
         for link in start.path:
-            flows = self._flows_on[link]
-            if not flows:
-                self._busy_since_ns[link] = now_ns
-            flows[flow] = None
-            self._flow_count[link] += start.flows
+            other = self._owner.get(link)
+            if other is not None:
+                if other.start.parts:
+                    self._split(other)
+                self._open(self._owner[link])
+        self._open(flow)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(start.path))
 
-    def _end(self, flow: _Flow, now_ns: int, touched: list[int]) -> None:
-        self._leave(flow, now_ns, flow.start.size, touched)
+    def _split(self, whole: _Flow) -> None:
+        """Make flows of their own of the parts of one, each as if it had begun so."""
+        whole.start, *others = whole.start.apart()
+        for place, start in enumerate(others, 1):
+            flow = self._flows[start.name] = whole.part(start, place)
+            self._owner.update(dict.fromkeys(start.path, flow))
+            if flow.finish_ns < NEVER_NS:
+                heapq.heappush(self._ending, (flow.finish_ns, flow.entry, flow))
+
+    def _open(self, flow: _Flow) -> None:
+        """Enter a flow that was alone into the rows of its links, for it is so no longer."""
+        flow.alone = False
+        for link in flow.start.path:
+            self._owner.pop(link, None)
+            flows = self._flows_on[link]
+            if not flows:
+                self._busy_since_ns[link] = flow.begun_ns
+            flows[flow] = None
+            self._flow_count[link] += flow.start.flows
+            self._peak[link] = max(self._peak[link], flow.peak)
+        self._shared.update(flow.start.path)
+
+    def _end_alone(self, flow: _Flow, now_ns: int, ended: list[int]) -> None:
+        flow.finish_ns = NEVER_NS
+        start = flow.start
+        names = [name for name, _ in start.parts] or [start.name]
+        ended += names
+        for name in names:
+            del self._flows[name]
+        path, owner = start.path, self._owner
+        if len(path) == len(owner):
+            self._owner = {}
+        else:
+            for link in path:
+                del owner[link]
+        self.byte_hops += start.size * len(path)
+        if self._moved is not None:
+            self._moved.update(dict.fromkeys(path))
+        self._ended.append((flow, now_ns))
+        if len(self._ended) == UNSETTLED:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Enter into the rows of links what flows that were alone have carried.
+
+        Many at once: rows that lie about in memory are fetched the fewer times.
+        """
+        moved, busy_ns, flows, peaks = self._bytes, self._busy_ns, self._flow_count, self._peak
+        for flow, end_ns in self._ended:
+            start, peak, lasted_ns = flow.start, flow.peak, end_ns - flow.begun_ns
+            size, count = start.size, start.flows
+            for link in start.path:
+                moved[link] += size
+                busy_ns[link] += lasted_ns
+                flows[link] += count
+                if peak > peaks[link]:
+                    peaks[link] = peak
+        self._ended.clear()
 
     def _leave(self, flow: _Flow, now_ns: int, moved: int, touched: list[int]) -> None:
         flow.finish_ns = NEVER_NS
@@ -195,6 +348,7 @@ class ComponentShares:
             if flows:
                 touched.append(link)
             else:
+                self._shared.remove(link)
                 self._busy_ns[link] += now_ns - self._busy_since_ns[link]
         self.byte_hops += moved * len(flow.start.path)
         if self._moved is not None:
@@ -203,14 +357,28 @@ class ComponentShares:
     def _share(self, now_ns: int, links: Sequence[int]) -> None:
         """Solve every component that holds one of `links`, each once."""
         self._stamp += 1
+        stamp, owner, flows_on = self._stamp, self._owner, self._flows_on
         for link in links:
-            for flow in self._flows_on[link]:
-                if flow.seen != self._stamp:
+            alone = owner.get(link)
+            if alone is not None:
+                if alone.seen != stamp:
+                    alone.seen = stamp
+                    self._solve_alone(alone, now_ns)
+                continue
+            for flow in flows_on[link]:
+                if flow.seen != stamp:
                     self._solve(self._component(flow), now_ns)
                 break  # all flows of a link are of one component
         if len(self._ending) > 64 + 4 * len(self._flows):  # mostly superseded entries
             self._ending = [entry for entry in self._ending if entry[2].finish_ns == entry[0]]
             heapq.heapify(self._ending)
+
+    def _solve_alone(self, flow: _Flow, now_ns: int) -> None:
+        start = flow.start
+        rate = min(map(self.capacities.__getitem__, start.parts[0][1] if start.parts else start.path))
+        if rate > flow.peak:
+            flow.peak = rate
+        self._set_rate(flow, rate, now_ns)
 
     def _component(self, first: _Flow) -> list[_Flow]:
         stamp, flows_on = self._stamp, self._flows_on
@@ -266,5 +434,6 @@ class ComponentShares:
         else:
             drain_ns = max(0, ceil(left * NS_PER_S / rate - FORGIVEN_NS))
         flow.finish_ns = now_ns + drain_ns
-        self._entries += 1
-        heapq.heappush(self._ending, (flow.finish_ns, self._entries, flow))
+        flow.entry = self._entries + 1
+        self._entries += len(flow.start.parts) or 1  # one for each part, should they have to be told apart
+        heapq.heappush(self._ending, (flow.finish_ns, flow.entry, flow))

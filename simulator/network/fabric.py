@@ -7,17 +7,19 @@ strict priority.
 
 import heapq
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
+from simulator.network.bundle import Bundle, Flow
 from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
 from simulator.network.lanes import PriorityShares, advance
-from simulator.network.routing import AdaptiveRouting, Routing, Shares, Spread, ecmp, split_bytes
+from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, ecmp, split_bytes
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 
@@ -55,26 +57,6 @@ class Send(NamedTuple):
     through: tuple[int, ...] = ()
 
 
-class _Flow:
-    __slots__ = ("ends", "lane", "name", "path", "private", "through", "transfer", "weight", "wire_bytes")
-
-    def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, lane: int) -> None:
-        self.transfer = transfer
-        self.name = name  # its number in the order of sending
-        self.path = path
-        self.wire_bytes = wire_bytes
-        self.lane = lane
-        self.weight: float = 1
-        self.ends: tuple[int, int] | None = None  # devices, of a flow that may be routed again
-        self.private: int | None = None  # the link that stands for its cap
-        self.through: tuple[int, ...] = ()  # engines, and the private link
-
-    @property
-    def links(self) -> Path:
-        """All that it shares or is held by."""
-        return self.path + self.through if self.through else self.path
-
-
 class Fabric:
     """Moves bytes over a topology.
 
@@ -102,6 +84,7 @@ class Fabric:
         self.capacities: list[int] = [link.capacity_bytes_per_s for link in topology.links]
         self.completed_flows = 0
         self._route = routing
+        self._way = Hashed(topology, seed) if routing is ecmp else partial(routing, topology, seed)
         self._spread = spread
         self._adaptive = spread if isinstance(spread, AdaptiveRouting) else None
         self._on_dead_link = on_dead_link
@@ -109,9 +92,9 @@ class Fabric:
         self._compiled_from = compiled_from
         self._latency_ns = [link.latency_ns for link in topology.links].__getitem__
         self._names = 0
-        self._starting: list[tuple[int, int, _Flow]] = []
-        self._flows: dict[int, _Flow] = {}
-        self._stalled: dict[int, _Flow] = {}
+        self._starting: list[tuple[int, int, Flow]] = []
+        self._flows: dict[int, Flow] = {}
+        self._stalled: dict[int, Flow] = {}
         self._dead: dict[int, None] = {}
         self._taken: dict[int, dict[str, float]] = {}
         self._limits: dict[int, float] = {}  # capacities of links that are not the topology's: caps and engines
@@ -137,15 +120,37 @@ class Fabric:
         transfer = Transfer(self.env)
         if defused:
             transfer.defused = True
+        if len(shards) > 1 and self._spread is None and isinstance(self._shares, ComponentShares):
+            self._launch_together(transfer, shards, lane)
+            return self._under_way(transfer)
         for source, target, size_bytes in shards:
             if size_bytes < 0:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
             self._names += 1
             if self._spread is not None:
                 self._scatter(transfer, source, target, size_bytes, lane)
-            elif path := self._route(self.topology, self.seed, source, target, self._names):
+            elif path := self._way(source, target, self._names):
                 self._launch(transfer, path, size_bytes, lane).ends = source, target
         return self._under_way(transfer)
+
+    def _launch_together(self, transfer: Transfer, shards: Sequence[tuple[int, int, int]], lane: int) -> None:
+        """Launch shards, as one object if they are alike and not empty."""
+        parts, pairs, costs = [], [], []
+        for source, target, size_bytes in shards:
+            if size_bytes < 0:
+                raise ValueError(f"a transfer of {size_bytes} bytes")
+            self._names += 1
+            if path := self._way(source, target, self._names):
+                parts.append((self._names, path))
+                pairs.append((source, target))
+                costs.append(self._cost(path, size_bytes))
+        if len(parts) > 1 and costs[0][0] and costs.count(costs[0]) == len(costs):
+            self._enqueue(Bundle(transfer, parts, pairs, costs[0][0], lane), costs[0][1], len(parts))
+            return
+        for (name, path), ends, (wire_bytes, latency_ns) in zip(parts, pairs, costs, strict=True):
+            flow = Flow(transfer, name, path, wire_bytes, lane)
+            flow.ends = ends
+            self._enqueue(flow, latency_ns)
 
     def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int, lane: int) -> None:
         assert self._spread is not None
@@ -166,7 +171,7 @@ class Fabric:
         self._names += 1
         if self._spread is not None:
             return self._spread(self.topology, self.seed, source, target, self._names)
-        path = self._route(self.topology, self.seed, source, target, self._names)
+        path = self._way(source, target, self._names)
         return ((path, 1.0),) if path else ()
 
     def launch(
@@ -243,6 +248,7 @@ class Fabric:
         if bytes_per_s < 0:
             raise ValueError(f"a capacity of {bytes_per_s} bytes/s")
         self._end_due()
+        self._unbundle()
         for link in links:
             self.capacities[link] = bytes_per_s
             if bytes_per_s:
@@ -278,23 +284,28 @@ class Fabric:
 
     def _launch(
         self, transfer: Transfer, path: Path, size_bytes: int, lane: int, latency_ns: int | None = None
-    ) -> _Flow:
-        transport = self._transport
-        wire_bytes = size_bytes
-        if lane != self._lane:
-            self._open(lane)
-        if transport is not PLAIN:
-            wire_bytes = transport.wire_bytes(size_bytes)
-        if latency_ns is None:
-            latency_ns = sum(map(self._latency_ns, path))
-            if transport is not PLAIN:
-                latency_ns += (transport.message_latency or 0) + self._forwarding_ns(path, size_bytes)
-        flow = _Flow(transfer, self._names, path, wire_bytes, lane)
+    ) -> Flow:
+        wire_bytes, usual_ns = self._cost(path, size_bytes)
+        flow = Flow(transfer, self._names, path, wire_bytes, lane)
         if self._adaptive is not None:
             self._adaptive.enters(path)
-        transfer.outstanding += 1
-        heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
+        self._enqueue(flow, usual_ns if latency_ns is None else latency_ns)
         return flow
+
+    def _enqueue(self, flow: Flow, latency_ns: int, flows: int = 1) -> None:
+        if flow.lane != self._lane:
+            self._open(flow.lane)
+        flow.transfer.outstanding += flows
+        heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
+
+    def _cost(self, path: Path, size_bytes: int) -> tuple[int, int]:
+        """Return the bytes that a message puts on each link of its path, and the time until it begins to."""
+        latency_ns = sum(map(self._latency_ns, path))
+        transport = self._transport
+        if transport is PLAIN:
+            return size_bytes, latency_ns
+        added_ns = (transport.message_latency or 0) + self._forwarding_ns(path, size_bytes)
+        return transport.wire_bytes(size_bytes), latency_ns + added_ns
 
     def _forwarding_ns(self, path: Path, size_bytes: int) -> int:
         links = self.topology.links
@@ -333,7 +344,7 @@ class Fabric:
         capacity = self.capacities[link]
         return capacity * max(0.0, 1 - sum(taken.values())) if taken else capacity
 
-    def _crosses_dead(self, flow: _Flow) -> bool:
+    def _crosses_dead(self, flow: Flow) -> bool:
         return any(link in self._dead for link in flow.path)
 
     def _set_alarm(self) -> None:
@@ -350,8 +361,11 @@ class Fabric:
             return
         empty, lost, starts = [], [], []
         while starting and starting[0][0] <= now:
-            flow = heapq.heappop(starting)[2]
-            if not flow.wire_bytes:
+            at_ns, _, flow = heapq.heappop(starting)
+            if isinstance(flow, Bundle) and (self._dead or not isinstance(self._shares, ComponentShares)):
+                for part in flow.apart():  # nothing comes between their names
+                    heapq.heappush(starting, (at_ns, part.name, part))
+            elif not flow.wire_bytes:
                 empty.append(flow)
             elif self._dead and self._on_dead_link != "stall" and self._crosses_dead(flow):
                 lost.append(flow)
@@ -364,11 +378,22 @@ class Fabric:
             self._advance([start for flow in lost if (start := self._lose(flow, flow.wire_bytes))])
         self._set_alarm()
 
-    def _start(self, flow: _Flow, size: int, left: float) -> Start:
+    def _start(self, flow: Flow, size: int, left: float) -> Start:
+        if isinstance(flow, Bundle):
+            for name, _ in flow.parts:
+                self._flows[name] = flow
+            return Start(flow.name, flow.path, size, left, flow.weight, 1, flow.lane, flow.parts)
         self._flows[flow.name] = flow
         if self._dead and self._crosses_dead(flow):
             self._stalled[flow.name] = flow
         return Start(flow.name, flow.links, size, left, flow.weight, 1, flow.lane)
+
+    def _unbundle(self) -> None:
+        """Have every flow under way for itself."""
+        for bundle in {flow.name: flow for flow in self._flows.values() if isinstance(flow, Bundle)}.values():
+            for part in bundle.apart():
+                if part.name in self._flows:  # else it has ended, after another flow came onto its links
+                    self._flows[part.name] = part
 
     def _end_due(self) -> None:
         if self._next_ns <= self.env.now:
@@ -381,23 +406,22 @@ class Fabric:
             self._shares, ended, self._next_ns = advance(shares, starts, now, self._compiled_from)
         else:
             ended, self._next_ns = shares.advance(starts, now)
+        self.completed_flows += len(ended)
         for name in sorted(ended):
-            flow = self._flows.pop(name)
-            self.completed_flows += 1
-            self._arrive(flow)
+            self._arrive(self._flows.pop(name))
 
     def _reshare(self, links: Sequence[int]) -> None:
         capacities = [self._capacity(link) for link in links]
         self._next_ns = self._shares.set_capacity(links, capacities, self.env.now)
 
-    def _give_back(self, flow: _Flow) -> None:
+    def _give_back(self, flow: Flow) -> None:
         for link in flow.through:
             if link == flow.private:
                 self._unused.append(link)
             else:
                 self._engines[link] -= 1
 
-    def _arrive(self, flow: _Flow) -> None:
+    def _arrive(self, flow: Flow) -> None:
         if flow.through:
             self._give_back(flow)
         if self._adaptive is not None:
@@ -407,7 +431,7 @@ class Fabric:
         if not transfer.outstanding and not transfer.triggered:
             transfer.succeed()
 
-    def _leave(self, lost: Sequence[_Flow], links: Sequence[int]) -> None:
+    def _leave(self, lost: Sequence[Flow], links: Sequence[int]) -> None:
         """Take flows off their dead paths, share what they leave, and fail them or send them another way."""
         lefts = self._shares.stop([flow.name for flow in lost], self.env.now)
         freed = dict.fromkeys([*links, *(link for flow in lost for link in flow.links)])
@@ -415,7 +439,7 @@ class Fabric:
         starts = [self._lose(self._flows.pop(flow.name), left) for flow, left in zip(lost, lefts, strict=True)]
         self._advance([start for start in starts if start])
 
-    def _lose(self, flow: _Flow, left: float) -> Start | None:
+    def _lose(self, flow: Flow, left: float) -> Start | None:
         """Fail a flow that has a dead path, or return it on another path, or to stall where there is none."""
         self._stalled.pop(flow.name, None)
         if self._on_dead_link == "fail":
@@ -454,6 +478,7 @@ class Fabric:
 
     def check(self) -> None:
         """Verify capacities, max-min certificates lane by lane and conservation of bytes; raises InvariantError."""
+        self._unbundle()
         rates = self._shares.rates()
         if rates.keys() != self._flows.keys():
             raise InvariantError(f"{len(rates)} flows have rates, {len(self._flows)} are under way")

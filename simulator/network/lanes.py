@@ -161,6 +161,7 @@ class PriorityShares:
         risen: list[int] = []
         changed: dict[int, None] = dict.fromkeys(links)
         for depth, lane in enumerate(self._lanes):
+            before = lane.shares
             if starts is not None and (lane.number in starts or lane.next_ns <= now_ns):
                 begin = starts.get(lane.number, ())
                 lane.shares, names, lane.next_ns = advance(lane.shares, begin, now_ns, self._compiled_from)
@@ -168,7 +169,7 @@ class PriorityShares:
                 ended += names
             if changed:
                 self._offer(lane, depth, changed, links, now_ns)
-            risen += self._note(changed, lane, now_ns)
+            risen += self._note(changed, lane, now_ns, lane.shares is not before)
         peaks, lanes = self._peak, self._lanes
         for link in risen:
             load = lanes[0].loads[link]
@@ -190,14 +191,19 @@ class PriorityShares:
         if news:
             lane.next_ns = lane.shares.set_capacity(list(news), [lane.offered[link] for link in news], now_ns)
 
-    def _note(self, changed: dict[int, None], lane: _Lane, now_ns: int) -> list[int]:
+    def _note(self, changed: dict[int, None], lane: _Lane, now_ns: int, anew: bool = False) -> list[int]:
         """Take over the loads of a lane that changed, and where it came to have flows or has none any more.
 
-        Return the links whose load has risen.
+        Return the links whose load has risen. A solver that has taken over (`anew`) tells of all links with flows, and
+        nothing of those whose last flow ended in that very nanosecond.
         """
         risen = []
         loads, occupied = lane.loads, lane.busy
-        for link, load, busy in lane.shares.moved():
+        moved = lane.shares.moved()
+        if anew:
+            told = {link for link, _, _ in moved}
+            moved += [(link, 0, False) for link in occupied if link not in told]
+        for link, load, busy in moved:
             if load != loads[link]:
                 changed[link] = None
                 if load > loads[link]:

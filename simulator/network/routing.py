@@ -22,6 +22,9 @@ Spread = Callable[[Topology, int, int, int, int], Shares]
 """The same arguments as those of a Routing to one path or several; `split_bytes` makes whole bytes of the shares."""
 
 _MASK = (1 << 64) - 1
+KNOWN_PAIRS = 16_384
+"""Pairs of ends of which a `Hashed` keeps what it found, at most."""
+
 _DETOUR = 0x7A11A17  # tells the draw of an intermediate from that of a path
 
 
@@ -36,9 +39,49 @@ def mix(*words: int) -> int:
     return state
 
 
+def mixed(state: int, word: int) -> int:
+    """Return the hash of some integers and one more, from the `mix` of the former."""
+    state = (state + word + 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
 def ecmp(topology: Topology, seed: int, source: int, target: int, sequence: int) -> Path:
     """Choose one equal-cost path by hash, so that flows may collide on one cable while others stand idle."""
     return _one(topology.paths(source, target), seed, source, target, sequence)
+
+
+class Hashed:
+    """`ecmp` of one topology and seed, (source, target, sequence) to a path; what hangs on the ends alone is kept.
+
+    That is of each pair its one path, or the paths, their number and the hash as far as the ends go.
+    """
+
+    def __init__(self, topology: Topology, seed: int) -> None:
+        self._topology = topology
+        self._seed = seed
+        self._single: dict[tuple[int, int], Path] = {}
+        self._several: dict[tuple[int, int], tuple[Sequence[Path], int, int]] = {}
+
+    def __call__(self, source: int, target: int, sequence: int) -> Path:
+        """Return the path that `ecmp` chooses."""
+        ends = source, target
+        several = self._several.get(ends)
+        if several is None:
+            path = self._single.get(ends)
+            if path is not None:
+                return path
+            paths = self._topology.paths(source, target)
+            if len(self._single) + len(self._several) >= KNOWN_PAIRS:
+                self._single.clear()
+                self._several.clear()
+            if len(paths) == 1:
+                path = self._single[ends] = paths[0]
+                return path
+            several = self._several[ends] = paths, len(paths), mix(self._seed, source, target)
+        paths, count, state = several
+        return paths[mixed(state, sequence) % count]
 
 
 class NoParameters(Strict):

@@ -54,10 +54,12 @@ class ByPrefix:
         if max(hits) < fewest:
             self._last = in_turn(loads, self._last)
             return self._last
-        scores = [
-            (penalty * (load - least) - (hit / prompt if hit >= fewest else 0.0), load)
-            for hit, load in zip(hits, loads, strict=True)
-        ]
+        idle = {load: (penalty * (load - least), load) for load in dict.fromkeys(loads)}  # what no hit betters
+        scores = [idle[load] for load in loads]
+        for at, hit in enumerate(hits):
+            if hit >= fewest:
+                load = loads[at]
+                scores[at] = penalty * (load - least) - hit / prompt, load
         self._last = in_turn(scores, self._last)
         return self._last
 

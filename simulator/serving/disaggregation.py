@@ -8,6 +8,7 @@ Sources: Splitwise (ISCA 2024), DistServe (OSDI 2024), CloudMatrix384 (arXiv:250
 
 from collections import deque
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from simpy import AllOf, AnyOf, Event
@@ -16,7 +17,7 @@ from simulator.clock import Clock
 from simulator.serving.instance import Instance
 from simulator.serving.kv_layout import Interval, KVLayout, pieces, shards
 from simulator.serving.pool import Pool
-from simulator.serving.rank import Reservation
+from simulator.serving.rank import Holding, Reservation
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.samples import group_blocks
 from simulator.serving.transfer_rules import TransferRules
@@ -194,7 +195,11 @@ class KVTransfer:
         if move.source is None:
             move.source = source
             move.messages.append(_Message(self._env.now, (0, self._caches.layers), (0, move.tokens), 0, self._env.now))
-            self._env.process(self._carry(move))
+            place = move.place
+            if place.triggered and not place.processed and not self._pulls:  # nearly always
+                place.callbacks.append(partial(self._placed_at_once, move))
+            else:
+                self._env.process(self._carry(move))
         self._tell(move)
 
     def ended(self, request: Request) -> None:
@@ -208,7 +213,19 @@ class KVTransfer:
         else:
             self._tell(move)
 
-    # -- the actor ------------------------------------------------------------------------------------------------
+    # -- the actor, or what does as it does, where a prefilled request has its place at once and its bytes are pushed --
+
+    def _placed_at_once(self, move: _Move, place: Event) -> None:
+        move.granted_ns = self._env.now
+        found = self._due(move)
+        if found:
+            self._network.transfer(found).callbacks.append(partial(self._moved, move))
+        else:
+            self._release(move, self._join(move))
+
+    def _moved(self, move: _Move, transfer: Event) -> None:
+        if transfer.ok:  # else the environment raises what has happened
+            self._release(move, self._join(move))
 
     def _carry(self, move: _Move) -> Generator[Event, Any, None]:
         """Wait for the place, send what is computed, wait for what is on its way, and let the request decode."""
@@ -235,17 +252,26 @@ class KVTransfer:
             yield from self._arrive(move)
 
     def _arrive(self, move: _Move) -> Generator[Event, Any, None]:
+        holding = self._join(move)
+        if self._pulls:
+            yield self._network.transfer([(move.ends[1], move.ends[0], 0)])  # the source learns that all is read
+        self._release(move, holding)
+
+    def _join(self, move: _Move) -> Holding:
+        """Let a request decode whose cache is in; return what its source holds of it."""
         request, source = move.request, move.source
         assert source is not None
         request.kv_transfer_ns += self._env.now - max(move.handed_ns, move.granted_ns)
         del self._moves[request.request_id]
         holding = source.detach(request)
         move.target.join(request, move.place)
-        if self._pulls:
-            yield self._network.transfer([(move.ends[1], move.ends[0], 0)])  # the source learns that all is read
-        source.release(holding)
-        self._prefill.left(source, request)
-        self._cancel_withdrawn(request, move.target)
+        return holding
+
+    def _release(self, move: _Move, holding: Holding) -> None:
+        assert move.source is not None
+        move.source.release(holding)
+        self._prefill.left(move.source, move.request)
+        self._cancel_withdrawn(move.request, move.target)
 
     def _placed(self, move: _Move) -> Generator[Event, Any, bool]:
         """Wait for the place; return False when the request will not need it."""
@@ -314,19 +340,18 @@ class KVTransfer:
         """Take the messages that may leave now and return their bytes from device to device."""
         now, done = self._env.now, move.request.computed
         messages = move.messages
-        total: dict[tuple[int, int], int] = {}
+        parts: list[Shards] = []
         while messages and messages[0].ready_ns <= now:
             message = messages.popleft()
             if done < message.begun_at or (done < message.positions[1] and now > message.end_ns):
                 move.planned = message.positions[0]  # preempted since: these blocks are gone
                 messages.clear()
                 break
-            for a, b, size_bytes in self._shards(move, message):
-                total[a, b] = total.get((a, b), 0) + size_bytes
-        found = [(a, b, size_bytes) for (a, b), size_bytes in total.items()]
+            parts.append(self._shards(move, message))
+        found = parts[0] if len(parts) == 1 else _summed(parts)
         if found:
             move.ends = found[0][0], found[0][1]
-            move.request.kv_transfer_bytes += sum(total.values())
+            move.request.kv_transfer_bytes += sum([size_bytes for _, _, size_bytes in found])
         return found
 
     def _shards(self, move: _Move, message: _Message) -> Shards:
@@ -370,3 +395,12 @@ class KVTransfer:
                 move.request.kv_wait_ns += now - move.handed_ns
             else:
                 move.request.kv_transfer_ns += now - max(move.handed_ns, move.granted_ns)
+
+
+def _summed(parts: Sequence[Shards]) -> Shards:
+    """Return what goes from device to device in all; within one part no pair of devices is there twice."""
+    total: dict[tuple[int, int], int] = {}
+    for part in parts:
+        for a, b, size_bytes in part:
+            total[a, b] = total.get((a, b), 0) + size_bytes
+    return [(a, b, size_bytes) for (a, b), size_bytes in total.items()]

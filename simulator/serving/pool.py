@@ -58,6 +58,7 @@ class Pool:
         self._prefixes = PrefixIndex()
         self._reads_prefixes = PREFIX in reads
         self._caches: list[list[PrefixCache]] = []  # of each instance's ranks, when the router reads PREFIX
+        self._unit_tokens = 0  # of those caches
         self._places: dict[int, int] = {}  # of the instances, by the bits of their ranks' caches in the index
         self._leaving: dict[str, tuple[int, Callable[[Instance], None]]] = {}
 
@@ -91,6 +92,8 @@ class Pool:
 
     def _place_caches(self) -> None:
         self._places = {cache.bit: place for place, ranks in enumerate(self._caches) for cache in ranks}
+        first = next((ranks[0] for ranks in self._caches if ranks), None)  # all are of one unit; some may have none
+        self._unit_tokens = first.unit_tokens if first is not None else 0
 
     def choose(self, request: Request) -> Instance:
         """Return the instance that takes `request`, and count the request as outstanding there."""
@@ -146,12 +149,10 @@ class Pool:
 
     def cached_tokens(self, request: Request) -> Sequence[int]:
         """Return per instance how many tokens of the request's prompt the prefix cache of a rank holds, the best."""
-        caches = self._caches
-        tokens = [0] * len(caches)
-        first = next((ranks[0] for ranks in caches if ranks), None)  # all are of one unit; some engines may have none
-        if first is None:
+        tokens = [0] * len(self._caches)
+        size = self._unit_tokens
+        if not size:
             return tokens
-        size = first.unit_tokens
         for bit, units in self._prefixes.units(request.keys, usable_units(request, size)).items():
             place = self._places[bit]
             tokens[place] = max(tokens[place], size * units)

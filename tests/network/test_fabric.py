@@ -223,7 +223,7 @@ def test_check_sees_damage():
         replay = Replay(line(NIC, NIC), [(0, [(0, -1, NS)])], [(0, 1)])
         replay.env.run(until=10_000)
         replay.fabric.check()
-        damage(replay.fabric, next(iter(replay.fabric._shares._flows_on[0])))
+        damage(replay.fabric, next(iter(replay.fabric._shares._flows.values())))
         with pytest.raises(InvariantError):
             replay.fabric.check()
 

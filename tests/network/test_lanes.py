@@ -153,7 +153,7 @@ def test_check_sees_a_lower_lane_that_takes_what_it_must_not(compiled_from):
         fabric.launch([Send((0,), C)], 1)
         fabric.env.run(until=10)
         fabric.check()
-        (flow,) = fabric._shares._lanes[lane].shares._flows_on[0]
+        (flow,) = fabric._shares._lanes[lane].shares._on(0)
         flow.rate = rate
         with pytest.raises(InvariantError, match="bottleneck" if lane == 0 else "carries"):
             fabric.check()
@@ -453,3 +453,16 @@ def test_everything_at_once_is_the_same_in_both_solvers(seed, policy):
             assert others[link][4] == count
             assert others[link][:2] == pytest.approx((moved, busy_ns), rel=1e-6, abs=10**4)
             assert others[link][3] == pytest.approx(peak, rel=1e-9)
+
+
+def test_a_lane_hears_of_links_that_fall_idle_in_the_nanosecond_in_which_the_compiled_solver_takes_over():
+    # in lane 0 the flow of link 0 ends after 1 ms, when three of link 1 begin; lane 1 has link 0 from then on
+    fabric = Fabric(Clock(), wires(C, C), 0, compiled_from=2)
+    fabric.send((0,), C // 1000)
+    low = fabric.launch([Send((0,), C // 1000)], lane=1)
+    fabric.launch([Send((1,), C // 1000)] * 3, latency_ns=10**6)
+    low.callbacks.append(lambda _: seen.append(fabric.env.now))
+    seen = []
+    fabric.env.run()
+    fabric.check()
+    assert seen == [2 * 10**6]

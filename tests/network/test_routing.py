@@ -5,7 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.network.routing import ROUTINGS, OnPlane, Spraying, ecmp, routing, split_bytes, without_loops
+from simulator.network.routing import (
+    ROUTINGS,
+    Hashed,
+    OnPlane,
+    Spraying,
+    ecmp,
+    mix,
+    mixed,
+    routing,
+    split_bytes,
+    without_loops,
+)
 from simulator.topology import build_topology
 
 CLOS = build_topology("clos-h100", {"nodes": 4, "devices_per_node": 2, "switch": {"radix": 8}, "taper": 1})
@@ -83,6 +94,18 @@ def test_as_many_paths_as_lanes_are_one_in_each():
 def test_ecmp_with_shares_is_ecmp():
     for sequence in range(30):
         assert routing("ecmp")(CLOS, 4, 0, 5, sequence) == ((ecmp(CLOS, 4, 0, 5, sequence), 1.0),)
+
+
+@pytest.mark.parametrize("known_pairs", [1, 5, 10_000])
+def test_what_is_kept_of_pairs_changes_no_choice(monkeypatch, known_pairs):
+    monkeypatch.setattr("simulator.network.routing.KNOWN_PAIRS", known_pairs)
+    way = Hashed(CLOS, 4)
+    pairs = [(source, target) for source in range(8) for target in range(8)]
+    for sequence in range(6):
+        for source, target in pairs:
+            assert way(source, target, sequence) == ecmp(CLOS, 4, source, target, sequence)
+            assert len(way._single) + len(way._several) <= known_pairs
+    assert mixed(mix(3, 4), 5) == mix(3, 4, 5)
 
 
 def test_a_plane_can_be_fixed():

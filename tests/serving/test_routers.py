@@ -127,6 +127,24 @@ def test_a_hot_prefix_does_not_drown_one_engine(load_weight):
     assert view.outstanding[0] >= max(view.outstanding)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0, 0, 0, 20, 40, 100])), min_size=1, max_size=12),
+    st.sampled_from([0.0, 0.3, 1.0, 7.0]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_the_best_score_is_that_of_a_list_of_all(engines, load_weight, threshold):
+    loads, hits = [load for load, _ in engines], [hit for _, hit in engines]
+    router, last = make("prefix_aware", load_weight=load_weight, threshold=threshold), -1
+    for _ in range(4):
+        penalty = load_weight / (1 + sum(loads) / len(loads))
+        counted = [hit / 100 if hit >= max(1, threshold * 100) else 0.0 for hit in hits]
+        scores = [(penalty * (load - min(loads)) - hit, load) for load, hit in zip(loads, counted, strict=True)]
+        best = [at for at, score in enumerate(scores) if score == min(scores)]
+        last = next((at for at in best if at > last), best[0])
+        assert router(request(), View(loads, cached=hits)) == last
+        loads[last] += 1
+
+
 def test_hits_count_from_the_threshold_on_and_load_alone_without_them():
     view = View([3, 1, 1], cached=[40, 0, 0])
     assert make("prefix_aware", load_weight=0.0)(request(), view) == 0
