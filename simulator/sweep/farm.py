@@ -46,6 +46,7 @@ def workers(count: int | None = None, scheduler: str | None = None) -> Iterator[
         "distributed.worker.memory.pause": False,  # a point's memory is its own affair: it either fits or not
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
+        "distributed.worker.profile.enabled": False,  # it would look at the stack of a running point every 10 ms
     }
     with dask.config.set(settings):
         if scheduler is None:
