@@ -5,12 +5,20 @@ then end together too, so one object stands for all of them until something else
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from simpy import Event
+
+from simulator.network.component import Start
 from simulator.topology.graph import Path
 
-if TYPE_CHECKING:
-    from simulator.network.fabric import Transfer
+MOST_SHARDS = 64
+"""Shards that may go as one; a transfer of more, such as an all-to-all, hardly has paths that are disjoint."""
+
+
+class Transfer(Event):
+    """Fires when the last of its shards has arrived, fails when one is lost; `outstanding` counts those under way."""
+
+    outstanding = 0
 
 
 class Flow:
@@ -18,7 +26,7 @@ class Flow:
 
     __slots__ = ("ends", "lane", "name", "path", "private", "through", "transfer", "weight", "wire_bytes")
 
-    def __init__(self, transfer: "Transfer", name: int, path: Path, wire_bytes: int, lane: int) -> None:
+    def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, lane: int) -> None:
         self.transfer = transfer
         self.name = name  # its number in the order of sending
         self.path = path
@@ -42,7 +50,7 @@ class Bundle(Flow):
 
     def __init__(
         self,
-        transfer: "Transfer",
+        transfer: Transfer,
         parts: Sequence[tuple[int, Path]],
         pairs: Sequence[tuple[int, int]],
         wire_bytes: int,
@@ -54,6 +62,10 @@ class Bundle(Flow):
         super().__init__(transfer, parts[0][0], path, wire_bytes, lane)
         self.parts = tuple(parts)  # the name and the path of each
         self.pairs = pairs  # the devices of each, between which it may be routed again
+
+    def start(self) -> Start:
+        """Return what a solver is told of it."""
+        return Start(self.name, self.path, self.wire_bytes, self.wire_bytes, lane=self.lane, parts=self.parts)
 
     def apart(self) -> list[Flow]:
         """Return its flows, each by itself."""

@@ -5,7 +5,8 @@ from typing import Protocol
 
 from simpy import Event
 
-from simulator.network.fabric import Send, Transfer
+from simulator.network.bundle import Transfer
+from simulator.network.fabric import Send
 from simulator.network.routing import Spread, split_bytes
 from simulator.topology.graph import Topology
 

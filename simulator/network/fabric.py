@@ -14,7 +14,7 @@ from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
-from simulator.network.bundle import Bundle, Flow
+from simulator.network.bundle import MOST_SHARDS, Bundle, Flow, Transfer
 from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
@@ -34,12 +34,6 @@ OnDeadLink = Literal["fail", "stall", "reroute"]
 
 class DeadLinkError(Exception):
     """The value of a transfer's event when a link that one of its flows had to cross is dead."""
-
-
-class Transfer(Event):
-    """Fires when the last of its shards has arrived, fails when one is lost; `outstanding` counts those under way."""
-
-    outstanding = 0
 
 
 class Send(NamedTuple):
@@ -93,6 +87,7 @@ class Fabric:
         self._latency_ns = [link.latency_ns for link in topology.links].__getitem__
         self._names = 0
         self._starting: list[tuple[int, int, Flow]] = []
+        self._bundles = 0  # of those that start
         self._flows: dict[int, Flow] = {}
         self._stalled: dict[int, Flow] = {}
         self._dead: dict[int, None] = {}
@@ -120,7 +115,7 @@ class Fabric:
         transfer = Transfer(self.env)
         if defused:
             transfer.defused = True
-        if len(shards) > 1 and self._spread is None and isinstance(self._shares, ComponentShares):
+        if 1 < len(shards) <= MOST_SHARDS and self._spread is None and isinstance(self._shares, ComponentShares):
             self._launch_together(transfer, shards, lane)
             return self._under_way(transfer)
         for source, target, size_bytes in shards:
@@ -129,7 +124,7 @@ class Fabric:
             self._names += 1
             if self._spread is not None:
                 self._scatter(transfer, source, target, size_bytes, lane)
-            elif path := self._way(source, target, self._names):
+            elif path := self._route(self.topology, self.seed, source, target, self._names):
                 self._launch(transfer, path, size_bytes, lane).ends = source, target
         return self._under_way(transfer)
 
@@ -146,6 +141,7 @@ class Fabric:
                 costs.append(self._cost(path, size_bytes))
         if len(parts) > 1 and costs[0][0] and costs.count(costs[0]) == len(costs):
             self._enqueue(Bundle(transfer, parts, pairs, costs[0][0], lane), costs[0][1], len(parts))
+            self._bundles += 1
             return
         for (name, path), ends, (wire_bytes, latency_ns) in zip(parts, pairs, costs, strict=True):
             flow = Flow(transfer, name, path, wire_bytes, lane)
@@ -171,7 +167,7 @@ class Fabric:
         self._names += 1
         if self._spread is not None:
             return self._spread(self.topology, self.seed, source, target, self._names)
-        path = self._way(source, target, self._names)
+        path = self._route(self.topology, self.seed, source, target, self._names)
         return ((path, 1.0),) if path else ()
 
     def launch(
@@ -285,11 +281,17 @@ class Fabric:
     def _launch(
         self, transfer: Transfer, path: Path, size_bytes: int, lane: int, latency_ns: int | None = None
     ) -> Flow:
-        wire_bytes, usual_ns = self._cost(path, size_bytes)
+        wire_bytes = size_bytes
+        if latency_ns is None or self._transport is not PLAIN:
+            wire_bytes, usual_ns = self._cost(path, size_bytes)
+            latency_ns = usual_ns if latency_ns is None else latency_ns
         flow = Flow(transfer, self._names, path, wire_bytes, lane)
+        if lane != self._lane:
+            self._open(lane)
         if self._adaptive is not None:
             self._adaptive.enters(path)
-        self._enqueue(flow, usual_ns if latency_ns is None else latency_ns)
+        transfer.outstanding += 1
+        heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
         return flow
 
     def _enqueue(self, flow: Flow, latency_ns: int, flows: int = 1) -> None:
@@ -362,7 +364,12 @@ class Fabric:
         empty, lost, starts = [], [], []
         while starting and starting[0][0] <= now:
             at_ns, _, flow = heapq.heappop(starting)
-            if isinstance(flow, Bundle) and (self._dead or not isinstance(self._shares, ComponentShares)):
+            if self._bundles and isinstance(flow, Bundle):
+                self._bundles -= 1
+                if not self._dead and isinstance(self._shares, ComponentShares):
+                    self._flows.update(dict.fromkeys([name for name, _ in flow.parts], flow))
+                    starts.append(flow.start())
+                    continue
                 for part in flow.apart():  # nothing comes between their names
                     heapq.heappush(starting, (at_ns, part.name, part))
             elif not flow.wire_bytes:
@@ -379,10 +386,6 @@ class Fabric:
         self._set_alarm()
 
     def _start(self, flow: Flow, size: int, left: float) -> Start:
-        if isinstance(flow, Bundle):
-            for name, _ in flow.parts:
-                self._flows[name] = flow
-            return Start(flow.name, flow.path, size, left, flow.weight, 1, flow.lane, flow.parts)
         self._flows[flow.name] = flow
         if self._dead and self._crosses_dead(flow):
             self._stalled[flow.name] = flow

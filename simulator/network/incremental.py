@@ -251,7 +251,7 @@ def _write(fields: "Sequence[Any]", starts: Sequence[Start], now_ns: int) -> Non
     ready_ns, size, left, weight, flows, name, offset, route = fields
     at = 0
     for i, start in enumerate(starts):
-        name[i], path, size[i], left[i], weight[i], flows[i], *_ = start
+        name[i], path, size[i], left[i], weight[i], flows[i], _, _ = start
         ready_ns[i] = now_ns
         for link in path:
             route[at] = link

@@ -17,8 +17,9 @@ from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
+from simulator.network.bundle import Transfer
 from simulator.network.component import FORGIVEN_NS
-from simulator.network.fabric import DeadLinkError, LinkRow, Send, Transfer
+from simulator.network.fabric import DeadLinkError, LinkRow, Send
 from simulator.network.routing import Shares, Spread
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
