@@ -286,12 +286,9 @@ class Fabric:
             wire_bytes, usual_ns = self._cost(path, size_bytes)
             latency_ns = usual_ns if latency_ns is None else latency_ns
         flow = Flow(transfer, self._names, path, wire_bytes, lane)
-        if lane != self._lane:
-            self._open(lane)
+        self._enqueue(flow, latency_ns)
         if self._adaptive is not None:
             self._adaptive.enters(path)
-        transfer.outstanding += 1
-        heapq.heappush(self._starting, (self.env.now + latency_ns, flow.name, flow))
         return flow
 
     def _enqueue(self, flow: Flow, latency_ns: int, flows: int = 1) -> None:

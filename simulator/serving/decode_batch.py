@@ -136,11 +136,8 @@ class DecodeBatch(Members):
 
     def pop_finished(self) -> list[Request]:
         """Take out the members that finish at this iteration, in order of request id."""
-        done, finishes = [], self._finishes
-        while finishes and finishes[0][0] <= self.iteration:
-            at, _, request = heappop(finishes)
-            if request.finish_iteration != at:  # preempted since
-                continue
+        done = []
+        for request in self.due():
             context, blocks = self.context, self.blocks
             self.leave(request)
             done.append(request)

@@ -103,16 +103,12 @@ class Instance:
 
     def withdraw(self, place: Reservation) -> None:
         """Give up a place, granted or not: its request does not come."""
-        begun = self._mark()
+        self._mark()
         rank = self.ranks[place.rank]
         before = rank.kv.used
         rank.give_back(place)
-        self._account.took(rank.kv.used - before)
         self._account.waiting -= 1
-        self._loads[place.rank] -= 1
-        self._grant(rank)
-        if rank.waiting or rank.swapped:
-            self._nudge(begun)
+        self._left(place.rank, before)
 
     def keep(self, request: Request) -> bool:
         """Let a request that was prefilled here to be moved decode here if there are seats; return whether so."""
@@ -133,8 +129,13 @@ class Instance:
         rank = self.ranks[holding.rank]
         before = rank.kv.used
         rank.free(holding)
+        self._left(holding.rank, before)
+
+    def _left(self, index: int, before: int) -> None:
+        """Let others have what has become free of the `before` blocks that a rank used: one that it had is gone."""
+        rank = self.ranks[index]
         self._account.took(rank.kv.used - before)
-        self._loads[holding.rank] -= 1
+        self._loads[index] -= 1
         self._grant(rank)
         if rank.waiting or rank.swapped:
             self._nudge(self._steps_by_now())
@@ -221,18 +222,14 @@ class Instance:
     def _decide(self, now: int) -> tuple[int, int | None]:
         """Let every rank say what it does next; return what that is, and when to look again if it is nothing."""
         for rank in self.ranks:
-            rank.now_ns = now
-            if rank.kv.prefixes is not None:
-                rank.kv.prefixes.expire(now)
-            if rank.arrived:
-                for request in rank.take_in():
-                    request.decode_instance = self.name
+            rank.take_stock(now, self.name)
         if self._leaving:
             self._let_go()
         kind, wake_ns = IDLE, None
         for rank in self.ranks:
             if self._copies:
-                self._bring_back(rank)
+                for end in bring_back(rank, self._ticks, self.cost):
+                    self._look_again(end)
             rank.step = next_step(rank, self.engine)
             while rank.by_priority and outranked(rank):
                 self._preempt_last(rank)
@@ -282,7 +279,6 @@ class Instance:
         return self.cost.together_ns(works), decoding
 
     def _end_prefill(self) -> None:
-        now, hand_over = self.env.now, self._prefilled
         ended = [(rank, rank.computed(rank.step.prompts)) for rank in self.ranks if rank.step.prompts]
         made = sum([request.samples for _, done in ended for request in done])
         self._account.passed(self.state, self._account.blocks(), made)
@@ -290,28 +286,33 @@ class Instance:
             rank.step = DECODE_ON
             if self.engine.counts_service:
                 count_service(rank, done, 1)
-            for request in done:
-                request.generated += 1
-                if request.first_token_ns < 0:
-                    request.first_token_ns = now
-                else:
-                    self._observer.gap(now - request.last_token_ns, request.samples)
-                request.last_token_ns = now
-                if request.generated == request.output_tokens or request in self._leaving:
-                    held = request.context_tokens - 1
-                    if isinstance(rank.batch, DecodeBatch) and rank.batch.keeps:
-                        rank.batch.pad(request.samples, request.samples * held, request.blocks)
-                    rank.drop(request, held)
-                    request.finish_ns = now if request.generated == request.output_tokens else -1
-                    self._ends(request)
-                elif hand_over is not None:
-                    hand_over(request, self)  # its blocks stay held until they have moved
-                else:
-                    rank.decode(request)
-                    request.decode_instance = self.name
+            self._go_on(rank, done)
             if isinstance(rank.batch, DecodeBatch) and rank.batch.ghosts and not rank.batch.members:
                 rank.batch.drop_padding()
         self._grant_all()
+
+    def _go_on(self, rank: Rank, prefilled: Sequence[Request]) -> None:
+        """Give those whose prefill has ended a token; if it is not their last, they decode, here or elsewhere."""
+        now, hand_over = self.env.now, self._prefilled
+        for request in prefilled:
+            request.generated += 1
+            if request.first_token_ns < 0:
+                request.first_token_ns = now
+            else:
+                self._observer.gap(now - request.last_token_ns, request.samples)
+            request.last_token_ns = now
+            if request.generated == request.output_tokens or request in self._leaving:
+                held = request.context_tokens - 1
+                if isinstance(rank.batch, DecodeBatch) and rank.batch.keeps:
+                    rank.batch.pad(request.samples, request.samples * held, request.blocks)
+                rank.drop(request, held)
+                request.finish_ns = now if request.generated == request.output_tokens else -1
+                self._ends(request)
+            elif hand_over is not None:
+                hand_over(request, self)  # its blocks stay held until they have moved
+            else:
+                rank.decode(request)
+                request.decode_instance = self.name
 
     def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
@@ -368,12 +369,16 @@ class Instance:
             if not rank.decodes:
                 continue
             rank.decodes = False
-            done = rank.pop_finished()
-            for request in done:
-                request.last_token_ns = request.finish_ns = now
-                self._ends(request)
-            if done and rank.reservations:
-                self._grant(rank)
+            self._let_finished_go(rank)
+
+    def _let_finished_go(self, rank: Rank) -> None:
+        """End those who have just made their last token; who waits for a place may have theirs."""
+        done = rank.pop_finished()
+        for request in done:
+            request.last_token_ns = request.finish_ns = self.env.now
+            self._ends(request)
+        if done and rank.reservations:
+            self._grant(rank)
 
     def _serve(self, steps: int) -> None:
         """Tell fair queues what the first `steps` of the jump under way have generated."""
@@ -402,11 +407,6 @@ class Instance:
             if self.ranks[request.rank].withdraw(request):
                 self._ends(request)
         self._grant_all()
-
-    def _bring_back(self, rank: Rank) -> None:
-        """Let a rank take back those who were swapped out and load prefixes; look again when such copies end."""
-        for end in bring_back(rank, self._ticks, self.cost):
-            self._look_again(end)
 
     def _look_again(self, end: int) -> None:
         wait = self.env.timeout(-(-end >> TICK_BITS) - self.env.now)

@@ -17,7 +17,6 @@ from simulator.serving.instance import Instance
 from simulator.serving.iteration import begin_alone
 from simulator.serving.jump import Jump
 from simulator.serving.rank import Rank
-from simulator.serving.request import Request
 from simulator.units import TICK_BITS, TICKS_PER_NS
 
 
@@ -26,17 +25,6 @@ class LoneRank(Instance):
 
     _jump: Jump | None
     _only: Rank
-
-    def submit(self, request: Request) -> None:
-        """Queue a request for prefill."""
-        request.queued_ns = self.env.now
-        request.prefill_instance = self.name
-        begun = self._mark()
-        request.rank = 0
-        self._loads[0] += 1
-        self._only.waiting.append(request)
-        self._account.waiting += 1
-        self._nudge(begun)
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
@@ -65,12 +53,7 @@ class LoneRank(Instance):
     def _prompts(self, now: int) -> bool:
         """Let the rank say what it does next; return whether that is an iteration with prompts."""
         rank = self._only
-        rank.now_ns = now
-        if rank.kv.prefixes is not None:
-            rank.kv.prefixes.expire(now)
-        if rank.arrived:
-            for request in rank.take_in():
-                request.decode_instance = self.name
+        rank.take_stock(now, self.name)
         if self._leaving:
             self._let_go()
         if not (rank.waiting or rank.partial):
@@ -99,13 +82,10 @@ class LoneRank(Instance):
             self._grant(rank)
 
     def _begin_jump(self, wake_ns: int | None = None) -> None:
-        rank, now, kv = self._only, self.env.now, self._only.kv
+        rank, now = self._only, self.env.now
         batch = cast(DecodeBatch, rank.batch)
-        steps, size, context = batch.steps_to_finish(), batch.sequences, batch.context
-        used = kv.held if kv.prefixes is None else kv.held + kv.shared
-        if (context + (steps + kv.block_tokens - 1) * size) // kv.block_tokens + used > kv.total:  # at most, not less
-            steps = self._fit(rank)
-            size, context = batch.sequences, batch.context
+        steps = self._fit(rank)
+        size, context = batch.sequences, batch.context
         most = rank.step.steps
         if most is not None and most < steps:
             steps = most
@@ -131,10 +111,7 @@ class LoneRank(Instance):
         rank, account, now, steps = self._only, self._account, self.env.now, jump.steps
         batch, kv, observer = cast(DecodeBatch, rank.batch), rank.kv, self._observer
         first, growth = jump.first, jump.growth
-        if rank.fresh:
-            rank.report_gaps((jump.start + first) >> TICK_BITS, observer.gap)
-        else:
-            observer.gap(((jump.start + first) >> TICK_BITS) - rank.last_step_ns, batch.sequences)
+        rank.report_gaps((jump.start + first) >> TICK_BITS, observer.gap)
         if steps > 1:
             last = first + growth * (steps - 1)
             observer.gaps((first + growth) >> TICK_BITS, last >> TICK_BITS, steps - 1, jump.batch)
@@ -150,38 +127,15 @@ class LoneRank(Instance):
         account.kv_blocks = blocks
         rank.decodes = False
         if batch.first_finish <= batch.iteration:
-            self._leave_finished(rank, now)
-
-    def _leave_finished(self, rank: Rank, now: int) -> None:
-        done = rank.pop_finished()
-        for request in done:
-            request.last_token_ns = request.finish_ns = now
-            self._ends(request)
-        if done and rank.reservations:
-            self._grant(rank)
+            self._let_finished_go(rank)
 
     def _end_prefill(self) -> None:
-        rank, now, hand_over = self._only, self.env.now, self._prefilled
+        rank = self._only
         done = rank.computed(rank.step.prompts)
         made = sum([request.samples for request in done])
         self._account.passed(self.state, rank.kv.used, made)
         rank.step = DECODE_ON
-        for request in done:
-            request.generated += 1
-            if request.first_token_ns < 0:
-                request.first_token_ns = now
-            else:
-                self._observer.gap(now - request.last_token_ns, request.samples)
-            request.last_token_ns = now
-            if request.generated == request.output_tokens or (self._leaving and request in self._leaving):
-                rank.drop(request, request.context_tokens - 1)
-                request.finish_ns = now if request.generated == request.output_tokens else -1
-                self._ends(request)
-            elif hand_over is not None:
-                hand_over(request, self)  # its blocks stay held until they have moved
-            else:
-                rank.decode(request)
-                request.decode_instance = self.name
+        self._go_on(rank, done)
         if rank.reservations:
             self._grant(rank)
 
@@ -197,26 +151,6 @@ class LoneRank(Instance):
         account.waiting = len(rank.waiting) + len(rank.reservations) + rank.reserved
         account.kv_blocks = kv.held + rank.batch.blocks + (kv.shared if kv.prefixes is not None else 0)
         account.tokens = 0
-
-    def _mark(self) -> int:
-        account, jump, now, rank = self._account, self._jump, self.env.now, self._only
-        kv = rank.kv
-        if jump is None:
-            begun = tokens = 0
-            blocks = kv.held + rank.batch.blocks
-        else:
-            begun = jump.steps_by(now)
-            ended = (jump.start + jump.elapsed(begun)) >> TICK_BITS <= now
-            tokens = (begun if ended else begun - 1) * jump.batch
-            blocks = kv.held + rank.batch.blocks_after(begun)
-        if kv.prefixes is not None:
-            blocks += kv.shared
-        made = tokens - account.tokens if jump is not None else 0
-        self._observer.observe(now, self.state, account.running, account.waiting, account.kv_blocks, made, blocks)
-        account.kv_blocks = blocks
-        if jump is not None:
-            account.tokens = tokens
-        return begun
 
 
 def kind_of(engine: Engine) -> type[Instance]:

@@ -335,14 +335,18 @@ class Rank:
                 self.drop(request, request.context_tokens - 1)
         return done
 
-    def take_in(self) -> list[Request]:
-        """Let those decode whose keys and values have come, and return them."""
-        come, self.arrived = self.arrived, []
-        for request in come:
-            self.reserved -= 1
-            self.reserved_seats -= request.samples
-            self.decode(request)
-        return come
+    def take_stock(self, now_ns: int, instance: str) -> None:
+        """Between two iterations: forget prefixes that have expired, and let those decode who have come."""
+        self.now_ns = now_ns
+        if self.kv.prefixes is not None:
+            self.kv.prefixes.expire(now_ns)
+        if self.arrived:
+            come, self.arrived = self.arrived, []
+            for request in come:
+                self.reserved -= 1
+                self.reserved_seats -= request.samples
+                self.decode(request)
+                request.decode_instance = instance
 
     def start_decoding(self, now_ns: int) -> None:
         """Note when those who are new to the batch had their first step."""

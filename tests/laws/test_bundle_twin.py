@@ -95,20 +95,13 @@ def play(shares, capacities, steps, together):
     return seen
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "as one"])
 @given(sequences())
 @settings(max_examples=300, deadline=None)
-def test_flows_that_are_alone_are_as_if_entered_one_by_one(sequence):
+def test_flows_alone_or_as_one_are_as_if_entered_one_by_one(together, sequence):
     capacities, steps = sequence
     expected = play(OneByOne(capacities), capacities, steps, together=False)
-    assert play(ComponentShares(capacities), capacities, steps, together=False) == expected
-
-
-@given(sequences())
-@settings(max_examples=300, deadline=None)
-def test_equal_flows_as_one_are_as_if_entered_one_by_one(sequence):
-    capacities, steps = sequence
-    expected = play(OneByOne(capacities), capacities, steps, together=False)
-    assert play(ComponentShares(capacities), capacities, steps, together=True) == expected
+    assert play(ComponentShares(capacities), capacities, steps, together) == expected
 
 
 def test_equal_flows_on_paths_of_their_own_are_one_until_another_comes():
