@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -24,6 +25,7 @@ class ObjectStore(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Calls)
         self.buckets: dict[str, dict[str, bytes]] = {"bucket": {}}
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.uploads = count()  # of several parts, begun so far; several may be under way at once
         self.put: list[str] = []
         self.calls = 0
 
@@ -158,7 +160,7 @@ class _Calls(BaseHTTPRequestHandler):
 
     def _post(self) -> None:
         if "uploads" in self.query:
-            name = f"upload-{len(self.server.parts)}"
+            name = f"upload-{next(self.server.uploads)}"
             self.server.parts[name] = {}
             self._xml(f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>")
         elif "uploadId" in self.query:
