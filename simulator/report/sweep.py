@@ -4,22 +4,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from simulator.results.html import Table as Shown
 from simulator.sweep.dataset import SweepResult
-from simulator.sweep.view import answer_lines, error_lines, frontier_lines, headline, points_table
+from simulator.sweep.view import answer_lines, error_lines, frontier_lines, headline, points_table, shown
 
 
 def print_sweep(result: SweepResult, console: Console) -> None:
     """Print the figures of a sweep."""
-    summary = result.summary
-    console.print(Text(headline(result), style="bold"))
-    _print_points(result, console)
+    summary, points = result.summary, shown(result)
+    console.print(Text(headline(result, points), style="bold"))
+    _print_table(points_table(result, points), console)
     for note in summary["notes"]:
         console.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     for section in summary["frontiers"]:
         _print_lines(frontier_lines(section), console)
     for answer in summary.get("answers", ()):
         _print_lines(answer_lines(answer), console)
-    errors = error_lines(result.points)
+    errors = error_lines(points)
     _print_lines(["Points without figures", *errors] if errors else [], console)
     console.print(f"\nResults  {result.store.location}")
 
@@ -28,8 +29,7 @@ WHOLE = 16
 """Characters of a cell below which it stays on one line."""
 
 
-def _print_points(result: SweepResult, console: Console) -> None:
-    found = points_table(result)
+def _print_table(found: Shown, console: Console) -> None:
     if not found.rows:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")

@@ -4,7 +4,7 @@ Model: a point is there when its row is, and its row is written last; the sweep 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,19 +46,10 @@ def points_schema(paths: Iterable[str]) -> Any:
     """Return the pyarrow.Schema of a sweep's rows; the point itself is the partition."""
     import pyarrow as pa
 
-    fields = [
-        pa.field("status", pa.string(), False, {"doc": "done, invalid (its scenario does not fit) or failed"}),
-        pa.field("error", pa.string(), True, {"doc": "why it is not done"}),
-        pa.field("expected", pa.bool_(), True, {"doc": "whether everything under `expect:` held; null without any"}),
-        pa.field("digest", pa.string(), True, {"doc": "digest of the run's tables"}),
-        pa.field("simulated_ns", pa.int64(), True, {"doc": "simulated duration", "unit": "ns"}),
-        pa.field("events", pa.int64(), True, {"doc": "events served"}),
-    ]
-    fields += [pa.field(path, pa.string(), True, {"doc": "what the scenario has here at this point"}) for path in paths]
-    fields += [
-        pa.field(m.name, pa.float64(), True, {"doc": m.doc, **({"unit": m.unit} if m.unit else {})}) for m in METRICS
-    ]
-    return pa.schema([*fields, pa.field("summary", pa.string(), True, {"doc": "the run's summary as JSON"})])
+    text, whole = pa.string(), pa.int64()
+    types = dict(zip(FIXED, (text, text, pa.bool_(), text, whole, whole), strict=True))
+    types |= dict.fromkeys(paths, text) | {metric.name: pa.float64() for metric in METRICS} | {"summary": text}
+    return pa.schema([pa.field(name, kind, name != "status") for name, kind in types.items()])
 
 
 def row_file(point: str) -> str:
@@ -67,7 +58,10 @@ def row_file(point: str) -> str:
 
 
 def write_row(store: Store, row: Row, writer: str) -> None:
-    """Write the row of a point; raises OutputError."""
+    """Write the row of a point; raises OutputError.
+
+    One value a column: what Parquet says of columns to find and to pack many would be most of the file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -76,25 +70,27 @@ def write_row(store: Store, row: Row, writer: str) -> None:
     values |= {path: value_text(value) for path, value in row.setting.items()}
     values |= {metric.name: row.figures.get(metric.name) for metric in METRICS} | {"summary": row.summary}
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([values], schema=schema), sink, compression="zstd")
+    packed = {name: "zstd" if name == "summary" else "none" for name in schema.names}
+    plain = {"use_dictionary": False, "write_statistics": False, "store_schema": False}
+    pq.write_table(pa.Table.from_pylist([values], schema=schema), sink, compression=packed, **plain)
     store.write(row_file(row.point), sink.getvalue().to_pybytes(), writer)
 
 
-def read_rows(store: Store, columns: Sequence[str] | None = None) -> Any:
-    """Return all rows of a sweep as a pyarrow.Table with `point` as text; None when there are none."""
+def read_rows(store: Store, wanted: Callable[[str], bool] = lambda _: True) -> Any:
+    """Return the wanted columns of all rows of a sweep as a pyarrow.Table with `point` as text; None without rows."""
     import pyarrow as pa
 
     tables: list[Any] = []
     points = points_there(store)
     for point, content in zip(points, store.read_all([row_file(point) for point in points]), strict=True):
-        table = _table(store, row_file(point), content, columns)
+        table = _table(store, row_file(point), content, wanted)
         tables.append(table.add_column(0, "point", pa.array([point] * len(table), pa.string())))
         if len(tables) == TOGETHER:
             tables = [_joined(tables)]
     return _joined(tables) if tables else None
 
 
-TOGETHER = 200
+TOGETHER = 20
 """Tables of one row that are joined at once: each alone takes a hundred times the memory of its values."""
 
 
@@ -110,22 +106,22 @@ def _joined(tables: Sequence[Any]) -> Any:
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def _table(store: Store, name: str, content: bytes | None, columns: Sequence[str] | None) -> Any:
+def _table(store: Store, name: str, content: bytes | None, wanted: Callable[[str], bool]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if content is None:
         raise InputError(Problem("was there and is gone", store.path(name)))
     try:
-        wanted = None if columns is None else list(columns)
-        return pq.ParquetFile(pa.BufferReader(content)).read(wanted, use_threads=False)  # one row: threads cost more
+        file = pq.ParquetFile(pa.BufferReader(content))
+        return file.read(list(filter(wanted, file.schema_arrow.names)), use_threads=False)  # one row: threads cost more
     except (ValueError, OSError) as error:
         raise InputError(Problem(f"not a row of a sweep: {error}", store.path(name))) from None
 
 
 def statuses(store: Store) -> dict[str, str]:
     """Return what became of the points that are there, by name."""
-    table = read_rows(store, ("status",))
+    table = read_rows(store, "status".__eq__)
     return {} if table is None else dict(zip(*(table[name].to_pylist() for name in ("point", "status")), strict=True))
 
 
@@ -203,11 +199,16 @@ class SweepResult:
     @cached_property
     def points(self) -> "pd.DataFrame":
         """One row a point, in the order of the sweep: `point`, the axes (numbers where all are), status, metrics."""
+        return self.columns([*FIXED, *(metric.name for metric in METRICS)])
+
+    def columns(self, names: Iterable[str]) -> "pd.DataFrame":
+        """Return `points` with the point, the axes and these columns alone; nothing else is read."""
         import pandas as pd
 
-        table = read_rows(self.store)
+        wanted = dict.fromkeys([*self.axes, *names])
+        table = read_rows(self.store, wanted.__contains__)
         if table is None:
-            return pd.DataFrame(columns=["point", *self.axes, *FIXED, *(m.name for m in METRICS), "summary"])
+            return pd.DataFrame(columns=["point", *wanted])
         frame: pd.DataFrame = table.to_pandas()
         order = {name: at for at, name in enumerate(self.manifest["points"])}
         place = frame["point"].map(lambda name: order.get(name, len(order)))
@@ -217,8 +218,12 @@ class SweepResult:
         for path, values in self.axes.items():
             if values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
                 frame[path] = pd.to_numeric(frame[path])
-        first = ["point", *self.axes]
-        return frame[[*first, *(name for name in frame.columns if name not in first)]]
+        return frame.reindex(columns=["point", *wanted])
+
+    def run_summary(self, point: str) -> dict[str, Any] | None:
+        """Return the whole summary of one point's run, as its summary.json would have it; None if it was not done."""
+        text = read_row(self.store, point)["summary"]
+        return None if text is None else dict(json.loads(text))
 
     def table(self, name: str) -> Any:
         """Return a kept table of all runs as a pyarrow dataset with the column `point`; InputError if not kept."""
@@ -243,8 +248,10 @@ def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
     import pandas as pd
 
     found = []
+    metrics = [metric.name for metric in METRICS if metric.name in frame]
     for values, rows in by_setting(frame[frame["status"] == DONE], paths):
-        figures = {m.name: float(rows[m.name].mean()) for m in METRICS if rows[m.name].notna().all()}
+        means = rows[metrics].to_numpy(float).mean(axis=0).tolist()  # nan where one seed has none
+        figures = {name: mean for name, mean in zip(metrics, means, strict=True) if mean == mean}
         plain = {path: value.item() if hasattr(value, "item") else value for path, value in values.items()}
         setting = {path: None if pd.isna(value) else value for path, value in plain.items()}
         found.append({"setting": setting, "points": list(rows["point"]), "figures": figures})
@@ -254,7 +261,7 @@ def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
 def read_row(store: Store, point: str) -> dict[str, Any]:
     """Return the row of a point that is there, by column."""
     name = row_file(point)
-    [values] = _table(store, name, store.read(name), None).to_pylist()
+    [values] = _table(store, name, store.read(name), lambda _: True).to_pylist()
     return dict(values)
 
 

@@ -250,10 +250,11 @@ class _Sweeping:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _summary(self, answers: list[Answer] | None) -> dict[str, Any]:
-        frame = load_sweep(self.store.location).points
+        sections = self.plan.sweep.frontier or DEFAULT
+        weighed = {metric for section in sections for metric in (*section.maximise, *section.minimise)}
+        frame = load_sweep(self.store.location).columns(["status", "digest", *sorted(weighed)])
         counts = {str(status): int(count) for status, count in frame["status"].value_counts(sort=False).items()}
         means = mean_rows(frame, [path for path in self.plan.axes if path != "seed"])
-        sections = self.plan.sweep.frontier or DEFAULT
         figures = [row["figures"] for row in means]
         frontiers = [
             section.model_dump() | {"settings": [means[at]["setting"] for at in frontier(section, figures)]}

@@ -31,16 +31,21 @@ FIGURES = (
 """Metrics of the table, as far as the points have them."""
 
 
-def headline(result: SweepResult) -> str:
+def shown(result: SweepResult) -> "pd.DataFrame":
+    """Return of a sweep's points what the lines and tables here are made of."""
+    return result.columns(["status", "error", *FIGURES])
+
+
+def headline(result: SweepResult, points: "pd.DataFrame") -> str:
     """Return the name of a sweep and what became of its points, on one line."""
-    counts = result.points["status"].value_counts(sort=False).items()
-    parts = [f"{len(result.points):,} points"] + [f"{count:,} {status}" for status, count in counts]
+    counts = points["status"].value_counts(sort=False).items()
+    parts = [f"{len(points):,} points"] + [f"{count:,} {status}" for status, count in counts]
     return " · ".join([str(result.manifest["name"]), *parts, *([] if result.complete else ["not ended"])])
 
 
-def points_table(result: SweepResult) -> Table:
+def points_table(result: SweepResult, points: "pd.DataFrame") -> Table:
     """Return the main figures of each setting, means over the seeds with half of their interval."""
-    done = result.points[result.points["status"] == DONE]
+    done = points[points["status"] == DONE]
     paths = [path for path in result.axes if path != "seed"]
     names = [name for name in FIGURES if done[name].notna().any()]
     confidence = result.manifest["confidence"]
@@ -94,16 +99,16 @@ def answer_lines(answer: Mapping[str, Any]) -> list[str]:
     found = "none" if answer["setting"] is None else setting_text(answer["setting"])
     lines = [f"Answer: {found} ({count})"]
     if answer["setting"] is not None:
-        shown = [name for name in FIGURES if name in answer["figures"]]
-        lines.append(" · ".join(f"{SHORT.get(n, n)} {figure_text(n, answer['figures'][n])}" for n in shown))
+        names = [name for name in FIGURES if name in answer["figures"]]
+        lines.append(" · ".join(f"{SHORT.get(n, n)} {figure_text(n, answer['figures'][n])}" for n in names))
     if answer["binding"]:
         lines.append(f"bound by {'; '.join(answer['binding'])}")
     return lines + [f"note: {note}" for note in answer["notes"]]
 
 
-def error_lines(frame: "pd.DataFrame") -> list[str]:
+def error_lines(points: "pd.DataFrame") -> list[str]:
     """Return the errors of points that are not done, each with how many have it."""
-    groups = list(frame[frame["status"] != DONE].groupby(["status", "error"], sort=False, dropna=False))
+    groups = list(points[points["status"] != DONE].groupby(["status", "error"], sort=False, dropna=False))
     return [f"{len(rows):,} {status}: {error}" for (status, error), rows in groups[:MOST_ROWS]]
 
 
@@ -115,6 +120,7 @@ def sweep_html(result: SweepResult) -> str:
         lines += frontier_lines(section)
     for answer in summary.get("answers", ()):
         lines += answer_lines(answer)
-    errors = error_lines(result.points)
+    points = shown(result)
+    errors = error_lines(points)
     lines += ["Points without figures:", *errors] if errors else []
-    return fragment(headline(result), [points_table(result), *lines, result.store.location])
+    return fragment(headline(result, points), [points_table(result, points), *lines, result.store.location])

@@ -74,6 +74,10 @@ def test_every_point_is_the_run_of_its_scenario(tmp_path, client):
     for metric in METRICS:
         value = lookup(alone.summary, metric.name)
         assert row[metric.name] == value or (value is None and row[metric.name] != row[metric.name])
+    assert result.run_summary(row["point"])["requests"] == alone.summary["requests"]
+    narrow = result.columns(["status", "ttft.p99"])
+    assert list(narrow) == ["point", *result.axes, "status", "ttft.p99"]
+    assert narrow.equals(points[list(narrow)])
     kept = result.table("requests").to_table()
     assert len(kept) == 8 * 60
     mine = kept.filter(pc.equal(kept["point"], row["point"]))

@@ -42,7 +42,7 @@ def rows(folder):
 
 def test_a_sweep_that_fills_the_disk_goes_on_when_there_is_room(disk, study, calm, client):
     out, whole = disk.path / "out", files(calm)
-    disk.leave(40)  # some points, not all
+    disk.leave(24)  # some points, not all
     with pytest.raises(OutputError, match="No space left on device"):
         sweep(study, out, client=client)
     done = rows(out)
