@@ -4,6 +4,7 @@ Model: SimPy events. An alarm rings after every ordinary event of its nanosecond
 the network delivers, then what hands requests over, then what takes them. So nothing hangs on when it was scheduled.
 """
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -60,12 +61,16 @@ class _Timer:
 
 
 class Alarm(Event):
-    """An event that a process may yield again and again; it rings at the time last set, once per setting."""
+    """An event that a process may yield again and again; it rings at the time last set, once per setting.
+
+    With `call` it calls that in the place of a process: what is woken at every turn of a run saves half of a turn.
+    """
 
     env: Clock
 
-    def __init__(self, env: Clock, rank: EventPriority = SERVING) -> None:
+    def __init__(self, env: Clock, rank: EventPriority = SERVING, call: Callable[[], None] | None = None) -> None:
         super().__init__(env)
+        self._call = call or self._fire
         self._rank = rank
         self._ok = True
         self._value = None
@@ -93,6 +98,9 @@ class Alarm(Event):
         if timer is self._timer:  # a timer that was moved away passes in silence
             self._timer = None
             self.at_ns = None
-            callbacks, self.callbacks = self.callbacks, []
-            for callback in callbacks:
-                callback(self)
+            self._call()
+
+    def _fire(self) -> None:
+        callbacks, self.callbacks = self.callbacks, []
+        for callback in callbacks:
+            callback(self)

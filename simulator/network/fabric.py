@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from simpy import Event
-
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
 from simulator.network.bundle import MOST_SHARDS, Bundle, Flow, Transfer
@@ -100,9 +98,7 @@ class Fabric:
         )
         self._shares: ComponentShares | IncrementalShares | PriorityShares = ComponentShares(self.capacities)
         self._next_ns = NEVER_NS
-        self._alarm = Alarm(env, NETWORK)
-        self._on_alarm = self._wake
-        self._alarm.callbacks.append(self._on_alarm)
+        self._alarm = Alarm(env, NETWORK, self._wake)
 
     def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
         """Send shards of (source device, target device, bytes) at once; the event fires when the last has arrived.
@@ -351,8 +347,7 @@ class Fabric:
         if at_ns < NEVER_NS and at_ns != self._alarm.at_ns:
             self._alarm.set(at_ns)
 
-    def _wake(self, alarm: Event) -> None:
-        alarm.callbacks.append(self._on_alarm)
+    def _wake(self) -> None:
         now, starting = self.env.now, self._starting
         if not starting or starting[0][0] > now:
             self._advance(())

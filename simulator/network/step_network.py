@@ -110,8 +110,7 @@ class StepNetwork:
         self._moved, self._busy_ns, self._peak = np.zeros(count), np.zeros(count), np.zeros(count)
         self._flows = np.zeros(count, np.int64)
         self._byte_hops = 0.0
-        self._alarm = Alarm(env, NETWORK)
-        self._alarm.callbacks.append(self._settle)
+        self._alarm = Alarm(env, NETWORK, self._settle)
 
     def route(self, source: int, target: int) -> Shares:
         """Return the paths that the routing has for the next transfer, each with its share."""
@@ -247,9 +246,8 @@ class StepNetwork:
             self._alarm.set(self.env.now)
         return transfer
 
-    def _settle(self, alarm: Event) -> None:
+    def _settle(self) -> None:
         """Bound what started in this nanosecond, as one step or transfer by transfer."""
-        alarm.callbacks.append(self._settle)
         pending, self._pending = self._pending, []
         if self.fidelity == "load":
             self._step(pending)

@@ -137,7 +137,11 @@ class DecodeBatch(Members):
     def pop_finished(self) -> list[Request]:
         """Take out the members that finish at this iteration, in order of request id."""
         done = []
-        for request in self.due():
+        finishes, iteration = self._finishes, self.iteration
+        while finishes and finishes[0][0] <= iteration:
+            at, _, request = heappop(finishes)
+            if request.finish_iteration != at:  # preempted since: a stale entry
+                continue
             context, blocks = self.context, self.blocks
             self.leave(request)
             done.append(request)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from simpy import Event
+from simpy.events import EventPriority
 
 from simulator.clock import HANDING_OVER, SERVING, Alarm, Clock
 from simulator.device.cost import Cost
-from simulator.model.forward import Work
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.account import Account
 from simulator.serving.copies import bring_back, stand_on_copies
@@ -19,7 +19,15 @@ from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.fair_service import count_decoded, count_service, steps_of_turn
-from simulator.serving.iteration import begin_alone, copies_done, next_step, outranked, report_gaps, start_decoding
+from simulator.serving.iteration import (
+    begin_alone,
+    begin_together,
+    copies_done,
+    next_step,
+    outranked,
+    report_gaps,
+    start_decoding,
+)
 from simulator.serving.jump import Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.pool_view import in_turn
@@ -60,7 +68,7 @@ class Instance:
         self._finished = finished
         self._prefilled = prefilled
         self._began = began
-        self._alarm = Alarm(env, SERVING if prefilled is None else HANDING_OVER)
+        self._alarm = self._awakened(SERVING if prefilled is None else HANDING_OVER)
         self._ticks = 0  # exact end of the last iteration
         self._jump: Jump | SummedJump | None = None
         self._served = 0  # steps of the jump under way that fair queues have heard of
@@ -68,7 +76,6 @@ class Instance:
         self._leaving: list[Request] = []  # cancelled, to go when the iteration under way ends
         self._turn = 0  # rank that took the last request
         self._account = Account(env, self.ranks, observer.observe)
-        env.process(self._run())
 
     # -- what others ask of it ------------------------------------------------------------------------------------
 
@@ -86,12 +93,12 @@ class Instance:
 
     def reserve(self, request: Request, tokens: int) -> Reservation:
         """Return a place that fires when seats and KV blocks, for so many tokens of each sequence, are set aside."""
-        self._mark()
+        begun = self._mark()
         index = self._choose()
         rank = self.ranks[index]
         place = rank.reserve(Reservation(self.env, index), request, tokens)
         self._account.waiting += 1
-        self._grant(rank)
+        self._grant(rank, begun)
         return place
 
     def join(self, request: Request, place: Reservation) -> None:
@@ -198,6 +205,11 @@ class Instance:
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
+    def _awakened(self, order: EventPriority) -> Alarm:
+        """Return what wakes the actor, which lives from now on."""
+        self.env.process(self._run())
+        return Alarm(self.env, order)
+
     def _run(self) -> Generator[Event, Any, None]:
         alarm = self._alarm
         while True:
@@ -250,7 +262,7 @@ class Instance:
         if self._only is not None:
             lasts_ns, size = begin_alone(self._only, self.cost, now)
         else:
-            lasts_ns, size = self._begin_together(now)
+            lasts_ns, size = begin_together(self.ranks, self.cost, now, self._fit)
         if self._copies:
             self._ticks = copies_done(self.ranks, self._ticks)
         ticks = round(lasts_ns * TICKS_PER_NS)
@@ -265,18 +277,6 @@ class Instance:
                 if rank.step.prompts:
                     self._began(rank.step.prompts, self._ticks >> TICK_BITS, self)
         self._grant_all()
-
-    def _begin_together(self, now: int) -> tuple[float, int]:
-        """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it."""
-        works, decoding = [], 0
-        for rank in self.ranks:
-            step, batch = rank.step, rank.batch
-            rank.decodes = bool(step.decodes and batch.members if step.prompts else self._fit(rank))
-            prompts = rank.begin(step, now)
-            size = batch.sequences + batch.ghosts if rank.decodes else 0
-            works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
-            decoding += batch.sequences if rank.decodes else 0
-        return self.cost.together_ns(works), decoding
 
     def _end_prefill(self) -> None:
         ended = [(rank, rank.computed(rank.step.prompts)) for rank in self.ranks if rank.step.prompts]
@@ -420,12 +420,13 @@ class Instance:
             if rank.reservations:
                 self._grant(rank)
 
-    def _grant(self, rank: Rank) -> None:
-        """Serve the reservations of a rank in order, as far as seats and blocks reach."""
+    def _grant(self, rank: Rank, begun: int | None = None) -> None:
+        """Serve the reservations of a rank in order, as far as they fit; `begun` is what `_mark` has said just now."""
         jump = self._jump if rank.decodes else None
-        ahead = self._steps_by_now() if jump is not None else 0
+        ahead = 0 if jump is None else self._steps_by_now() if begun is None else begun
         while rank.can_grant(ahead):
-            self._mark()
+            if begun is None:
+                begun = self._mark()
             before = rank.kv.used
             event = rank.grant()
             self._account.took(rank.kv.used - before)

@@ -3,9 +3,10 @@
 Model: iteration-level scheduling (Orca, OSDI 2022); ranks of data-parallel attention or of a pipeline go together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from simulator.device.cost import Cost
+from simulator.model.forward import Work
 from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON, Step
 from simulator.serving.jump import Jump, SummedJump
@@ -22,6 +23,22 @@ def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
         return cost.prefill_ns(tokens, pairs, prompts), 0
     rank.decodes = True
     return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
+
+
+def begin_together(ranks: Sequence[Rank], cost: Cost, now_ns: int, fit: Callable[[Rank], int]) -> tuple[float, int]:
+    """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it.
+
+    `fit` makes room for a decode step of a rank and says whether any is left to go on.
+    """
+    works, decoding = [], 0
+    for rank in ranks:
+        step, batch = rank.step, rank.batch
+        rank.decodes = bool(step.decodes and batch.members if step.prompts else fit(rank))
+        prompts = rank.begin(step, now_ns)
+        size = batch.sequences + batch.ghosts if rank.decodes else 0
+        works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
+        decoding += batch.sequences if rank.decodes else 0
+    return cost.together_ns(works), decoding
 
 
 def next_step(rank: Rank, engine: Engine) -> Step:

@@ -112,14 +112,19 @@ class Jump(Iterations):
         need = (now_ns << TICK_BITS) - self.start
         if need <= 0:
             return 1
-        linear = self.first - self.growth / 2
-        root = linear + sqrt(linear * linear + 2 * self.growth * need)
-        steps = min(self.steps, max(1, int(2 * need / root))) if root else self.steps
-        over = self.elapsed(steps) - need
-        while over < 0 and steps < self.steps:  # the root is a float: settle the last step or two in integers
+        first, growth, most = self.first, self.growth, self.steps
+        linear = first - growth / 2
+        root = linear + sqrt(linear * linear + 2 * growth * need)
+        steps = int(2 * need / root) if root else most
+        if steps > most:
+            steps = most
+        elif steps < 1:
+            steps = 1
+        over = steps * first + growth * (steps * (steps - 1) // 2) - need
+        while over < 0 and steps < most:  # the root is a float: settle the last step or two in integers
+            over += first + growth * steps
             steps += 1
-            over += self.length(steps)
-        while steps > 1 and over >= (last := self.length(steps)):
+        while steps > 1 and over >= (last := first + growth * (steps - 1)):
             steps -= 1
             over -= last
         return steps

@@ -44,7 +44,9 @@ class KVCache:
     @property
     def used(self) -> int:
         """Blocks in use now."""
-        return self.held + self.batch.blocks + (self.shared if self.prefixes is not None else 0)
+        prefixes = self.prefixes
+        own = self.held + self.batch.blocks
+        return own if prefixes is None else own + prefixes.referenced * prefixes.unit_blocks
 
     def used_after(self, steps: int) -> int:
         """Return the blocks in use after so many more decode steps, when nothing else changes."""
@@ -73,7 +75,8 @@ class KVCache:
         prefixes = self.prefixes
         if prefixes is None:
             return
-        over = self.used + prefixes.idle * prefixes.unit_blocks - self.total
+        cached = prefixes.referenced + prefixes.idle
+        over = self.held + self.batch.blocks + cached * prefixes.unit_blocks - self.total
         if over > 0:
             gone = prefixes.evict(min(prefixes.idle, -(-over // prefixes.unit_blocks)))
             if self.evicted is not None:

@@ -4,11 +4,11 @@ Most engines are such, and most of a run is spent in their iterations. The gener
 held against: the same calls in the same order, so that the same requests, rows and events come of both.
 """
 
-from collections.abc import Generator
-from typing import Any, cast
+from typing import cast
 
-from simpy import Event
+from simpy.events import EventPriority
 
+from simulator.clock import Alarm
 from simulator.results.windows import DECODE, IDLE, PREFILL
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
@@ -25,35 +25,42 @@ class LoneRank(Instance):
 
     _jump: Jump | None
     _only: Rank
+    _does = IDLE
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
-    def _run(self) -> Generator[Event, Any, None]:
-        alarm, env, rank = self._alarm, self.env, self._only
-        members = rank.batch.members
-        while True:
-            if self._prompts(env.now):
-                self._begin_prefill()
-                yield alarm
-                self._end_jump()
-                self._end_prefill()
-            elif members:
-                self._begin_jump()
-                yield alarm
-                self._end_jump()
-            else:
-                wake_ns = rank.step.wake_ns
-                self._begins(IDLE)
-                if wake_ns is not None:
-                    alarm.set(wake_ns)
-                yield alarm
-                self._mark()
-                self._ticks = env.now << TICK_BITS
+    def _awakened(self, order: EventPriority) -> Alarm:
+        return Alarm(self.env, order, self._woken)
+
+    def _woken(self) -> None:
+        """End what was under way and begin what comes next: a turn of the general engine's process, without it."""
+        rank, now, does = self._only, self.env.now, self._does
+        if does == DECODE:
+            self._end_jump()
+        elif does == PREFILL:
+            self._end_jump()
+            self._end_prefill()
+        else:
+            self._mark()
+            self._ticks = now << TICK_BITS
+        if self._prompts(now):
+            self._does = PREFILL
+            self._begin_prefill()
+        elif rank.batch.members:
+            self._does = DECODE
+            self._begin_jump()
+        else:
+            self._does = IDLE
+            self._begins(IDLE)
+            if rank.step.wake_ns is not None:
+                self._alarm.set(rank.step.wake_ns)
 
     def _prompts(self, now: int) -> bool:
         """Let the rank say what it does next; return whether that is an iteration with prompts."""
         rank = self._only
-        rank.take_stock(now, self.name)
+        rank.now_ns = now
+        if rank.arrived or rank.kv.prefixes is not None:
+            rank.take_stock(now, self.name)
         if self._leaving:
             self._let_go()
         if not (rank.waiting or rank.partial):
@@ -83,8 +90,10 @@ class LoneRank(Instance):
 
     def _begin_jump(self, wake_ns: int | None = None) -> None:
         rank, now = self._only, self.env.now
-        batch = cast(DecodeBatch, rank.batch)
-        steps = self._fit(rank)
+        batch, kv = cast(DecodeBatch, rank.batch), rank.kv
+        steps = batch.steps_to_finish()
+        if kv.prefixes is not None or batch.blocks_at_most(steps) > kv.total - kv.held:
+            steps = self._fit(rank)
         size, context = batch.sequences, batch.context
         most = rank.step.steps
         if most is not None and most < steps:
@@ -140,6 +149,22 @@ class LoneRank(Instance):
             self._grant(rank)
 
     # -- what it tells its observer -------------------------------------------------------------------------------
+
+    def _mark(self) -> int:
+        account, jump, kv, now = self._account, self._jump, self._only.kv, self.env.now
+        begun = made = 0
+        if jump is None:
+            blocks = kv.used
+        else:
+            begun = jump.steps_by(now)
+            ends = jump.start + begun * jump.first + jump.growth * (begun * (begun - 1) // 2)
+            tokens = (begun if ends >> TICK_BITS <= now else begun - 1) * jump.batch
+            made = tokens - account.tokens
+            account.tokens = tokens
+            blocks = kv.used_after(begun)
+        self._observer.observe(now, self.state, account.running, account.waiting, account.kv_blocks, made, blocks)
+        account.kv_blocks = blocks
+        return begun
 
     def _begins(self, state: int) -> None:
         self.state = state
