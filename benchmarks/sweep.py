@@ -71,7 +71,7 @@ def swept(file: Path, out: Path, count: int) -> tuple[float, float]:
 def main() -> None:
     """Print the rows and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--points", type=int, default=16, help="CPU-bound points of the comparison of workers")
+    parser.add_argument("--points", type=int, default=24, help="CPU-bound points of the comparison of workers")
     parser.add_argument("--requests", type=int, default=6000, help="requests of each of them")
     parser.add_argument("--many", type=int, default=1000, help="tiny points for the overhead of each")
     parser.add_argument("--part", help=argparse.SUPPRESS)

@@ -26,7 +26,7 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.network.fabric import Send
-from simulator.network.routing import Shares, split_bytes
+from simulator.network.routing import Shares, portions
 from simulator.results.flow_summary import summarise_flows
 from simulator.results.folder import RunFolder
 from simulator.results.tables import COLLECTIVES, EVENTS, FLOWS
@@ -115,13 +115,9 @@ def _changes(file: File, topology: Topology) -> Changes:
 def _sends(going: Going, shares: Shares, through: tuple[int, ...]) -> list[Send]:
     """Return the parts of a flow, one a path; together they have its weight, and all pass `through` its cap."""
     flow, ends = going.flow, (going.source, going.target) if going.ways is None else None
-    if len(shares) == 1:
-        return [Send(shares[0][0], flow.size_bytes, ends, flow.weight, None, through)]
-    parts = split_bytes(flow.size_bytes, shares) if shares else []
     return [
         Send(path, part, ends, flow.weight * share, None, through)
-        for (path, share), part in zip(shares, parts, strict=True)
-        if part or path is shares[0][0]
+        for path, part, share in portions(flow.size_bytes, shares)
     ]
 
 

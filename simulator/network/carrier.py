@@ -7,7 +7,7 @@ from simpy import Event
 
 from simulator.network.bundle import Transfer
 from simulator.network.fabric import Send
-from simulator.network.routing import Spread, split_bytes
+from simulator.network.routing import Spread, portions
 from simulator.topology.graph import Topology
 
 
@@ -31,12 +31,9 @@ class Carrier:
 
     def transfer(self, shards: Sequence[tuple[int, int, int]]) -> Event:
         """Return an event that fires when every (source, target, bytes) has arrived; zero bytes take the latency."""
-        sends = []
+        sends: list[Send] = []
         for source, target, size_bytes in shards:
             self._sent += 1
             shares = self._spread(self._topology, self._seed, source, target, self._sent)
-            parts = split_bytes(size_bytes, shares) if shares else []
-            for (path, share), part in zip(shares, parts, strict=True):
-                if part or path is shares[0][0]:
-                    sends.append(Send(path, part, (source, target), share))
+            sends += [Send(path, part, (source, target), share) for path, part, share in portions(size_bytes, shares)]
         return self._network.launch(sends, self._lane)

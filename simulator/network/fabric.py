@@ -17,7 +17,7 @@ from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
 from simulator.network.lanes import PriorityShares, advance
-from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, ecmp, split_bytes
+from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, ecmp, portions
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 
@@ -147,13 +147,11 @@ class Fabric:
     def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int, lane: int) -> None:
         assert self._spread is not None
         shares = self._spread(self.topology, self.seed, source, target, self._names)
-        parts = split_bytes(size_bytes, shares) if shares else []
-        for (path, share), part in zip(shares, parts, strict=True):
-            if part or path is shares[0][0]:
-                flow = self._launch(transfer, path, part, lane)
-                flow.ends = source, target
-                flow.weight = share  # all parts together claim what one flow does
-                self._names += 1
+        for path, part, share in portions(size_bytes, shares):
+            flow = self._launch(transfer, path, part, lane)
+            flow.ends = source, target
+            flow.weight = share  # all parts together claim what one flow does
+            self._names += 1
 
     def route(self, source: int, target: int) -> Shares:
         """Return the paths that the routing has for the next transfer between two endpoints, each with its share.
@@ -162,7 +160,7 @@ class Fabric:
         """
         self._names += 1
         if self._spread is not None:
-            return self._spread(self.topology, self.seed, source, target, self._names)
+            return tuple(self._spread(self.topology, self.seed, source, target, self._names))
         path = self._route(self.topology, self.seed, source, target, self._names)
         return ((path, 1.0),) if path else ()
 

@@ -23,7 +23,7 @@ from simulator.network.collectives_phases import Exchange, Phase, phases
 from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, start_ns, work_ns
 from simulator.network.fabric import DeadLinkError, Send
-from simulator.network.routing import Shares, split_bytes
+from simulator.network.routing import Shares, portions
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Topology
@@ -342,7 +342,7 @@ def _sends(network: Network, topology: Topology, operation: Operation, phase: Ph
             continue
         shares, through = network.route(source, target), engines.through(keys)
         weight = wire_bytes / unit if unit is not None else 1.0
-        for (path, share), part in zip(shares, split_bytes(wire_bytes, shares) if shares else (), strict=True):
+        for path, part, share in portions(wire_bytes, shares):
             if part:
                 sends.append(Send(path, part, (source, target), weight * share, None, through))
     for half, keys in halves:

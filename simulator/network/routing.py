@@ -4,9 +4,10 @@ Sources: RFC 2992 (equal-cost multi-path by hash; here the finaliser of SplitMix
 spraying, Dixit et al., INFOCOM 2013; rails by relay, arXiv 2307.12169 and NCCL's PXN; Valiant 1982.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import repeat
+from typing import Any, NamedTuple, overload
 
 from simulator.errors import InputError, unknown
 from simulator.strict import Count, Strict
@@ -15,11 +16,11 @@ from simulator.topology.graph import Path, Topology
 Routing = Callable[[Topology, int, int, int, int], Path]
 """(topology, seed, source device, target device, sequence number of the flow) to a path."""
 
-Shares = tuple[tuple[Path, float], ...]
+Shares = Sequence[tuple[Path, float]]
 """The paths of one transfer, each with its share of the bytes; the shares sum to 1. No path: source is target."""
 
 Spread = Callable[[Topology, int, int, int, int], Shares]
-"""The same arguments as those of a Routing to one path or several; `split_bytes` makes whole bytes of the shares."""
+"""The same arguments as those of a Routing to one path or several; `portions` makes whole bytes of the shares."""
 
 _MASK = (1 << 64) - 1
 KNOWN_PAIRS = 16_384
@@ -112,8 +113,40 @@ def spray(parameters: Spraying, topology: Topology, seed: int, source: int, targ
     found = topology.paths(source, target, parameters.plane)
     count = len(found)
     chosen = min(parameters.paths or count, count)
-    first = mix(seed, source, target, sequence) % count if chosen < count else 0
-    return tuple((found[(first + at * count // chosen) % count], 1 / chosen) for at in range(chosen))
+    return Sprayed(found, mix(seed, source, target, sequence) % count if chosen < count else 0, chosen)
+
+
+class Sprayed(Sequence[tuple[Path, float]]):
+    """Equal shares of so many of all paths, evenly spaced from the `first` on; they are put together as they are read.
+
+    What has no bytes goes by the first alone, and a message that only tells of another has none.
+    """
+
+    __slots__ = ("_chosen", "_first", "_paths")
+
+    def __init__(self, paths: Sequence[Path], first: int, chosen: int) -> None:
+        self._paths, self._first, self._chosen = paths, first, chosen
+
+    def __len__(self) -> int:
+        return self._chosen
+
+    def __iter__(self) -> Iterator[tuple[Path, float]]:
+        if self._chosen == len(self._paths):
+            return zip(self._paths, repeat(1 / self._chosen), strict=False)
+        return map(self._at, range(self._chosen))
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Path, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Shares: ...
+    def __getitem__(self, index: int | slice) -> tuple[Path, float] | Shares:
+        if isinstance(index, slice):
+            return tuple(map(self._at, range(self._chosen)[index]))
+        return self._at(range(self._chosen)[index])
+
+    def _at(self, index: int) -> tuple[Path, float]:
+        count = len(self._paths)
+        return self._paths[(self._first + index * count // self._chosen) % count], 1 / self._chosen
 
 
 def hashed(parameters: OnPlane, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
@@ -239,6 +272,19 @@ def split_bytes(size_bytes: int, shares: Shares) -> list[int]:
         raise ValueError(f"shares sum to {total}")
     parts[-1] += size_bytes - done
     return parts
+
+
+def portions(size_bytes: int, shares: Shares) -> list[tuple[Path, int, float]]:
+    """Return (path, whole bytes, share) of what goes: by the first path always, by others where they have bytes.
+
+    Raises ValueError when the shares of several do not sum to 1.
+    """
+    if len(shares) < 2 or not size_bytes:
+        return [(path, size_bytes, share) for path, share in shares[:1]]
+    ways = list(shares)
+    parts = split_bytes(size_bytes, ways)
+    whole = [(path, part, share) for (path, share), part in zip(ways, parts, strict=True)]
+    return [whole[0], *(portion for portion in whole[1:] if portion[1])]
 
 
 class RoutingKind(NamedTuple):

@@ -118,7 +118,7 @@ class StepNetwork:
         if source == target:
             return ()
         if self._spread is not None:
-            return self._spread(self.topology, self.seed, source, target, self._names)
+            return tuple(self._spread(self.topology, self.seed, source, target, self._names))
         paths = self.topology.paths(source, target, self._plane)
         return tuple((path, 1 / len(paths)) for path in paths)
 

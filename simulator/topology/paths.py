@@ -5,10 +5,10 @@ A sequence also says of what it is put together, so that bytes spread over all o
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise, product
 from typing import NamedTuple, overload
 
 Path = tuple[int, ...]
@@ -18,6 +18,8 @@ Between = Callable[[str, str], Sequence[Path] | None]
 """Two switches to every equal-cost path between them; None when there is none."""
 
 CACHED_SWITCH_PAIRS = 16_384
+LISTED = 64
+"""Paths between two switches that are kept, at most, once all of them were asked for."""
 
 Parts = tuple[Path, Sequence[tuple[Sequence[Path], float]]]
 """Links of every path of a sequence, and further sequences with the share of its paths that go on by each."""
@@ -80,6 +82,9 @@ class Joined(PathSequence):
             path = part[within] + path
         return path
 
+    def __iter__(self) -> Iterator[Path]:
+        return (tuple(chain.from_iterable(ways)) for ways in product(*self._parts))
+
     def parts(self) -> Parts:
         """Return the parts, each of which every path goes through."""
         return (), [(part, 1.0) for part in self._parts]
@@ -101,6 +106,9 @@ class Alternatives(PathSequence):
         """Return the path of a non-negative index."""
         way = bisect_right(self._ends, index)
         return self._ways[way][index - (self._ends[way - 1] if way else 0)]
+
+    def __iter__(self) -> Iterator[Path]:
+        return chain.from_iterable(self._ways)
 
     def parts(self) -> Parts:
         """Return the sequences, each with its share of the paths."""
@@ -131,6 +139,10 @@ class EqualCostPaths(PathSequence):
         """Return the path of a non-negative index."""
         return self._head + self._middles[index] + self._tail
 
+    def __iter__(self) -> Iterator[Path]:
+        head, tail = self._head, self._tail
+        return (head + middle + tail for middle in self._middles)
+
     def parts(self) -> Parts:
         """Return the links at both ends and what lies between."""
         return self._head + self._tail, [(self._middles, 1.0)]
@@ -151,10 +163,11 @@ class Meetings:
 class MetPaths(PathSequence):
     """Up from one switch, across where the ways meet, and down to the other: one meeting after the other."""
 
-    __slots__ = ("_falling", "_meetings", "_rising")
+    __slots__ = ("_falling", "_listed", "_meetings", "_rising")
 
     def __init__(self, rising: "Above", meetings: Meetings, falling: "Above") -> None:
         self._rising, self._meetings, self._falling = rising, meetings, falling
+        self._listed: tuple[Path, ...] | None = None  # all of them, if they are few and were asked for once
 
     def __len__(self) -> int:
         return self._meetings.ends[-1]
@@ -177,6 +190,22 @@ class MetPaths(PathSequence):
         index, down = divmod(index - ends[place - 1] if place else index, len(downs))
         up, middle = divmod(index, len(middles))
         return self._rising.ways[left][0][up] + middles[middle] + downs[down]
+
+    def __iter__(self) -> Iterator[Path]:
+        if self._listed is not None:
+            return iter(self._listed)
+        rising, falling = self._rising.ways, self._falling.ways
+        every = (
+            up + middle + down
+            for left, right, middles in self._meetings.pairs
+            for up in rising[left][0]
+            for middle in middles
+            for down in falling[right][1]
+        )
+        if len(self) > LISTED:
+            return every
+        self._listed = tuple(every)
+        return iter(self._listed)
 
     def parts(self) -> Parts:
         """Return the cables up, the paths between and the cables down of each meeting."""
