@@ -18,7 +18,8 @@ from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
 from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.lone_rank import kind_of
-from simulator.serving.request import Request
+from simulator.serving.queueing import Fair, FairShares
+from simulator.serving.request import Request, Traits
 from simulator.serving.speculation import Speculation, SpeculativeBatch
 from tests.laws.test_decode_jumps import TICK, Costs, Seen, all_costs, jumping, token_by_token, workloads
 
@@ -57,10 +58,11 @@ class Free:
         return self.of.prefill_ns(tokens, attended, sequences)
 
 
-def speculating(workload, costs, limits, sizes, speculation, batcher="continuous"):
+def speculating(workload, costs, limits, sizes, speculation, batcher="continuous", tenants=0):
     env, seen, done = Clock(), Seen(), {}
+    fair = {"queue": lambda: Fair(FairShares()), "counts_service": True} if tenants else {}
     engine = Engine(
-        "colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, speculation=speculation
+        "colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, speculation=speculation, **fair
     )
     finish = lambda request, instance: done.setdefault(request.request_id, request)  # noqa: E731
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finish)
@@ -68,7 +70,7 @@ def speculating(workload, costs, limits, sizes, speculation, batcher="continuous
     def source():
         for index, (gap, prompt, output) in enumerate(workload):
             yield env.timeout(gap)
-            instance.submit(Request(index, env.now, prompt, output))
+            instance.submit(Request(index, env.now, prompt, output, traits=Traits(index % max(1, tenants))))
 
     env.process(source())
     while env.peek() != float("inf"):
@@ -76,6 +78,67 @@ def speculating(workload, costs, limits, sizes, speculation, batcher="continuous
         instance.check()
     assert instance.used_blocks() == 0
     return done, seen
+
+
+class Line:
+    """First come, first served, but who was preempted before all others."""
+
+    def __init__(self):
+        self.order = []
+
+    def join(self, r):
+        self.order.append(r)
+
+    def come_back(self, r):
+        self.order.insert(0, r)
+
+    def take(self, count):
+        del self.order[:count]
+
+    def serve(self, r, tokens):
+        pass
+
+
+class Counters:
+    """Virtual token counters of tenants, 1 for a token of a prompt and 2 for a generated one: VTC, OSDI 2024."""
+
+    def __init__(self, tenants):
+        self.tenants, self.lines, self.counts, self.last = tenants, {}, {}, None
+
+    def lift(self, r):
+        tenant = r["id"] % self.tenants
+        line = self.lines.setdefault(tenant, [])
+        if not line:
+            others = [self.counts[name] for name, there in self.lines.items() if there]
+            level = min(others) if others else self.counts.get(self.last, 0)
+            self.counts[tenant] = max(self.counts.get(tenant, 0), level)
+        return tenant, line
+
+    def join(self, r):
+        self.lift(r)[1].append(r)
+
+    def come_back(self, r):
+        tenant, line = self.lift(r)
+        line.insert(0, r)
+        self.counts[tenant] -= r["prompt"]
+
+    @property
+    def order(self):
+        counts, lines, found = dict(self.counts), {name: list(line) for name, line in self.lines.items()}, []
+        while any(lines.values()):
+            tenant = min((name for name in lines if lines[name]), key=counts.__getitem__)
+            found.append(lines[tenant].pop(0))
+            counts[tenant] += found[-1]["prompt"]
+        return found
+
+    def take(self, count):
+        for r in self.order[:count]:
+            self.last = r["id"] % self.tenants
+            self.lines[self.last].remove(r)
+            self.counts[self.last] += r["prompt"]
+
+    def serve(self, r, tokens):
+        self.counts[r["id"] % self.tenants] += 2 * tokens
 
 
 def next_gains(speculation, request_id, generated, left):
@@ -91,30 +154,39 @@ def next_gains(speculation, request_id, generated, left):
         yield accepted + 1
 
 
-def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, watermark, speculation):
-    k = speculation.tokens
+def admitted(waiting, limits, seats, free, block_tokens):
+    batch, tokens = [], 0
+    for r in waiting:
+        need = r["prompt"] + r["made"]
+        free -= ceil(need / block_tokens)
+        if len(batch) >= seats or free < 0 or tokens + need > limits.max_batch_tokens:
+            break
+        batch.append(r)
+        tokens += need
+    return batch
+
+
+def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, watermark, speculation, tenants=0):
+    k, waiting = speculation.tokens, Counters(tenants) if tenants else Line()
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
         at += gap
         arrivals.append({"id": index, "at": at, "prompt": prompt, "output": output, "made": 0, "preemptions": 0})
-    waiting, running, done, ticks = [], [], {}, 0
-    while arrivals or waiting or running:
-        if not waiting and not running:
-            ticks = max(ticks, arrivals[0]["at"] * TICK)
+    running, done, ticks = [], {}, 0
+
+    def arrive():
         while arrivals and arrivals[0]["at"] <= ticks // TICK:
-            waiting.append(arrivals.pop(0))
+            waiting.join(arrivals.pop(0))
+
+    while arrivals or waiting.order or running:
+        if not waiting.order and not running:
+            ticks = max(ticks, arrivals[0]["at"] * TICK)
+        arrive()
         used = sum(r["blocks"] for r in running)
         free = blocks - used - watermark if used else blocks
-        batch, tokens = [], 0
-        for r in waiting:
-            need = r["prompt"] + r["made"]
-            free -= ceil(need / block_tokens)
-            if len(running) + len(batch) >= limits.max_running or free < 0 or tokens + need > limits.max_batch_tokens:
-                break
-            batch.append(r)
-            tokens += need
+        batch = admitted(waiting.order, limits, limits.max_running - len(running), free, block_tokens)
         if batch:
-            del waiting[: len(batch)]
+            waiting.take(len(batch))
             lengths = [r["prompt"] + r["made"] for r in batch]
             pairs = sum(n * (n + 1) // 2 for n in lengths)
             ticks += round(costs.prefill_ns(sum(lengths), pairs, len(lengths)) * TICK)
@@ -122,6 +194,7 @@ def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, waterm
                 r["held"], r["blocks"], r["made"] = held, ceil(held / block_tokens), r["made"] + 1
                 r["gains"] = next_gains(speculation, r["id"], r["made"], r["output"] - r["made"])
             running += batch
+            made = [(r, 1) for r in batch]
         else:
 
             def wants(r):
@@ -130,16 +203,21 @@ def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, waterm
             while sum(wants(r) for r in running) > blocks:
                 victim = running.pop()
                 victim["preemptions"] += 1
-                waiting.insert(0, victim)
+                waiting.come_back(victim)
             context = sum(r["held"] + k + 1 for r in running)
             fixed, slope, _ = costs.decode(len(running), context)
             ticks += round(fixed * TICK) + round(slope * TICK) * context
+            made = []
             for r in running:
                 r["blocks"] = wants(r)
                 gain = min(next(r["gains"]), r["output"] - r["made"])
+                made.append((r, gain))
                 r["held"] += gain
                 r["made"] += gain
                 r["chunks"] = r.get("chunks", 0) + 1
+        arrive()  # who comes in the nanosecond in which an iteration ends comes before its tokens count
+        for r, tokens in made:
+            waiting.serve(r, tokens)
         for r in running:
             r.setdefault("first", ticks // TICK)
             if r["made"] == r["output"]:
@@ -163,13 +241,16 @@ speculations = st.builds(
     st.sampled_from([1, 4, 16]),
     st.integers(0, 3),
     speculations,
+    st.integers(0, 3),
 )
-def test_equal_to_iteration_by_iteration(workload, costs, max_running, spare, block_tokens, watermark, speculation):
+def test_equal_to_iteration_by_iteration(
+    workload, costs, max_running, spare, block_tokens, watermark, speculation, tenants
+):
     longest = max(ceil((prompt + output - 1 + speculation.tokens) / block_tokens) for _, prompt, output in workload)
     sizes = longest + spare // block_tokens, block_tokens, watermark  # tight: preemptions are common
     limits = Continuous(max_running=max_running, max_batch_tokens=200)
-    done, seen = speculating(workload, costs, limits, sizes, speculation)
-    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation)
+    done, seen = speculating(workload, costs, limits, sizes, speculation, tenants=tenants)
+    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation, tenants)
     assert sorted(done) == sorted(twin) == list(range(len(workload)))
     for index, r in twin.items():
         found = done[index]
