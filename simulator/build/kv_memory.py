@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
+from typing import NamedTuple
 
 from simulator.build.disaggregation import check_joined
 from simulator.model.layout import Layout
@@ -24,14 +25,26 @@ def unit_bytes_of(model: Transformer, precision: Precision, unit_tokens: int) ->
     return ceil(unit_tokens * model.kv_bytes_per_token(precision.kv_bytes))
 
 
-def fabric_tier_of(
+class SharedTiers(NamedTuple):
+    """What all engines of a group share of the tiers below their prefix caches, those that join it later as well."""
+
+    behind_links: tuple[Tier | None, ...] = ()
+    """By place; None: each engine has its own."""
+    pooled: FabricTier | None = None
+    """The one on the fabric, not connected before the run begins."""
+
+
+def shared_of(
     section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None, topology: Topology
-) -> FabricTier | None:
-    """Return the tier on the fabric that all engines of a group share, not yet connected; or None."""
-    tier = section.kv.fabric_tier
-    if tier is None or unit_tokens is None:
-        return None
-    return FabricTier(tier, unit_bytes_of(model, precision, unit_tokens), memories_of(topology))
+) -> SharedTiers:
+    """Return the tiers that engines of a section share."""
+    caching, pooled = section.kv.prefix_cache, section.kv.fabric_tier
+    if caching is None or unit_tokens is None:
+        return SharedTiers()
+    unit_bytes = unit_bytes_of(model, precision, unit_tokens)
+    behind_links = [Tier(tier, unit_bytes) if tier.shared else None for tier in caching.tiers if tier.fabric is None]
+    on_fabric = None if pooled is None else FabricTier(pooled, unit_bytes, memories_of(topology))
+    return SharedTiers(tuple(behind_links), on_fabric)
 
 
 def memories_of(topology: Topology) -> Memories:
@@ -89,21 +102,21 @@ def reach_of(model: Transformer, layout: Layout, unit_bytes: int, devices: Seque
 
 
 def lower_of(
-    section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None, pooled: FabricTier | None
+    section: Pool, model: Transformer, precision: Precision, unit_tokens: int | None, shared: SharedTiers
 ) -> Callable[[Sequence[int]], list[LowerTiers]] | None:
     """Return what makes the lower tiers of the ranks of an engine on given devices, shared ones always the same.
 
-    None where there are none. `pooled` is the one on the fabric.
+    None where there are none.
     """
     caching, layout = section.kv.prefix_cache, section.layout
     if caching is None or unit_tokens is None or not caching.tiers:
         return None
     unit_bytes = unit_bytes_of(model, precision, unit_tokens)
     behind_links = [tier for tier in caching.tiers if tier.fabric is None]
-    shared = [Tier(tier, unit_bytes) if tier.shared else None for tier in behind_links]
+    pooled = shared.pooled
 
     def lower(devices: Sequence[int]) -> list[LowerTiers]:
-        both = zip(behind_links, shared, strict=True)
+        both = zip(behind_links, shared.behind_links, strict=True)
         tiers: list[Tier | FabricTier] = [
             common if common is not None else Tier(tier, unit_bytes) for tier, common in both
         ]

@@ -3,14 +3,14 @@
 Every group has its own devices: their data sheet sets its costs, its memory, its power and its price.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from simulator.build.disaggregation import cost_with_servers
 from simulator.build.experts import experts_of
 from simulator.build.front import router_of
-from simulator.build.kv_memory import check_reach, fabric_tier_of, lower_of, swap_of
+from simulator.build.kv_memory import SharedTiers, check_reach, lower_of, shared_of, swap_of
 from simulator.build.workload import prefixes_of
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import Accelerator, load_accelerator
@@ -123,7 +123,9 @@ class Planning:
         """Lease devices for all engines, in order; raises InputError when something does not fit."""
         groups = self.serving.groups
         engines = zip(groups, group_names(groups), engine_names(groups), strict=True)
-        plans = [self._group(group, name, names) for group, name, names in engines]
+        of = self.model, self.serving.precision, self.unit_tokens, self.topology
+        shared = {group.at: shared_of(group.pool, *of) for group in groups}
+        plans = [self._group(group, name, names, shared) for group, name, names in engines]
         pools = []
         for role in self.serving.roles:
             own = tuple(plan for plan in plans if plan.section.role == role)
@@ -139,7 +141,7 @@ class Planning:
             raise InputError(self.scenario.located(problem))
         return router, reads
 
-    def _group(self, group: Group, name: str, names: tuple[str, ...]) -> GroupPlan:
+    def _group(self, group: Group, name: str, names: tuple[str, ...], shared: Mapping[str, SharedTiers]) -> GroupPlan:
         section, scenario, model = group.pool, self.scenario, self.model
         try:
             device = device_of(section, tuple(self.topology.kinds))
@@ -153,18 +155,20 @@ class Planning:
         if section.expert_servers is not None:
             servers = self.inventory.lease(f"{names[0]}-experts", section.expert_servers.devices, device)
         cost = self._cost(group, accelerator, leases, servers, experts)
-        check_reach(group, self.topology, [at for lease in leases for at in lease.devices])
-        pooled = fabric_tier_of(section, model, self.serving.precision, self.unit_tokens, self.topology)
-        engine = self._engine_of(group.role, section, accelerator, cost, pooled)
+        devices = [at for lease in leases for at in lease.devices]
+        check_reach(group, self.topology, devices)
+        engine = self._engine_of(group.role, section, accelerator, cost, shared[group.at])
         hourly = section.price if section.price is not None else accelerator.price.hourly
         per_h = section.layout.devices * (hourly or 0.0)
         switched = None
         if self.serving.role_switch is not None:
             [other] = [each for each in self.serving.groups if each.role != group.role]
+            check_reach(other, self.topology, devices)
             its = other.pool.model_copy(update={"layout": section.layout})
-            there = self._engine_of(other.role, its, accelerator, cost)
+            there = self._engine_of(other.role, its, accelerator, cost, shared[other.at])
             switched = Switched(there, engine_traits(there, per_h))
         traits = engine_traits(engine, per_h)
+        pooled = shared[group.at].pooled
         return GroupPlan(group, name, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
 
     def _cost(
@@ -194,10 +198,10 @@ class Planning:
         section: PoolSection,
         accelerator: Accelerator,
         cost: Cost,
-        pooled: FabricTier | None = None,
+        shared: SharedTiers,
     ) -> Engine:
         blocks = kv_blocks_of(section, self.model, accelerator, self.serving.precision)
-        return _engine(role, section, self.scenario, self.model, cost, blocks, self.unit_tokens, pooled)
+        return _engine(role, section, self.scenario, self.model, cost, blocks, self.unit_tokens, shared)
 
 
 def _engine(
@@ -208,7 +212,7 @@ def _engine(
     cost: Cost,
     blocks: int,
     unit_tokens: int | None,
-    pooled: FabricTier | None,
+    shared: SharedTiers,
 ) -> Engine:
     """Return the engine of a group whose ranks divide so many KV blocks."""
     batcher, limits = BATCHERS[section.batcher.name], section.batcher.parameters
@@ -237,7 +241,7 @@ def _engine(
         by_priority=section.queue.name == "priority" and parameters.preempt,
         speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
         swap=swap,
-        lower=lower_of(section, model, scenario.serving.precision, unit_tokens, pooled),
+        lower=lower_of(section, model, scenario.serving.precision, unit_tokens, shared),
     )
 
 

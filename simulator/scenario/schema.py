@@ -169,14 +169,6 @@ class Serving(Strict):
                 raise LocatedError(Fault(("role_switch",), what))
         return self
 
-    @model_validator(mode="after")
-    def _engines_that_switch_have_no_tier_on_the_fabric(self) -> Self:
-        for group in self.groups if self.role_switch is not None else ():
-            if group.pool.kv.fabric_tier is not None:
-                what = "engines that change roles would leave the pool that their tier on the fabric belongs to"
-                raise LocatedError(Fault(("role_switch",), what, "one of the two"))
-        return self
-
     @property
     def groups(self) -> tuple[Group, ...]:
         """The sections of engines, in the order in which they lease devices."""

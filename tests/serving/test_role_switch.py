@@ -99,3 +99,43 @@ def test_engines_that_need_not_switch_do_not(tmp_path):
     stays = run(tmp_path, "serving.role_switch=null", *calm, name="stays")
     found = run(tmp_path, *calm)
     assert found.requests.equals(stays.requests)
+
+
+SHARING = """
+schema: 1
+seed: 7
+topology: {preset: cloudmatrix384}
+workload:
+  requests: 150
+  arrivals: {poisson: {rate: 20 / s}}
+  prefixes: {count: 8, tokens: 4096, exponent: 0}
+  prompt_tokens: {lognormal: {median: 1500, sigma: 0.9, max: 8000}}
+  output_tokens: {lognormal: {median: 60, sigma: 0.8, max: 500}}
+serving:
+  model: llama-3.1-8b
+  prefill:
+    instances: 1
+    batcher: chunked_prefill
+    kv: {memory_utilisation: 0.4, prefix_cache: {unit_tokens: 512, tiers: [%s]}}
+  decode: {instances: 3}
+  role_switch: {policy: thresholds, interval: 500 ms, delay: 300 ms}
+"""
+
+
+@pytest.mark.parametrize(
+    "tier",
+    [
+        "{capacity: 1 TiB, fabric: {plane: ub}, write: through}",
+        "{capacity: 1 TiB, bandwidth: 100 GB/s, write: through, shared: true}",
+    ],
+)
+def test_an_engine_that_joins_a_pool_shares_its_tiers(tmp_path, tier):
+    file = tmp_path / "scenario.yaml"
+    file.write_text(SHARING % tier)
+    found = simulate(load(file), out=tmp_path / "run", check=True)
+    joined = found.events[(found.events.kind == "joins pool") & found.events.subject.str.startswith("prefill")]
+    assert len(joined) >= 1
+    assert found.requests.prefill_instance.isin(joined.subject).any()
+    [tiers] = found.summary["tiers"]["prefill"]
+    unit_bytes = 512 * 2 * 32 * 8 * 128 * 2  # tokens, keys and values, layers, heads, channels, bf16
+    assert tiers["written_bytes"] == 8 * 4096 // 512 * unit_bytes  # whoever computes a unit, it is kept once
