@@ -416,9 +416,6 @@ def changed(**more):
     caching["tiers"][0] |= more.pop("tier", {})
     caching["tiers"] += more.pop("below", [])
     caching |= more.pop("caching", {})
-    if more.pop("split", False):
-        pool = value["serving"].pop("colocated")
-        value["serving"] |= {"prefill": pool, "decode": {"instances": 1}, "role_switch": {}}
     return value | more
 
 
@@ -431,7 +428,6 @@ def changed(**more):
         (changed(tier={"fabric": None}), r"tiers\[0\]: `bandwidth` is needed, or `fabric`"),
         (changed(below=[HOST]), r"tiers\[0\]\.fabric: memory of all nodes is the last tier"),
         (changed(tier={"fabric": {"plane": "fabrik"}}), r"tiers\[0\]\.fabric\.plane: unknown plane"),
-        (changed(split=True), r"serving\.role_switch: engines that change roles"),
         (
             changed(network={"fidelity": "load"}, faults=[{"what": "nic", "name": "node0/nic0", "at": "1 s"}]),
             r"faults\[0\]: with a cache tier on the fabric dead links go with `network.fidelity: flow`",

@@ -105,6 +105,20 @@ caches = st.fixed_dictionaries(
         "prefetch": st.booleans(),
     },
 )
+
+
+def some_on_the_fabric(drawn):
+    """Let the last tier of some caches be memory of all nodes; when its loads end cannot be foretold."""
+    caching, moves = drawn
+    if not moves or "tiers" not in caching:
+        return caching
+    *above, last = caching["tiers"]
+    last = {"capacity": last["capacity"], "write": last["write"], "fabric": {}}
+    rest = {key: value for key, value in caching.items() if key not in ("load", "prefetch")}
+    return rest | {"tiers": [*above, last]}
+
+
+caches = st.tuples(caches, st.booleans()).map(some_on_the_fabric)
 preemptions = st.one_of(
     st.just("recompute"),
     st.fixed_dictionaries(
