@@ -6,7 +6,7 @@ captured CUDA graph is one launch); two micro-batches hide the expert exchange o
 (CloudMatrix384, arXiv:2506.12708).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,15 +49,19 @@ class RooflineParameters(Strict):
         return self.graphs == "all" or (self.graphs == "decode" and not has_prompts)
 
 
-def overlapped_ns(compute_ns: float, exchange_ns: float, layers: int, streams: TwoBatches) -> float:
+def overlapped_ns(compute_ns: Any, exchange_ns: Any, layers: int, streams: TwoBatches) -> Any:
     """Return the time of two micro-batches, each with `compute_ns` in one stream and `exchange_ns` in the other.
+
+    Numbers, or arrays of as many steps.
 
     The first layer's kernels of the first micro-batch and the last exchange of the second have nothing to hide behind;
     in between the longer of the two sets the pace.
     """
+    import numpy as np
+
     slow = 1 + streams.interference
     compute, exchange = 2 * compute_ns * slow, 2 * exchange_ns * slow
     # while the exchange runs, arithmetic has the other processors; the rest of it runs at full speed
-    shared = min(exchange, compute / (1 - streams.processor_share))
-    compute = shared + max(0.0, compute - shared * (1 - streams.processor_share))
-    return max(compute, exchange) + min(compute_ns, exchange_ns) / layers
+    shared = np.minimum(exchange, compute / (1 - streams.processor_share))
+    compute = shared + np.maximum(0.0, compute - shared * (1 - streams.processor_share))
+    return np.maximum(compute, exchange) + np.minimum(compute_ns, exchange_ns) / layers

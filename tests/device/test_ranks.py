@@ -30,6 +30,7 @@ def cost(data=1, pipeline=1, overlap=None, expert=None):
 
 EP8 = cost(8)
 EP8_OVERLAPPED = cost(8, overlap=TwoBatches(processor_share=0.15))
+EP8_APART = cost(8, overlap=TwoBatches(attention_share=0.6))
 PIPELINE = cost(1, pipeline=4)
 works = st.builds(
     lambda tokens, cached, batch, context: Work(
@@ -74,19 +75,20 @@ def test_order_does_not_matter_and_the_slowest_sets_the_pace(ranks, order):
     assert together >= alone * (1 - 1e-12)
 
 
+@pytest.mark.parametrize("ep8", [EP8, EP8_OVERLAPPED, EP8_APART])
 @given(
     sizes=st.lists(st.integers(0, 64), min_size=8, max_size=8).filter(any),
     each=st.lists(st.integers(1, 20_000), min_size=8, max_size=8),
     steps=st.integers(1, 40),
 )
-def test_lines_of_ranks_are_their_steps(sizes, each, steps):
+def test_lines_of_ranks_are_their_steps(ep8, sizes, each, steps):
     contexts = [size * context for size, context in zip(sizes, each, strict=True)]
-    lengths = EP8.decode_together(sizes).at(np.array(contexts) + np.array(sizes) * np.arange(steps)[:, None])
+    lengths = ep8.decode_together(sizes).at(np.array(contexts) + np.array(sizes) * np.arange(steps)[:, None])
     assert lengths.shape == (steps,)
     for i in (0, steps - 1):
         now = [Work(batch=b, context=c + b * i) if b else Work() for b, c in zip(sizes, contexts, strict=True)]
         # lines are exact at their knots and within a few thousandths between them
-        assert lengths[i] == pytest.approx(EP8.together_ns(now), rel=4e-3)
+        assert lengths[i] == pytest.approx(ep8.together_ns(now), rel=4e-3)
 
 
 def test_lines_of_micro_batches_are_rounds():
