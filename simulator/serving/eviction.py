@@ -173,5 +173,5 @@ class Pin(Strict):
 
     units: int = Field(gt=0)
     """First units of every prompt that are pinned."""
-    share: float = Field(default=0.1, gt=0, le=1)
-    """Share of the KV blocks that pinned units may take at most."""
+    share: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the KV blocks that pinned units may take at most; requests that do not fit beside it are rejected."""

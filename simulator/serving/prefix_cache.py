@@ -38,7 +38,8 @@ class PrefixCache:
         self.referenced = self.idle = self.pinned = 0
         self.index: PrefixIndex | None = None  # hears under `bit` of the units that come and go
         self.bit = 0
-        self._pin_units, self._pin_most = pin_units, pin_most
+        self.pin_most = pin_most if pin_units else 0
+        self._pin_units = pin_units
         kind = EVICTIONS[eviction]
         order = kind.make(parameters or kind.parameters())
         self._from_first = order.first
@@ -90,7 +91,7 @@ class PrefixCache:
                 self._hold(keys, first, first + here)
                 first += here
                 continue
-            pins = min(last, self._pin_units, first + self._pin_most - self.pinned) - first
+            pins = min(last, self._pin_units, first + self.pin_most - self.pinned) - first
             new = Cached(keys, first, first + pins if pins > 0 else last, self._births, pins > 0)
             first += self._take_in(new)
 
