@@ -402,12 +402,14 @@ ASKED = (700, 50, 0, 0)
 PLACES = ("p", "d")
 
 
-def by_hand(path: Path, requests: list[tuple[Any, ...]], events: list[tuple[Any, ...]] = ()) -> Run:
+def by_hand(
+    path: Path, requests: list[tuple[Any, ...]], events: list[tuple[Any, ...]] = (), places: tuple[str, ...] = PLACES
+) -> Run:
     with RunFolder.create(path) as folder:
         tables = folder.writer(REQUESTS), folder.writer(INSTANCES), folder.writer(EVENTS)
         for number, row in enumerate(requests):
             tables[0].append((number, None, None, *row))
-        for name in PLACES:
+        for name in places:
             tables[1].append((name, "decode", 0, 1000, "idle", 0, 0, 1000, 0.0, 0, 0.0, 0, 0.0, 0, 9, 0))
         for row in events:
             tables[2].append(row)
@@ -450,6 +452,14 @@ def test_what_was_given_up_leaves_a_mark_and_what_is_open_lasts_to_the_end(tmp_p
         ("p", "KV transfer", 100, 110),
         ("p", "decode", 110, 500),
     }
+
+
+def test_a_run_in_which_all_were_rejected_at_once_has_their_marks(tmp_path: Path) -> None:
+    row = (5, -1, -1, -1, -1, -1, *ASKED, None, None, 0, 0, 0, 0, 0, "rejected", "prompt too large")
+    trace = Trace(write_timeline(by_hand(tmp_path / "run", [row, row], places=())).path)
+    assert [(mark.name, mark.start, mark.track) for mark in trace.instants] == [
+        ("rejected", 5, ("cluster", "given up"))
+    ] * 2
 
 
 def test_an_empty_run_and_texts_of_any_length_are_traces(tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ class Requests:
             at = np.flatnonzero(given_up)
             if len(at):
                 where = np.where(rows.decodes >= 0, rows.decodes, rows.prefills)[at]
-                tracks = np.where(where >= 0, events(where), gateway)
+                tracks = np.full(len(at), gateway)
+                tracks[where >= 0] = events(where[where >= 0])  # where nothing was served there are no instances
                 names = np.array([trace.name(outcome) for outcome in self._outcomes])[rows.outcomes[at]]
                 notes = [cells.of(at) for cells in (request, *more)]
                 trace.add_instants("request", tracks, rows.last_ns[at], names, notes)
