@@ -165,3 +165,23 @@ def test_bad_network_scenarios_say_where(tmp_path, topology, traffic, says):
         run(tmp_path, topology, traffic)
     assert says in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "network", "said"),
+    [
+        ("clos3-h100", "{routing: spray}", "network.routing.spray: up to 16,384 flows for each transfer"),
+        ("clos3-h100", "{routing: {spray: {paths: 64}}}", None),
+        ("clos3-h100", "{routing: spray, fidelity: load}", None),
+        ("clos-h100", "{routing: spray}", None),
+        ("clos3-h100", "{routing: ecmp}", None),
+    ],
+)
+def test_spraying_over_very_many_paths_is_said_to_be_slow(tmp_path, preset, network, said):
+    from simulator.build.traffic import plan
+
+    text = f"schema: 1\ntopology: {{preset: {preset}}}\nnetwork: {network}\n"
+    (tmp_path / "s.yaml").write_text(f"{text}traffic: {{transfers: [{{source: 0, target: 100, bytes: 1 MB}}]}}\n")
+    notes = [note for note in plan(load(tmp_path / "s.yaml")).notes if "spray" in note]
+    assert len(notes) == (said is not None)
+    assert all(note.startswith(said) for note in notes)

@@ -31,6 +31,8 @@ else:
     Live = Fabric
 
 Planned = tuple[Fault | RandomFaults, ...]
+MANY_PATHS = 256
+"""Flows of one transfer up to which nothing is said."""
 
 
 def spread(scenario: Scenario, topology: Topology) -> Spread | None:
@@ -121,6 +123,18 @@ def check_network(scenario: Scenario, topology: Topology) -> None:
     spread(scenario, topology)
     for item in scenario.network.background:
         links_of(topology, item.tier)
+
+
+def many_paths(scenario: Scenario, topology: Topology) -> list[str]:
+    """Return a note where spraying makes so many flows of each transfer that a run takes long."""
+    chosen = scenario.network.routing
+    name = topology.routing if chosen is None else chosen.name
+    plane, some = (getattr(chosen and chosen.parameters, key, None) for key in ("plane", "paths"))
+    if name != "spray" or some is not None or scenario.network.fidelity != "flow" or len(topology.sites) < 2:
+        return []
+    most = len(topology.paths(0, len(topology.sites) - 1, plane))
+    what = f"up to {most:,} flows for each transfer, one a path; `paths: 64`, evenly spaced, takes far less time"
+    return [f"network.routing.spray: {what}"] if most > MANY_PATHS else []
 
 
 def plan_faults(scenario: Scenario, topology: Topology) -> Planned:

@@ -18,6 +18,7 @@ from simulator.build.network import (
     bound,
     check_network,
     live_network,
+    many_paths,
     overlapping,
     plan_faults,
     start_faults,
@@ -129,6 +130,8 @@ def plan(scenario: Scenario) -> Blueprint:
             for key in ("network", "faults")
             if _set(scenario, key)
         ]
+    else:
+        notes += many_paths(scenario, topology)
     notes += [
         f"{group.at}.speculation: power is not reckoned where tokens are drafted"
         for group in serving.groups

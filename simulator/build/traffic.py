@@ -15,6 +15,7 @@ from simulator.build.network import (
     Planned,
     check_network,
     live_network,
+    many_paths,
     overlapping,
     plan_faults,
     spread,
@@ -63,7 +64,7 @@ def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
     topology = graph_topology(File(graph)) if graph else build_topology(str(preset), scenario.topology.parameters)
     check_network(scenario, topology)
     ways = Ways(topology, scenario.seed, lambda plane: spread_on(scenario, topology, plane))
-    notes = _without_effect(scenario, traffic)
+    notes = _without_effect(scenario, traffic) + many_paths(scenario, topology)
     problems: list[Problem] = []
     flows = _attempt(lambda: flows_of(scenario, traffic, ways), problems)
     collectives = _attempt(lambda: plan_collectives(scenario, traffic, topology, notes), problems)
