@@ -182,6 +182,7 @@ def test_spraying_over_very_many_paths_is_said_to_be_slow(tmp_path, preset, netw
 
     text = f"schema: 1\ntopology: {{preset: {preset}}}\nnetwork: {network}\n"
     (tmp_path / "s.yaml").write_text(f"{text}traffic: {{transfers: [{{source: 0, target: 100, bytes: 1 MB}}]}}\n")
-    notes = [note for note in plan(load(tmp_path / "s.yaml")).notes if "spray" in note]
+    scenario = load(tmp_path / "s.yaml")
+    notes = [note for note in plan(scenario, scenario.traffic).notes if "spray" in note]
     assert len(notes) == (said is not None)
     assert all(note.startswith(said) for note in notes)

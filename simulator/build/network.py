@@ -132,7 +132,10 @@ def many_paths(scenario: Scenario, topology: Topology) -> list[str]:
     plane, some = (getattr(chosen and chosen.parameters, key, None) for key in ("plane", "paths"))
     if name != "spray" or some is not None or scenario.network.fidelity != "flow" or len(topology.sites) < 2:
         return []
-    most = len(topology.paths(0, len(topology.sites) - 1, plane))
+    try:
+        most = len(topology.paths(0, len(topology.sites) - 1, plane))
+    except InputError:  # these two are not joined: a flow between them is refused when there is one
+        return []
     what = f"up to {most:,} flows for each transfer, one a path; `paths: 64`, evenly spaced, takes far less time"
     return [f"network.routing.spray: {what}"] if most > MANY_PATHS else []
 
