@@ -1,7 +1,7 @@
 """An instance of one rank with nothing but device memory: what `Instance` does with any, in straight lines.
 
-Most engines are such, and most of a run is spent in their iterations. The general engine is the twin that this one is
-held against: the same calls in the same order, so that the same requests, rows and events come of both.
+Most engines are such, and most of a run is spent in their iterations, so its alarm calls it in the place of a process.
+The general engine is the twin that this one is held against: the same calls in the same order, so the same rows.
 """
 
 from typing import cast

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from simulator.errors import InputError, Problem
+from simulator.errors import InputError, Problem, unknown
 from simulator.results.metrics import METRICS
 from simulator.sweep.axes import Setting, value_text
 from simulator.sweep.store import Store
@@ -202,9 +202,16 @@ class SweepResult:
         return self.columns([*FIXED, *(metric.name for metric in METRICS)])
 
     def columns(self, names: Iterable[str]) -> "pd.DataFrame":
-        """Return `points` with the point, the axes and these columns alone; nothing else is read."""
+        """Return `points` with the point, the axes and these columns alone; nothing else is read.
+
+        Raises InputError for a name that is neither a metric nor a fixed column.
+        """
         import pandas as pd
 
+        known = [*FIXED, *(metric.name for metric in METRICS)]
+        names = list(names)
+        if wrong := [name for name in names if name not in known]:
+            raise InputError([unknown("column", name, known) for name in wrong])
         wanted = dict.fromkeys([*self.axes, *names])
         table = read_rows(self.store, wanted.__contains__)
         if table is None:

@@ -78,6 +78,8 @@ def test_every_point_is_the_run_of_its_scenario(tmp_path, client):
     narrow = result.columns(["status", "ttft.p99"])
     assert list(narrow) == ["point", *result.axes, "status", "ttft.p99"]
     assert narrow.equals(points[list(narrow)])
+    with pytest.raises(InputError, match=r"unknown column 'ttft\.p9'.*did you mean 'ttft\.p9"):
+        result.columns(["ttft.p9"])
     kept = result.table("requests").to_table()
     assert len(kept) == 8 * 60
     mine = kept.filter(pc.equal(kept["point"], row["point"]))
