@@ -161,6 +161,15 @@ class Serving(Strict):
         return self
 
     @model_validator(mode="after")
+    def _places_and_prefills_in_one_order(self) -> Self:
+        for group in self.groups if self.kv_transfer.reserves == "on_arrival" else ():
+            if group.role == "prefill" and group.pool.queue.name != "fcfs":
+                what = "places are given in the order of arrival with `on_arrival`; prefills in another can lock up"
+                allowed = "fcfs, or `kv_transfer.reserve: before_prefill`"
+                raise LocatedError(Fault((*group.keys, "queue"), what, allowed))
+        return self
+
+    @model_validator(mode="after")
     def _engines_that_switch_are_alike(self) -> Self:
         if self.role_switch is not None:
             kinds = [(group.pool.layout, group.pool.experts) for group in self.groups]

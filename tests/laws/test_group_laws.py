@@ -36,9 +36,12 @@ def groups(draw, section, name):
 
 def without_shared_tiers(section):
     """Engines of one group share tiers, those of another have their own: here all have their own."""
-    tiers = section["kv"].get("prefix_cache", {}).get("tiers", ())
-    for tier in tiers:
-        tier["shared"] = False
+    caching = section["kv"].get("prefix_cache", {})
+    if "tiers" in caching:
+        own = [tier | {"shared": False} for tier in caching["tiers"] if "fabric" not in tier]
+        caching["tiers"] = own  # on the fabric all of a group share
+        if not own:
+            del caching["tiers"]
     return section
 
 

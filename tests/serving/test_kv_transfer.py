@@ -125,6 +125,17 @@ def test_what_makes_no_sense_is_refused(tmp_path, override, what):
         run(tmp_path, override)
 
 
+def test_prefills_in_another_order_than_places_are_refused(tmp_path):
+    # a random scenario found it: those who were prefilled first held all blocks there, those with places all of decode
+    (tmp_path / "s.yaml").write_text(SCENARIO)
+    shuffled, ordered = "serving.prefill.queue={priority: {preempt: false}}", "serving.decode.queue=priority"
+    drawn, arrival = "workload.priorities={0: 1, 1: 1}", "serving.kv_transfer={reserve: on_arrival}"
+    with pytest.raises(InputError, match=r"serving\.prefill\.queue: places are given in the order of arrival"):
+        load(tmp_path / "s.yaml", [shuffled, drawn, arrival])
+    load(tmp_path / "s.yaml", [ordered, drawn, arrival])
+    load(tmp_path / "s.yaml", [shuffled, drawn, "serving.kv_transfer={reserve: before_prefill}"])
+
+
 @pytest.mark.parametrize("key", ["kv_transfer={direction: pull}", "role_switch={}"])
 def test_one_pool_has_no_transfer(tmp_path, key):
     text = SCENARIO.split("  prefill:")[0] + "  colocated: {instances: 1}\n"
