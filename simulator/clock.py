@@ -63,7 +63,7 @@ class _Timer:
 class Alarm(Event):
     """An event that a process may yield again and again; it rings at the time last set, once per setting.
 
-    With `call` it calls that in the place of a process: what is woken at every turn of a run saves half of a turn.
+    With `call` it calls that, and no process has to be resumed.
     """
 
     env: Clock

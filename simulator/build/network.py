@@ -94,15 +94,20 @@ def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_lin
     return fabric
 
 
+def _routed(scenario: Scenario, topology: Topology) -> tuple[str, str | None, int | None]:
+    """Return the name of a run's routing, the plane that it is bound to, and how many paths it takes; None: any."""
+    chosen = scenario.network.routing
+    given = None if chosen is None else chosen.parameters
+    name = topology.routing if chosen is None else chosen.name
+    return name, getattr(given, "plane", None), getattr(given, "paths", None)
+
+
 def _evenly(scenario: Scenario, topology: Topology) -> tuple[bool, str | None]:
     """Return whether, where no flow is simulated, the routing is an even spread over all paths, and of which plane.
 
     It is for spraying, for hashes taken on average, and for the least busy path.
     """
-    section = scenario.network.routing
-    name = topology.routing if section is None else section.name
-    plane: str | None = getattr(section.parameters, "plane", None) if section is not None else None
-    some = getattr(section.parameters, "paths", None) if section is not None else None
+    name, plane, some = _routed(scenario, topology)
     return name in ("ecmp", "adaptive", "spray") and some is None, plane
 
 
@@ -127,9 +132,7 @@ def check_network(scenario: Scenario, topology: Topology) -> None:
 
 def many_paths(scenario: Scenario, topology: Topology) -> list[str]:
     """Return a note where spraying makes so many flows of each transfer that a run takes long."""
-    chosen = scenario.network.routing
-    name = topology.routing if chosen is None else chosen.name
-    plane, some = (getattr(chosen and chosen.parameters, key, None) for key in ("plane", "paths"))
+    name, plane, some = _routed(scenario, topology)
     if name != "spray" or some is not None or scenario.network.fidelity != "flow" or len(topology.sites) < 2:
         return []
     try:

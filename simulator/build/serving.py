@@ -149,23 +149,13 @@ def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
     seats = min(engine.limits.max_running for engine in (*first, *last))
     return Admission(
-        max_context, prefill, decode, seats, {(_most_blocks(engine), engine.block_tokens) for engine in last}
+        max_context, prefill, decode, seats, {(engine.request_blocks, engine.block_tokens) for engine in last}
     )
 
 
 def _most_tokens(engine: Engine) -> int:
     """Return the tokens of a request that a rank holds beside those that are drafted for it."""
-    return _most_blocks(engine) * engine.block_tokens - (engine.speculation.tokens if engine.speculation else 0)
-
-
-def _most_blocks(engine: Engine) -> int:
-    """Return the KV blocks that a request alone on a rank may take.
-
-    Pinned prefixes never make room, and as they are in use the watermark is kept beside them.
-    """
-    cache = engine.prefixes() if engine.prefixes is not None else None
-    pinned = cache.pin_most * cache.unit_blocks if cache is not None else 0
-    return max(0, engine.kv_blocks - pinned - engine.watermark_blocks) if pinned else engine.kv_blocks
+    return engine.request_blocks * engine.block_tokens - (engine.speculation.tokens if engine.speculation else 0)
 
 
 def _set(scenario: Scenario, key: str) -> bool:

@@ -4,14 +4,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from simulator.results.html import Table as Shown
+from simulator.results import html
 from simulator.sweep.dataset import SweepResult
-from simulator.sweep.view import answer_lines, error_lines, frontier_lines, headline, points_table, shown
+from simulator.sweep.view import answer_lines, error_lines, frontier_lines, headline, points_table, shown_points
 
 
 def print_sweep(result: SweepResult, console: Console) -> None:
     """Print the figures of a sweep."""
-    summary, points = result.summary, shown(result)
+    summary, points = result.summary, shown_points(result)
     console.print(Text(headline(result, points), style="bold"))
     _print_table(points_table(result, points), console)
     for note in summary["notes"]:
@@ -29,7 +29,7 @@ WHOLE = 16
 """Characters of a cell below which it stays on one line."""
 
 
-def _print_table(found: Shown, console: Console) -> None:
+def _print_table(found: html.Table, console: Console) -> None:
     if not found.rows:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")

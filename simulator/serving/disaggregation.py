@@ -312,7 +312,7 @@ class KVTransfer:
             return False
         rank = source.ranks[request.rank]
         most = request.prompt_tokens + request.output_tokens - 1 + rank.batch.lookahead
-        if group_blocks(request, most, rank.block_tokens) > rank.kv.total:
+        if group_blocks(request, most, rank.block_tokens) > source.engine.request_blocks:
             return False
         return source.keep(request)
 

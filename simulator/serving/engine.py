@@ -45,6 +45,16 @@ class Engine(NamedTuple):
     lower: Callable[[Sequence[int]], Sequence[LowerTiers]] | None = None
     """Makes what each rank of an engine on these devices finds below its prefix cache; default: nothing."""
 
+    @property
+    def request_blocks(self) -> int:
+        """KV blocks that a request alone on a rank may take in all.
+
+        Pinned prefixes never make room, and as they are in use the watermark is kept beside them.
+        """
+        cache = self.prefixes() if self.prefixes is not None else None
+        pinned = cache.pin_most * cache.unit_blocks if cache is not None else 0
+        return max(0, self.kv_blocks - pinned - self.watermark_blocks) if pinned else self.kv_blocks
+
 
 class Observer(NamedTuple):
     """Where an engine reports what it did; the callables turn it into rows and never answer."""

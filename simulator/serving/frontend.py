@@ -213,7 +213,7 @@ class Frontend:
 
     def finish(self, request: Request) -> None:
         """Close a request that has left the engines: its last token is out, or it was withdrawn."""
-        outcome, reason = self._leaving.pop(request.request_id, (FINISHED, None)) if self._leaving else (FINISHED, None)
+        outcome, reason = self._leaving.pop(request.request_id, (FINISHED, None))
         self._close(request, outcome, reason)
 
     def give_up(self, request: Request, outcome: str, reason: str) -> None:
@@ -231,7 +231,7 @@ class Frontend:
         self._withdraw(request)
 
     def _close(self, request: Request, outcome: str, reason: str | None) -> None:
-        asked = self._asked.pop(request.request_id, None) if self._asked else None
+        asked = self._asked.pop(request.request_id, None)
         if asked is not None:
             if outcome == FINISHED:
                 outcome, reason = CANCELLED, "by the client"

@@ -4,7 +4,7 @@ Model: a point is there when its row is, and its row is written last; the sweep 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,14 +76,14 @@ def write_row(store: Store, row: Row, writer: str) -> None:
     store.write(row_file(row.point), sink.getvalue().to_pybytes(), writer)
 
 
-def read_rows(store: Store, wanted: Callable[[str], bool] = lambda _: True) -> Any:
-    """Return the wanted columns of all rows of a sweep as a pyarrow.Table with `point` as text; None without rows."""
+def read_rows(store: Store, columns: Sequence[str]) -> Any:
+    """Return columns of all rows of a sweep as a pyarrow.Table with `point` as text; None without rows."""
     import pyarrow as pa
 
     tables: list[Any] = []
     points = points_there(store)
     for point, content in zip(points, store.read_all([row_file(point) for point in points]), strict=True):
-        table = _table(store, row_file(point), content, wanted)
+        table = _table(store, row_file(point), content, columns)
         tables.append(table.add_column(0, "point", pa.array([point] * len(table), pa.string())))
         if len(tables) == TOGETHER:
             tables = [_joined(tables)]
@@ -106,22 +106,22 @@ def _joined(tables: Sequence[Any]) -> Any:
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
-def _table(store: Store, name: str, content: bytes | None, wanted: Callable[[str], bool]) -> Any:
+def _table(store: Store, name: str, content: bytes | None, columns: Sequence[str] | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if content is None:
         raise InputError(Problem("was there and is gone", store.path(name)))
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        return file.read(list(filter(wanted, file.schema_arrow.names)), use_threads=False)  # one row: threads cost more
+        wanted = None if columns is None else list(columns)  # those that a row does not have are passed over
+        return pq.ParquetFile(pa.BufferReader(content)).read(wanted, use_threads=False)  # one row: threads cost more
     except (ValueError, OSError) as error:
         raise InputError(Problem(f"not a row of a sweep: {error}", store.path(name))) from None
 
 
 def statuses(store: Store) -> dict[str, str]:
     """Return what became of the points that are there, by name."""
-    table = read_rows(store, "status".__eq__)
+    table = read_rows(store, ("status",))
     return {} if table is None else dict(zip(*(table[name].to_pylist() for name in ("point", "status")), strict=True))
 
 
@@ -212,8 +212,8 @@ class SweepResult:
         names = list(names)
         if wrong := [name for name in names if name not in known]:
             raise InputError([unknown("column", name, known) for name in wrong])
-        wanted = dict.fromkeys([*self.axes, *names])
-        table = read_rows(self.store, wanted.__contains__)
+        wanted = list(dict.fromkeys([*self.axes, *names]))
+        table = read_rows(self.store, wanted)
         if table is None:
             return pd.DataFrame(columns=["point", *wanted])
         frame: pd.DataFrame = table.to_pandas()
@@ -268,7 +268,7 @@ def mean_rows(frame: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
 def read_row(store: Store, point: str) -> dict[str, Any]:
     """Return the row of a point that is there, by column."""
     name = row_file(point)
-    [values] = _table(store, name, store.read(name), lambda _: True).to_pylist()
+    [values] = _table(store, name, store.read(name)).to_pylist()
     return dict(values)
 
 

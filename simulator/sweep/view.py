@@ -31,7 +31,7 @@ FIGURES = (
 """Metrics of the table, as far as the points have them."""
 
 
-def shown(result: SweepResult) -> "pd.DataFrame":
+def shown_points(result: SweepResult) -> "pd.DataFrame":
     """Return of a sweep's points what the lines and tables here are made of."""
     return result.columns(["status", "error", *FIGURES])
 
@@ -120,7 +120,7 @@ def sweep_html(result: SweepResult) -> str:
         lines += frontier_lines(section)
     for answer in summary.get("answers", ()):
         lines += answer_lines(answer)
-    points = shown(result)
+    points = shown_points(result)
     errors = error_lines(points)
     lines += ["Points without figures:", *errors] if errors else []
     return fragment(headline(result, points), [points_table(result, points), *lines, result.store.location])

@@ -18,8 +18,6 @@ Between = Callable[[str, str], Sequence[Path] | None]
 """Two switches to every equal-cost path between them; None when there is none."""
 
 CACHED_SWITCH_PAIRS = 16_384
-LISTED = 64
-"""Paths between two switches that are kept, at most, once all of them were asked for."""
 
 Parts = tuple[Path, Sequence[tuple[Sequence[Path], float]]]
 """Links of every path of a sequence, and further sequences with the share of its paths that go on by each."""
@@ -163,11 +161,10 @@ class Meetings:
 class MetPaths(PathSequence):
     """Up from one switch, across where the ways meet, and down to the other: one meeting after the other."""
 
-    __slots__ = ("_falling", "_listed", "_meetings", "_rising")
+    __slots__ = ("_falling", "_meetings", "_rising")
 
     def __init__(self, rising: "Above", meetings: Meetings, falling: "Above") -> None:
         self._rising, self._meetings, self._falling = rising, meetings, falling
-        self._listed: tuple[Path, ...] | None = None  # all of them, if they are few and were asked for once
 
     def __len__(self) -> int:
         return self._meetings.ends[-1]
@@ -192,20 +189,14 @@ class MetPaths(PathSequence):
         return self._rising.ways[left][0][up] + middles[middle] + downs[down]
 
     def __iter__(self) -> Iterator[Path]:
-        if self._listed is not None:
-            return iter(self._listed)
         rising, falling = self._rising.ways, self._falling.ways
-        every = (
+        return (
             up + middle + down
             for left, right, middles in self._meetings.pairs
             for up in rising[left][0]
             for middle in middles
             for down in falling[right][1]
         )
-        if len(self) > LISTED:
-            return every
-        self._listed = tuple(every)
-        return iter(self._listed)
 
     def parts(self) -> Parts:
         """Return the cables up, the paths between and the cables down of each meeting."""

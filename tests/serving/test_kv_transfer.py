@@ -148,3 +148,31 @@ def test_what_has_no_effect_is_said(tmp_path):
     notes = run(tmp_path, *alone, "serving.kv_transfer.lane=2", "serving.role_switch={}").summary["warnings"]
     assert any(note.startswith("serving.kv_transfer.lane:") for note in notes)
     assert any(note.startswith("serving.role_switch:") for note in notes)
+
+
+PINNED = """
+schema: 1
+seed: 1
+topology: {preset: clos-h100, nodes: 1}
+workload:
+  requests: 12
+  arrivals: {constant: {rate: 100 / s}}
+  prefixes: {count: 4, tokens: 16, exponent: 0}
+  prompt_tokens: 270
+  output_tokens: 25
+serving:
+  model: llama-3.1-8b
+  prefill:
+    instances: 1
+    kv: {block_tokens: 1, blocks: 320, watermark: 0, prefix_cache: {unit_tokens: 16, pin: {units: 1, share: 0.05}}}
+  decode: {instances: 1, kv: {block_tokens: 1, blocks: 330}}
+  kv_transfer: {fallback: {after: 1 ms}}
+"""
+
+
+@pytest.mark.parametrize(("output", "kept"), [(25, False), (15, True)])
+def test_a_prefill_engine_keeps_only_who_fits_beside_its_pinned_units(tmp_path, output, kept):
+    # 304 blocks are left beside one pinned unit of 16: enough for 286 + 14 tokens, not for 286 + 24
+    rows = run(tmp_path, f"workload.output_tokens={output}", text=PINNED).requests
+    assert (rows.outcome == "finished").all()
+    assert rows.decode_instance.str.startswith("prefill").any() == kept
