@@ -241,6 +241,7 @@ def _engine(
         by_priority=section.queue.name == "priority" and parameters.preempt,
         speculation=Speculation(section.speculation.places, scenario.seed) if section.speculation else None,
         swap=swap,
+        first_chunk=scenario.serving.first_chunk,
         lower=lower_of(section, model, scenario.serving.precision, unit_tokens, shared),
     )
 

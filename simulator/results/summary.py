@@ -166,7 +166,15 @@ def _sum(values: "npt.NDArray[np.int64]") -> int:
 
 
 _COUNTED = (
-    *("arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens", "generated_tokens"),
+    *(
+        "arrival_ns",
+        "prefill_end_ns",
+        "first_token_ns",
+        "finish_ns",
+        "prompt_tokens",
+        "output_tokens",
+        "generated_tokens",
+    ),
     *("kv_transfer_ns", "kv_transfer_bytes", "preemptions", "retries"),
 )
 
@@ -194,7 +202,7 @@ def _totals(path: Path, slo: Mapping[str, int]) -> dict[str, int]:
         totals["total"] += rows
         for outcome, count in found.items():
             totals[outcome] += count
-        totals["prompt_tokens"] += _sum(columns["prompt_tokens"][columns["first_token_ns"] >= 0])
+        totals["prompt_tokens"] += _sum(columns["prompt_tokens"][columns["prefill_end_ns"] >= 0])
         totals["e2e_ns"] += _sum((columns["finish_ns"] - columns["arrival_ns"])[finished])
         totals["kv_transfer_ns"] += _sum(columns["kv_transfer_ns"][finished])
         for name in ("generated_tokens", "kv_transfer_bytes", "preemptions", "retries"):

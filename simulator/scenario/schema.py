@@ -104,6 +104,12 @@ class Serving(Strict):
     """Engines that decode; need `prefill`."""
     kv_transfer: TransferRules = TransferRules()
     """How KV caches move from prefill to decode engines."""
+    stream_interval: Count = 1
+    """Output tokens that the engine that decodes a request sends together, the first ones too (SGLang up to 0.5.8,
+    TensorRT-LLM); vLLM sends the first at once whatever its interval: 1."""
+    first_token: Literal["prefill", "decode"] = "prefill"
+    """Which of two pools sends the first token: the prefill engine as it is made, or the decode engine once the KV
+    cache is there (SGLang and TensorRT-LLM, with or without Dynamo)."""
     role_switch: RoleSwitch | None = None
     """When an engine goes from one of the two pools to the other; default: never."""
 
@@ -136,7 +142,11 @@ class Serving(Strict):
         if self.colocated is None and not split:
             raise ValueError("no engines: give `colocated`, or both `prefill` and `decode`")
         if self.colocated is not None:
-            between = {"kv_transfer": self.kv_transfer != TransferRules(), "role_switch": self.role_switch is not None}
+            between = {
+                "kv_transfer": self.kv_transfer != TransferRules(),
+                "role_switch": self.role_switch is not None,
+                "first_token": self.first_token == "decode",
+            }
             what = "goes with `prefill` and `decode` pools, and there is one pool for both"
             if any(between.values()):
                 raise LocatedError(*(Fault((name,), what) for name, given in between.items() if given))
@@ -177,6 +187,18 @@ class Serving(Strict):
                 what = "with `experts` an engine changes roles only between pools of the same layout and experts"
                 raise LocatedError(Fault(("role_switch",), what))
         return self
+
+    @model_validator(mode="after")
+    def _intervals_are_of_who_sends(self) -> Self:
+        if self.stream_interval > 1 and self.colocated is None and self.first_token == "prefill":
+            what = "the prefill engine sends the first token alone, so the interval of decode engines changes nothing"
+            raise LocatedError(Fault(("stream_interval",), what, "1, or `first_token: decode`"))
+        return self
+
+    @property
+    def first_chunk(self) -> int:
+        """Output tokens that are together when an engine that decodes sends the first; 0 if they go out as made."""
+        return self.stream_interval if self.first_token == "decode" or self.stream_interval > 1 else 0
 
     @property
     def groups(self) -> tuple[Group, ...]:

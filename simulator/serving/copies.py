@@ -56,7 +56,7 @@ def _swapped_in(rank: Rank, swap: SwapSpace, ticks: int) -> list[int]:
 
 def _decode_on(rank: Rank, swap: SwapSpace) -> None:
     for request in swap.arrived():
-        rank.decode(request)
+        rank.decode(request, rank.now_ns)
 
 
 def _loaded(rank: Rank, lower: LowerTiers, ticks: int, cost: Cost) -> list[int]:

@@ -122,6 +122,10 @@ class DecodeBatch(Members):
         """Return the output tokens of each sequence of a member when so many more iterations are over."""
         return request.output_tokens - (request.finish_iteration - self.iteration) + steps
 
+    def steps_until(self, request: Request, tokens: int) -> int:
+        """Return the iterations until a member has so many output tokens in each sequence."""
+        return tokens - self.generated(request)
+
     def room(self, request: Request, steps: int = 0) -> int:
         """Return a member's KV blocks, shared ones included, when so many more iterations have begun."""
         return group_blocks(request, self.iteration - request.offset + steps, self.block_tokens)

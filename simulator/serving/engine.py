@@ -42,6 +42,9 @@ class Engine(NamedTuple):
     """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""
     swap: Callable[[], Sequence[SwapSpace]] | None = None
     """Makes the host memory of each rank for preempted requests; default: they are recomputed."""
+    first_chunk: int = 0
+    """Output tokens of a request, at most, that are together when the first are sent, by the engine that decodes it;
+    0: the first is sent as it is made, whoever makes it."""
     lower: Callable[[Sequence[int]], Sequence[LowerTiers]] | None = None
     """Makes what each rank of an engine on these devices finds below its prefix cache; default: nothing."""
 

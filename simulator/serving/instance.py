@@ -296,30 +296,31 @@ class Instance:
         now, hand_over = self.env.now, self._prefilled
         for request in prefilled:
             request.generated += 1
-            if request.first_token_ns < 0:
-                request.first_token_ns = now
-            else:
+            if request.last_token_ns >= 0:
                 self._observer.gap(now - request.last_token_ns, request.samples)
+            else:
+                request.prefill_end_ns = now
             request.last_token_ns = now
-            if request.generated == request.output_tokens or request in self._leaving:
+            whole = request.generated == request.output_tokens
+            if request.first_token_ns < 0 and (whole or not self.engine.first_chunk):
+                request.first_token_ns = now
+            if whole or request in self._leaving:
                 held = request.context_tokens - 1
                 if isinstance(rank.batch, DecodeBatch) and rank.batch.keeps:
                     rank.batch.pad(request.samples, request.samples * held, request.blocks)
                 rank.drop(request, held)
-                request.finish_ns = now if request.generated == request.output_tokens else -1
+                request.finish_ns = now if whole else -1
                 self._ends(request)
             elif hand_over is not None:
                 hand_over(request, self)  # its blocks stay held until they have moved
             else:
-                rank.decode(request)
+                rank.decode(request, now)
                 request.decode_instance = self.name
 
     def _begin_jump(self, wake_ns: int | None) -> None:
         steps = 0
         for rank in self.ranks:
-            fit = self._fit(rank)
-            if rank.step.steps is not None:
-                fit = min(fit, rank.step.steps)
+            fit = rank.steps_at_most(self._fit(rank))
             if fit and self.engine.counts_service:
                 fit = min(fit, steps_of_turn(rank) or fit)
             rank.decodes = fit > 0
@@ -359,10 +360,7 @@ class Instance:
             self._served = 0
         for rank in self.ranks:
             if rank.decodes:
-                rank.batch.advance(steps)
-                rank.decoded += steps
-                rank.kv.make_room()
-                rank.last_step_ns = now
+                rank.advance(steps, now)
         self._account.forget_growth()
         self._account.passed(self.state, self._account.blocks(), jump.tokens(steps) - self._account.tokens)
         for rank in self.ranks:

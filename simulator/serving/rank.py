@@ -15,6 +15,7 @@ from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
 from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.eviction import Cached
+from simulator.serving.first_chunk import FirstChunks
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.queueing import Queue
@@ -52,6 +53,7 @@ class Rank:
         "by_priority",
         "decoded",
         "decodes",
+        "first_chunks",
         "fresh",
         "kv",
         "last_step_ns",
@@ -84,6 +86,7 @@ class Rank:
         self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
         self.lower: LowerTiers | None = None  # what is kept of the prefix cache beyond device memory
         self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
+        self.first_chunks = FirstChunks(engine.first_chunk, self.batch) if engine.first_chunk else None
         self.fresh: list[Request] = []  # members that have not yet had a decode step here
         self.reservations: deque[Reservation] = deque()
         self.reserved = 0  # requests that were prefilled elsewhere and are to come
@@ -320,12 +323,30 @@ class Rank:
         if holding.units and self.kv.prefixes is not None:
             self.kv.prefixes.release(holding.keys, holding.units)
 
-    def decode(self, request: Request) -> None:
+    def decode(self, request: Request, now_ns: int) -> None:
         """Let a request decode from the next step on; its blocks are the batch's now."""
         self.kv.held -= request.blocks
         request.blocks = 0
         self.batch.join(request)
         self.fresh.append(request)
+        if self.first_chunks is not None:
+            self.first_chunks.joined(request, now_ns)
+
+    def steps_at_most(self, steps: int) -> int:
+        """Return how many of so many decode steps may be taken at once: its batcher and first chunks may say fewer."""
+        if self.step.steps is not None:
+            steps = min(steps, self.step.steps)
+        until = self.first_chunks.steps() if self.first_chunks is not None else None
+        return steps if until is None else min(steps, until)
+
+    def advance(self, steps: int, now_ns: int) -> None:
+        """Count decode steps that have ended now."""
+        self.batch.advance(steps)
+        self.decoded += steps
+        self.kv.make_room()
+        self.last_step_ns = now_ns
+        if self.first_chunks is not None:
+            self.first_chunks.send(now_ns)
 
     def pop_finished(self) -> list[Request]:
         """Take out the requests that have just made their last token; the cache keeps what it may of their contexts."""
@@ -345,7 +366,7 @@ class Rank:
             for request in come:
                 self.reserved -= 1
                 self.reserved_seats -= request.samples
-                self.decode(request)
+                self.decode(request, now_ns)
                 request.decode_instance = instance
 
     def start_decoding(self, now_ns: int) -> None:

@@ -45,6 +45,7 @@ class Recording:
                 r.arrival_ns,
                 r.queued_ns,
                 r.prefill_start_ns,
+                r.prefill_end_ns,
                 r.first_token_ns,
                 r.decode_start_ns,
                 r.finish_ns,

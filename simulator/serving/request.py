@@ -50,6 +50,7 @@ class Request:
         "outcome",
         "output_tokens",
         "preemptions",
+        "prefill_end_ns",
         "prefill_instance",
         "prefill_start_ns",
         "prompt_tokens",
@@ -92,6 +93,7 @@ class Request:
         self.computed = 0  # tokens whose keys and values a prefill under way has computed
         self.queued_ns = -1
         self.prefill_start_ns = -1
+        self.prefill_end_ns = -1
         self.first_token_ns = -1
         self.last_token_ns = -1
         self.decode_start_ns = -1

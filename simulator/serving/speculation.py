@@ -154,6 +154,11 @@ class SpeculativeBatch(Members):
         """Return the output tokens that a member has generated when so many more iterations are over."""
         return self.held(request, steps) - request.prompt_tokens + 1
 
+    def steps_until(self, request: Request, tokens: int) -> int:
+        """Return the iterations until a member has so many output tokens, or more."""
+        kept = self._totals[request.request_id]
+        return int(np.searchsorted(kept, request.prompt_tokens + tokens - 1)) - (self.iteration - request.offset)
+
     def held(self, request: Request, steps: int = 0) -> int:
         """Return the tokens whose keys and values are kept for a member when so many more iterations are over."""
         return int(self._totals[request.request_id][self.iteration - request.offset + steps])

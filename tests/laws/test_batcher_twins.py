@@ -75,6 +75,8 @@ class Case:
     costs: Costs
     blocks: int
     ranks: int = 1
+    chunk: int = 0
+    """Output tokens that are sent together, the first ones too; 0: each as it is made."""
 
     @property
     def preempts(self):
@@ -96,6 +98,7 @@ class Case:
             to_completion=batcher.to_completion,
             counts_service=self.order == "fair",
             by_priority=self.preempts,
+            first_chunk=self.chunk,
         )
 
 
@@ -364,7 +367,8 @@ class RankTwin:
             r["made"] += 1
             self.charge(r, self.weight("output") * sequences(r))
             r["decodes"], r["whole"] = True, 0
-            r.setdefault("first", now)
+            if r["made"] >= min(self.case.chunk, r["output"]):
+                r.setdefault("first", now)
             if r["made"] == r["output"]:
                 r["finish"] = now
                 over.append(r)
@@ -480,7 +484,8 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
     most = max(answer({"prompt": w[1], "output": w[2] + 1, "samples": sum(w[5:]) or 1}) for w in workload)
     blocks = most + draw(st.integers(0, 12))
     ranks = draw(st.integers(2, most_ranks)) if most_ranks > 1 else 1
-    return workload, Case(batcher, limits, order, parameters, draw(costs), blocks, ranks)
+    chunk = draw(st.sampled_from([0, 0, 2, 7, 40]))
+    return workload, Case(batcher, limits, order, parameters, draw(costs), blocks, ranks, chunk)
 
 
 def fill(parameters, given):

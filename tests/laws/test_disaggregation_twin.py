@@ -37,7 +37,7 @@ class Delay:
         return self.env.timeout(self.delay_ns)
 
 
-def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
+def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous", chunk=0):
     env, done = Clock(), {}
     pools = [Pool("prefill", RoundRobin()), Pool("decode", RoundRobin())]
     alone = KVLayout(1, ((0, 1),))
@@ -50,7 +50,8 @@ def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
             pool.left(instance, request)
             done[request.request_id] = request
 
-        engine = Engine(pool.role, costs, StepTicks(costs), BATCHERS[batcher].policy, limits, count, BLOCK, 0)
+        policy, ticks = BATCHERS[batcher].policy, StepTicks(costs)
+        engine = Engine(pool.role, costs, ticks, policy, limits, count, BLOCK, 0, first_chunk=chunk)
         hand_over = mover.hand_over if pool is pools[0] else None
         pool.add(kind_of(engine)(env, pool.role, engine, (0,), Seen(), finished, hand_over))
 
@@ -74,10 +75,10 @@ def jumping(workload, costs, limits, blocks, delay_ns, batcher="continuous"):
 
 
 class Twin:
-    """Both engines, one iteration at a time."""
+    """Both engines, one iteration at a time; with a `chunk` the decode engine sends so many tokens first."""
 
-    def __init__(self, workload, costs, limits, blocks, delay_ns):
-        self.costs, self.limits, self.delay_ns = costs, limits, delay_ns
+    def __init__(self, workload, costs, limits, blocks, delay_ns, chunk=0):
+        self.costs, self.limits, self.delay_ns, self.chunk = costs, limits, delay_ns, chunk
         self.agenda, self.sequence, self.now, self.done = [], 0, 0, {}
         lists = ("waiting", "running", "held", "ready", "asking")
         self.engines = [{"total": total, "busy": None, "ticks": 0} | {name: [] for name in lists} for total in blocks]
@@ -116,6 +117,7 @@ class Twin:
         for r in engine["ready"]:
             engine["held"].remove(r)
             engine["running"].append(r)
+            self.send(r)
             del r["coming"]
         engine["ready"] = []
         if engine.get("slices"):
@@ -179,7 +181,8 @@ class Twin:
     def prefilled(self, engine, batch):
         for r in batch:
             r["made"] += 1
-            r.setdefault("first", self.now)
+            if not self.chunk or r["output"] == 1 or engine is self.engines[1]:
+                self.send(r)
             if r["made"] == r["output"]:
                 engine["held"].remove(r)
                 self.finish(r)
@@ -196,6 +199,7 @@ class Twin:
         for r in engine["running"]:
             r["kv"] += 1
             r["made"] += 1
+            self.send(r)
             if r["made"] == r["output"]:
                 finished.append(r)
         for r in finished:
@@ -203,6 +207,10 @@ class Twin:
             self.finish(r)
         if finished:
             self.grant(engine)
+
+    def send(self, r):
+        if r["made"] >= min(self.chunk, r["output"]):
+            r.setdefault("first", self.now)
 
     def finish(self, r):
         self.done[r["id"]] = (r["start"], r["first"], r.get("wait", 0), r.get("decode", -1), self.now, r["preempted"])
@@ -255,23 +263,24 @@ cases = (
     st.integers(1, 120),
     st.tuples(st.integers(0, 12), st.integers(0, 12)),
     st.integers(1, 50_000),
+    st.sampled_from([0, 0, 1, 2, 20]),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(*cases)
-def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare, delay_ns):
+def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare, delay_ns, chunk):
     prompts = max(ceil(prompt / BLOCK) for _, prompt, _ in workload)
     whole = max(ceil((prompt + output) / BLOCK) for _, prompt, output in workload)
     blocks = (prompts + spare[0], whole + spare[1])
     limits = Continuous(max_running=max_running, max_batch_tokens=max_tokens)
-    found = jumping(workload, costs, limits, blocks, delay_ns)
-    assert found == Twin(workload, costs, limits, blocks, delay_ns).run()
+    found = jumping(workload, costs, limits, blocks, delay_ns, chunk=chunk)
+    assert found == Twin(workload, costs, limits, blocks, delay_ns, chunk).run()
     assert len(found) == len(workload)
 
 
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None)
 @given(*cases)
-def test_equal_to_token_by_token_at_length(workload, costs, max_running, max_tokens, spare, delay_ns):
-    test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, max_running, max_tokens, spare, delay_ns)
+def test_equal_to_token_by_token_at_length(workload, costs, max_running, max_tokens, spare, delay_ns, chunk):
+    test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, max_running, max_tokens, spare, delay_ns, chunk)

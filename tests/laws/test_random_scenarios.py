@@ -212,6 +212,15 @@ def sections(layouts):
     return st.one_of(pool(layouts), groups)
 
 
+def sent(section):
+    """Leave out of who sends the first tokens, and how many together, what a section of one pool or two may not say."""
+    if "colocated" in section:
+        section.pop("first_token", None)
+    elif section.get("first_token") != "decode":
+        section.pop("stream_interval", None)
+    return section
+
+
 serving = st.one_of(
     st.fixed_dictionaries({"colocated": sections(some_ranks)}),
     st.fixed_dictionaries(
@@ -223,6 +232,8 @@ serving = st.one_of(
         {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
         optional={
             "router": routers,
+            "stream_interval": st.sampled_from([1, 3, 20]),
+            "first_token": st.sampled_from(["prefill", "decode", "decode"]),
             "request_overhead": duration(0, 3000),
             "router_view": st.just({"report_interval": "7 ms", "counts_sent": True}),
             "gateway": st.just({"service": "300 us", "workers": 2}),
@@ -231,7 +242,7 @@ serving = st.one_of(
             ),
             "cancel": st.just({"fraction": 0.3, "after_tokens": 5}),
         },
-    ).map(lambda rest: rest | pools)
+    ).map(lambda rest: sent(rest | pools))
 )
 
 
@@ -291,7 +302,7 @@ def hold(value, found):
     assert (done.generated_tokens % done.output_tokens == 0).all()
     assert (done.generated_tokens <= most * done.output_tokens).all()
     assert (done.generated_tokens >= done.output_tokens).all()
-    times = ["arrival_ns", "queued_ns", "prefill_start_ns", "first_token_ns", "finish_ns"]
+    times = ["arrival_ns", "queued_ns", "prefill_start_ns", "prefill_end_ns", "first_token_ns", "finish_ns"]
     for earlier, later in pairwise(times):
         assert (done[earlier] <= done[later]).all()
     assert (rows.generated_tokens <= most * rows.output_tokens).all()

@@ -58,12 +58,11 @@ class Free:
         return self.of.prefill_ns(tokens, attended, sequences)
 
 
-def speculating(workload, costs, limits, sizes, speculation, batcher="continuous", tenants=0):
+def speculating(workload, costs, limits, sizes, speculation, batcher="continuous", tenants=0, chunk=0):
     env, seen, done = Clock(), Seen(), {}
     fair = {"queue": lambda: Fair(FairShares()), "counts_service": True} if tenants else {}
-    engine = Engine(
-        "colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, speculation=speculation, **fair
-    )
+    more = fair | {"speculation": speculation, "first_chunk": chunk}
+    engine = Engine("colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, **more)
     finish = lambda request, instance: done.setdefault(request.request_id, request)  # noqa: E731
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finish)
 
@@ -166,7 +165,13 @@ def admitted(waiting, limits, seats, free, block_tokens):
     return batch
 
 
-def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, watermark, speculation, tenants=0):
+def times(r, chunk, now):
+    """Return the times of a request that has made its tokens by now: of the first that it sends, and of its last."""
+    sent = {"first": r.get("first", now)} if r["made"] >= min(chunk, r["output"]) else {}
+    return sent | ({"finish": now} if r["made"] == r["output"] else {})
+
+
+def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, watermark, speculation, tenants=0, chunk=0):
     k, waiting = speculation.tokens, Counters(tenants) if tenants else Line()
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
@@ -219,9 +224,8 @@ def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, waterm
         for r, tokens in made:
             waiting.serve(r, tokens)
         for r in running:
-            r.setdefault("first", ticks // TICK)
-            if r["made"] == r["output"]:
-                r["finish"] = ticks // TICK
+            r |= times(r, chunk, ticks // TICK)
+            if "finish" in r:
                 done[r["id"]] = r
         running = [r for r in running if "finish" not in r]
     return done
@@ -242,15 +246,16 @@ speculations = st.builds(
     st.integers(0, 3),
     speculations,
     st.integers(0, 3),
+    st.sampled_from([0, 0, 2, 7, 40]),
 )
 def test_equal_to_iteration_by_iteration(
-    workload, costs, max_running, spare, block_tokens, watermark, speculation, tenants
+    workload, costs, max_running, spare, block_tokens, watermark, speculation, tenants, chunk
 ):
     longest = max(ceil((prompt + output - 1 + speculation.tokens) / block_tokens) for _, prompt, output in workload)
     sizes = longest + spare // block_tokens, block_tokens, watermark  # tight: preemptions are common
     limits = Continuous(max_running=max_running, max_batch_tokens=200)
-    done, seen = speculating(workload, costs, limits, sizes, speculation, tenants=tenants)
-    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation, tenants)
+    done, seen = speculating(workload, costs, limits, sizes, speculation, tenants=tenants, chunk=chunk)
+    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation, tenants, chunk)
     assert sorted(done) == sorted(twin) == list(range(len(workload)))
     for index, r in twin.items():
         found = done[index]

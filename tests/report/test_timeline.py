@@ -166,7 +166,7 @@ def phases(row: Any, end_ns: int) -> list[tuple[str, str, int, int]]:
     def known(value: Any) -> int | None:
         return None if pd.isna(value) else int(value)
 
-    queued, prefill, first = known(row.queued_ns), known(row.prefill_start_ns), known(row.first_token_ns)
+    queued, prefill, first = known(row.queued_ns), known(row.prefill_start_ns), known(row.prefill_end_ns)
     decode, finish = known(row.decode_start_ns), known(row.finish_ns)
     end = end_ns if finish is None else finish
     spans = [("", "gateway", row.arrival_ns, end if queued is None else queued)]
@@ -426,7 +426,10 @@ def test_what_was_given_up_leaves_a_mark_and_what_is_open_lasts_to_the_end(tmp_p
         ((50, 50, 60, -1, -1, -1), ("p", None), (0, 0), "unfinished"),
         ((60, 60, 70, 100, 110, 500), ("p", "p"), (0, 90), "finished"),  # it moved after it had been preempted
     ]
-    rows = [(*t, *ASKED, *where, *kv, 0, 0, 0, outcome, None) for t, where, kv, outcome in times]
+    rows = [
+        (*t[:4], t[3], *t[4:], *ASKED, *where, *kv, 0, 0, 0, outcome, None)  # its first token is sent as it is made
+        for t, where, kv, outcome in times
+    ]
     trace = Trace(write_timeline(by_hand(tmp_path / "run", rows)).path)
     marks = {(p.name, p.start, p.track, p.notes["request"], p.notes["outcome"]) for p in trace.instants}
     assert marks == {
@@ -455,7 +458,7 @@ def test_what_was_given_up_leaves_a_mark_and_what_is_open_lasts_to_the_end(tmp_p
 
 
 def test_a_run_in_which_all_were_rejected_at_once_has_their_marks(tmp_path: Path) -> None:
-    row = (5, -1, -1, -1, -1, -1, *ASKED, None, None, 0, 0, 0, 0, 0, "rejected", "prompt too large")
+    row = (5, *[-1] * 6, *ASKED, None, None, 0, 0, 0, 0, 0, "rejected", "prompt too large")
     trace = Trace(write_timeline(by_hand(tmp_path / "run", [row, row], places=())).path)
     assert [(mark.name, mark.start, mark.track) for mark in trace.instants] == [
         ("rejected", 5, ("cluster", "given up"))

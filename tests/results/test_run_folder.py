@@ -20,7 +20,7 @@ FACTS = {"scenario": "x", "scenario_digest": "ab", "seed": 7, "simulated_ns": 5,
 
 
 def request(i, outcome="finished"):
-    return (i, None, None, i, i, i, i, i, i + 9, 10, 11, 11, 0, "p", "d", 0, 0, 0, 0, 0, outcome, None)
+    return (i, None, None, i, i, i, i, i, i, i + 9, 10, 11, 11, 0, "p", "d", 0, 0, 0, 0, 0, outcome, None)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ NAMES = [column.name for column in REQUESTS.columns]
 BLANK = {
     **dict.fromkeys(NAMES, 0),
     **dict.fromkeys(("session", "turn", "prefill_instance", "decode_instance", "reason"), None),
-    **dict.fromkeys(("queued_ns", "prefill_start_ns", "first_token_ns", "decode_start_ns", "finish_ns"), -1),
+    **dict.fromkeys(("queued_ns", "prefill_start_ns", "prefill_end_ns"), -1),
+    **dict.fromkeys(("first_token_ns", "decode_start_ns", "finish_ns"), -1),
     "outcome": "unfinished",
 }
 SLO = {"ttft": 40, "tpot": 7, "e2e": 150}
@@ -41,7 +42,8 @@ def requests(draw):
     row["kv_transfer_bytes"] = draw(st.sampled_from((0, 8, 2**50)))
     row["kv_transfer_ns"] = draw(GAP)
     if row["outcome"] == "finished" or draw(st.booleans()):
-        row["first_token_ns"] = row["prefill_start_ns"] + draw(GAP)
+        row["prefill_end_ns"] = row["prefill_start_ns"] + draw(GAP)
+        row["first_token_ns"] = row["prefill_end_ns"] + draw(GAP)
         row["generated_tokens"] = row["output_tokens"]
     if row["outcome"] == "finished":
         row["finish_ns"] = row["first_token_ns"] + (draw(GAP) if row["output_tokens"] > 1 else 0)
@@ -106,7 +108,7 @@ def test_every_figure_is_that_of_the_rows(tmp_path_factory, rows, group):
     assert summary["requests"] == {"total": len(rows), **counts}
     assert summary["throughput"] == {
         "requests_per_s": len(done),
-        "prompt_tokens_per_s": sum(r["prompt_tokens"] for r in rows if r["first_token_ns"] >= 0),
+        "prompt_tokens_per_s": sum(r["prompt_tokens"] for r in rows if r["prefill_end_ns"] >= 0),
         "output_tokens_per_s": sum(r["generated_tokens"] for r in rows),
         "output_tokens_per_s_per_device": sum(r["generated_tokens"] for r in rows) / 4,
     }

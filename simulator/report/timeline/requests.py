@@ -26,7 +26,7 @@ _TIMES = (
     "arrival_ns",
     "queued_ns",
     "prefill_start_ns",
-    "first_token_ns",
+    "prefill_end_ns",
     "kv_wait_ns",
     "kv_transfer_ns",
     "decode_start_ns",
@@ -43,10 +43,10 @@ def marks(batch: Batch, open_rows: np.ndarray, end_ns: int) -> Integers:
     that was given up at the last that it reached. What a preempted request waited and moved after its decode had begun
     is not between these marks.
     """
-    arrival, queued, prefill, first, wait, transfer, decode, finish = map(batch.integers, _TIMES)
-    placed = np.where(first >= 0, first + wait, NULL)
-    moved = np.where(first >= 0, placed + transfer, NULL)
-    found = np.stack((arrival, queued, prefill, first, placed, moved, decode, finish))
+    arrival, queued, prefill, end, wait, transfer, decode, finish = map(batch.integers, _TIMES)
+    placed = np.where(end >= 0, end + wait, NULL)
+    moved = np.where(end >= 0, placed + transfer, NULL)
+    found = np.stack((arrival, queued, prefill, end, placed, moved, decode, finish))
     found[FINISH] = np.where(open_rows, end_ns, finish)
     for mark in range(FINISH - 1, -1, -1):
         later = found[mark + 1]
