@@ -42,8 +42,8 @@ from simulator.topology.graph import Topology
 from simulator.topology.presets import build_topology
 
 from . import silicon
-from .harness import BLOCK, kv_tokens
-from .recipes import batch_of
+from .harness import BLOCK, kv_tokens, tpot_ms, ttft_ms
+from .recipes import recipe_of
 
 MOST_TOKENS = 8192
 """Prompt tokens that a rank prefills in one iteration at most, unless one prompt is longer."""
@@ -55,6 +55,8 @@ class Side(NamedTuple):
     workers: int
     layout: tuple[tuple[str, int], ...]
     batch: int
+    kv_tokens: int | None = None
+    """Of a rank; None: what its memory holds."""
 
 
 class Case(NamedTuple):
@@ -69,6 +71,8 @@ class Case(NamedTuple):
     clients: int
     prompt: int
     output: int
+    interval: int
+    """Output tokens that the decode workers send together."""
     spread: bool
     """As of aggregated rows."""
 
@@ -116,19 +120,20 @@ def case_of(row: Any) -> Case | str:
     for pool in ("prefill", "decode"):
         sizes = [getattr(row, f"{pool}_{name}") for name in _Shape._fields]
         layouts.append(_layout_of(_Shape(*sizes), sparse))
-    clients, batch = int(found[1]), None
-    if row.backend == "trtllm":
-        batch = batch_of(row.system, row.precision, int(row.isl), int(row.osl), workers, clients)
+    clients = int(found[1])
+    recipe = recipe_of(row.backend, row.system, row.precision, int(row.isl), int(row.osl), workers, clients)
+    batch, interval, kv_most = (recipe.batch, recipe.interval, recipe.kv_tokens) if recipe else (None, 1, None)
     return Case(
         model,
         device,
         row.backend,
         tuple(silicon.precision_of(row, model).items()),
         Side(workers[0], tuple(layouts[0].items()), clients),
-        Side(workers[1], tuple(layouts[1].items()), batch or clients),
+        Side(workers[1], tuple(layouts[1].items()), min(batch or clients, clients), kv_most),
         clients,
         int(row.isl),
         int(row.osl),
+        interval,
         "1.3.0rc5" not in str(row.backend_version),
     )
 
@@ -199,7 +204,10 @@ def engine_of(case: Case, role: str, side: Side) -> Engine:
     name = "continuous" if role == "prefill" else silicon.BATCHER[case.backend]
     limits = BATCHERS[name].parameters(max_running=side.batch, max_batch_tokens=max(tokens, side.batch))
     blocks = kv_tokens(cost, tokens * ranks, min(side.batch * ranks, case.clients)) // BLOCK // ranks
-    return Engine(role, cost, StepTicks(cost), BATCHERS[name].policy, limits, blocks, BLOCK, blocks // 100, ranks)
+    if side.kv_tokens is not None:
+        blocks = min(blocks, side.kv_tokens // BLOCK)
+    given = role, cost, StepTicks(cost), BATCHERS[name].policy, limits, blocks, BLOCK, blocks // 100, ranks
+    return Engine(*given, first_chunk=case.interval)
 
 
 def replay(case: Case) -> list[Request]:
@@ -242,14 +250,13 @@ def replay(case: Case) -> list[Request]:
 
 
 class Found(NamedTuple):
-    """Means of a closed loop in ms: to the first token at the engine, then to the client, and per token after it."""
+    """Means of a closed loop in ms: until a prompt is computed, its place, its cache; the client's TTFT and TPOT."""
 
     prefill: float
     wait: float
     moving: float
     ttft: float
     tpot: float
-    """From the token that the client sees first."""
     median: float
     """Of the times to the client's first token."""
 
@@ -257,13 +264,11 @@ class Found(NamedTuple):
 def loop(case: Case) -> Found:
     """Return what a closed loop on both pools gives; raises InputError where a model does not fit."""
     done = replay(case)
-    prefill = np.array([r.first_token_ns - r.arrival_ns for r in done]) / 1e6
+    prefill = np.array([r.prefill_end_ns - r.arrival_ns for r in done]) / 1e6
     wait = np.array([r.kv_wait_ns for r in done]) / 1e6
     moving = np.array([r.kv_transfer_ns for r in done]) / 1e6
-    ttft = prefill + wait + moving
-    total = np.array([r.finish_ns - r.arrival_ns for r in done]) / 1e6
-    tpot = (total - ttft) / np.array([r.output_tokens - 1 for r in done])
-    means = (float(values.mean()) for values in (prefill, wait, moving, ttft, tpot))
+    ttft = ttft_ms(done)
+    means = (float(values.mean()) for values in (prefill, wait, moving, ttft, tpot_ms(done)))
     return Found(*means, float(np.median(ttft)))
 
 
