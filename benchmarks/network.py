@@ -100,6 +100,7 @@ def as_starts(
         name=first_name + order,
         offset=starts,
         route=route[np.repeat(offset[:-1][order], hops) + within],
+        part=np.ones(len(route)),
     )
 
 

@@ -27,7 +27,7 @@ from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.errors import InputError, InvariantError, Problem
 from simulator.network.fabric import Send
-from simulator.network.routing import Shares, portions
+from simulator.network.routing import Shares, together
 from simulator.results.flow_summary import summarise_flows
 from simulator.results.folder import RunFolder
 from simulator.results.tables import COLLECTIVES, EVENTS, FLOWS
@@ -113,13 +113,13 @@ def _changes(file: File, topology: Topology) -> Changes:
     return tuple(found)
 
 
-def _sends(going: Going, shares: Shares, through: tuple[int, ...]) -> list[Send]:
-    """Return the parts of a flow, one a path; together they have its weight, and all pass `through` its cap."""
+def _sends(topology: Topology, going: Going, shares: Shares, through: tuple[int, ...]) -> list[Send]:
+    """Return what a flow sends over its paths, `through` its cap; nothing within one device."""
+    if not shares:
+        return []
     flow, ends = going.flow, (going.source, going.target) if going.ways is None else None
-    return [
-        Send(path, part, ends, flow.weight * share, None, through)
-        for path, part, share in portions(flow.size_bytes, shares)
-    ]
+    way = together(topology, shares)
+    return [Send(way.path, flow.size_bytes, ends, flow.weight, None, through, way)]
 
 
 class System:
@@ -168,7 +168,7 @@ class System:
             ideal_ns = alone_ns(topology, shares, flow.size_bytes, going.cap_bytes_per_s) + going.latency_ns
             if going.cap_bytes_per_s is not None and shares:
                 engine = self.fabric.add_engine(going.cap_bytes_per_s)
-            sends = _sends(going, shares, () if engine is None else (engine,))
+            sends = _sends(topology, going, shares, () if engine is None else (engine,))
             latency_ns = max((topology.path_latency_ns(send.path) for send in sends), default=0) + going.latency_ns
             sent = self.fabric.launch(sends, going.lane, latency_ns if going.latency_ns else None)
         self._under_way[flow.flow_id] = going, ideal_ns

@@ -24,7 +24,7 @@ class Transfer(Event):
 class Flow:
     """A flow that was launched and has not arrived."""
 
-    __slots__ = ("ends", "lane", "name", "path", "private", "through", "transfer", "weight", "wire_bytes")
+    __slots__ = ("ends", "lane", "name", "path", "portions", "private", "through", "transfer", "weight", "wire_bytes")
 
     def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, lane: int) -> None:
         self.transfer = transfer
@@ -33,6 +33,7 @@ class Flow:
         self.wire_bytes = wire_bytes
         self.lane = lane
         self.weight: float = 1
+        self.portions: tuple[float, ...] = ()  # of it, that cross each link of the path; none: all of it
         self.ends: tuple[int, int] | None = None  # devices, of a flow that may be routed again
         self.private: int | None = None  # the link that stands for its cap
         self.through: tuple[int, ...] = ()  # engines, and the private link
@@ -41,6 +42,11 @@ class Flow:
     def links(self) -> Path:
         """All that it shares or is held by."""
         return self.path + self.through if self.through else self.path
+
+    @property
+    def parts_on_links(self) -> tuple[float, ...]:
+        """How much of it crosses each of `links`, as `portions` say."""
+        return self.portions + (1.0,) * len(self.through) if self.portions else ()
 
 
 class Bundle(Flow):

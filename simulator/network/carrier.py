@@ -7,7 +7,7 @@ from simpy import Event
 
 from simulator.network.bundle import Transfer
 from simulator.network.fabric import Send
-from simulator.network.routing import Spread, portions
+from simulator.network.routing import Spread, Ways
 from simulator.topology.graph import Topology
 
 
@@ -27,6 +27,7 @@ class Carrier:
     def __init__(self, network: Network, topology: Topology, seed: int, spread: Spread, lane: int = 0) -> None:
         self._network, self._topology, self._seed = network, topology, seed
         self._spread, self._lane = spread, lane
+        self._ways = Ways(topology)
         self._sent = 0
 
     def transfer(self, shards: Sequence[tuple[int, int, int]]) -> Event:
@@ -35,5 +36,7 @@ class Carrier:
         for source, target, size_bytes in shards:
             self._sent += 1
             shares = self._spread(self._topology, self._seed, source, target, self._sent)
-            sends += [Send(path, part, (source, target), share) for path, part, share in portions(size_bytes, shares)]
+            if shares:
+                way = self._ways(source, target, shares if size_bytes else shares[:1])
+                sends.append(Send(way.path, size_bytes, (source, target), way=way))
         return self._network.launch(sends, self._lane)

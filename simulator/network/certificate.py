@@ -4,6 +4,7 @@ Model: Bertsekas and Gallager, Data Networks, section 6.5.2, lane by lane on wha
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from simulator.errors import InvariantError
@@ -12,12 +13,17 @@ TOLERANCE = 1e-9
 
 
 class Rated(NamedTuple):
-    """A flow under way: its lane, its links, its bytes/s and its weight."""
+    """A flow under way: its lane, its links, its bytes/s, its weight, and how much of it crosses each link (all)."""
 
     lane: int
     links: Sequence[int]
     rate: float
     weight: float
+    portions: Sequence[float] = ()
+
+    def loads(self) -> Iterable[tuple[int, float]]:
+        """Return (link, bytes/s) for each of its links."""
+        return zip(self.links, (self.rate * part for part in self.portions or repeat(1, len(self.links))), strict=True)
 
 
 def verify_shares(flows: Iterable[Rated], capacities: Sequence[float]) -> None:
@@ -30,8 +36,8 @@ def verify_shares(flows: Iterable[Rated], capacities: Sequence[float]) -> None:
         tops: dict[int, float] = {}
         for flow in lanes[lane]:
             level = flow.rate / flow.weight
-            for link in flow.links:
-                loads[link] += flow.rate
+            for link, load in flow.loads():
+                loads[link] += load
                 tops[link] = max(tops.get(link, 0.0), level)
         full = {link for link in tops if loads[link] >= capacities[link] * (1 - TOLERANCE)}
         for flow in lanes[lane]:

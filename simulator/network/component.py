@@ -6,7 +6,8 @@ its links before it ends. The compiled solver has the same calls and takes over 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from math import ceil
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from simulator.units import NS_PER_S
 
 FORGIVEN_NS = 1e-3  # of float error, when a drain time is rounded up
 NEVER_NS = 1 << 62
+HOPS = 8
+"""Links of an ordinary path, or about so many."""
 UNSETTLED = 1024
 """Flows that ended and whose links' rows do not say so yet, at most."""
 
@@ -26,7 +29,8 @@ class Start(NamedTuple):
     A number of equal `flows`, of one path and one start, may go as one with their sizes and weights summed.
     A solver of one lane pays no heed to `lane`. `parts` are equal flows, each of `size` bytes over a path of its own,
     that begin as one object: `path` has all their links, one path after the other, and `name` is that of the first.
-    Only `ComponentShares` takes such.
+    Only `ComponentShares` takes such. `portions`, if any, say how much of the flow crosses each link of its path: one
+    that is sprayed over several paths has all their links.
     """
 
     name: int
@@ -37,10 +41,41 @@ class Start(NamedTuple):
     flows: int = 1
     lane: int = 0
     parts: tuple[tuple[int, Path], ...] = ()
+    portions: tuple[float, ...] = ()
+
+    def part(self, link: int) -> float:
+        """Return how much of it crosses a link of its path."""
+        return self.portions[self.path.index(link)] if self.portions else 1
+
+    def carried(self, moved: int) -> "Iterable[tuple[int, int]]":
+        """Return (link, whole bytes) for each link of its path when it has moved so many."""
+        if not self.portions:
+            return zip(self.path, repeat(moved), strict=False)
+        return [(link, _portion(moved, part)) for link, part in zip(self.path, self.portions, strict=True)]
+
+    def byte_hops(self, moved: int) -> int:
+        """Return the whole bytes that all links of its path have carried when it has moved so many."""
+        return sum([_portion(moved, part) for part in self.portions]) if self.portions else moved * len(self.path)
+
+    def loads(self, rate: float) -> "Iterable[tuple[int, float]]":
+        """Return (link, bytes/s) for each link of its path at a rate."""
+        if not self.portions:
+            return zip(self.path, repeat(rate), strict=False)
+        return [(link, rate * part) for link, part in zip(self.path, self.portions, strict=True)]
+
+    def most(self, capacities: Sequence[float]) -> float:
+        """Return the rate that its path, or that of each of its parts, has for it alone."""
+        if not self.portions:
+            return min([capacities[link] for link in (self.parts[0][1] if self.parts else self.path)])
+        return min([capacities[link] / part for link, part in zip(self.path, self.portions, strict=True)])
 
     def apart(self) -> "list[Start]":
         """Return the flows that it is made of."""
         return [self._replace(name=name, path=path, parts=()) for name, path in self.parts] or [self]
+
+
+def _portion(moved: int, part: float) -> int:
+    return moved if part == 1 else round(moved * part)
 
 
 class Carried(NamedTuple):
@@ -104,11 +139,12 @@ class ComponentShares:
         self._peak: list[float] = [0] * count
         self._flow_count = [0] * count
         self._moved: dict[int, None] | None = None
+        self._sprayed = 0  # links of sprayed flows under way
 
     @property
     def active(self) -> int:
-        """Flows under way."""
-        return len(self._flows)
+        """Flows under way; a sprayed one counts as many as have so many links."""
+        return len(self._flows) + self._sprayed // HOPS
 
     def advance(self, starts: Sequence[Start], now_ns: int) -> tuple[list[int], int]:
         """Begin `starts` now, end what is drained by now; return the names of these and the next finish."""
@@ -155,7 +191,9 @@ class ComponentShares:
         """Return (link, load in bytes/s, whether it has a flow) of the links where that may be new since last asked."""
         moved, self._moved = self._moved or {}, {}
         found = [(link, self._on(link)) for link in moved]
-        return [(link, sum([flow.rate for flow in flows]), bool(flows)) for link, flows in found]
+        return [
+            (link, sum([flow.rate * flow.start.part(link) for flow in flows]), bool(flows)) for link, flows in found
+        ]
 
     def _on(self, link: int) -> list[_Flow]:
         """Return the flows on a link, in the order in which they came."""
@@ -200,12 +238,12 @@ class ComponentShares:
         rows = []
         for link in range(len(self.capacities)):
             flows, alone = self._on(link), self._owner.get(link)
-            moved = sum(flow.start.size - ceil(flow.left_bytes(now_ns)) for flow in flows)
+            moved = sum(_portion(f.start.size - ceil(f.left_bytes(now_ns)), f.start.part(link)) for f in flows)
             since_ns = self._busy_since_ns[link] if alone is None else alone.begun_ns
             busy_ns = self._busy_ns[link] + (now_ns - since_ns if flows else 0)
             peak, count = self._peak[link], self._flow_count[link]
             if alone is not None:
-                peak, count = max(peak, alone.peak), count + alone.start.flows
+                peak, count = max(peak, alone.peak * alone.start.part(link)), count + alone.start.flows
             rows.append(Carried(self._bytes[link] + moved, busy_ns, float(peak), count))
         return rows
 
@@ -226,6 +264,7 @@ class ComponentShares:
 
     def _start(self, start: Start, now_ns: int, touched: list[int]) -> None:
         path, owner, shared = start.path, self._owner, self._shared
+        self._sprayed += len(start.portions)
         if (not shared or shared.isdisjoint(path)) and (not owner or owner.keys().isdisjoint(path)):
             flow = _Flow(start, now_ns)
             links = dict.fromkeys(path, flow)
@@ -291,14 +330,14 @@ class ComponentShares:
     def _open(self, flow: _Flow) -> None:
         """Enter a flow that was alone into the rows of its links, for it is so no longer."""
         flow.alone = False
-        for link in flow.start.path:
+        for link, peak in flow.start.loads(flow.peak):
             self._owner.pop(link, None)
             flows = self._flows_on[link]
             if not flows:
                 self._busy_since_ns[link] = flow.begun_ns
             flows[flow] = None
             self._flow_count[link] += flow.start.flows
-            self._peak[link] = max(self._peak[link], flow.peak)
+            self._peak[link] = max(self._peak[link], peak)
         self._shared.update(flow.start.path)
 
     def _end_alone(self, flow: _Flow, now_ns: int, ended: list[int]) -> None:
@@ -314,7 +353,8 @@ class ComponentShares:
         else:
             for link in path:
                 del owner[link]
-        self.byte_hops += start.size * len(path)
+        self._sprayed -= len(start.portions)
+        self.byte_hops += start.byte_hops(start.size)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(path))
         self._ended.append((flow, now_ns))
@@ -330,6 +370,9 @@ class ComponentShares:
         for flow, end_ns in self._ended:
             start, peak, lasted_ns = flow.start, flow.peak, end_ns - flow.begun_ns
             size, count = start.size, start.flows
+            if start.portions:
+                self._settle_sprayed(start, peak, lasted_ns)
+                continue
             for link in start.path:
                 moved[link] += size
                 busy_ns[link] += lasted_ns
@@ -338,19 +381,27 @@ class ComponentShares:
                     peaks[link] = peak
         self._ended.clear()
 
+    def _settle_sprayed(self, start: Start, peak: float, lasted_ns: int) -> None:
+        for (link, carried), (_, load) in zip(start.carried(start.size), start.loads(peak), strict=True):
+            self._bytes[link] += carried
+            self._busy_ns[link] += lasted_ns
+            self._flow_count[link] += start.flows
+            self._peak[link] = max(self._peak[link], load)
+
     def _leave(self, flow: _Flow, now_ns: int, moved: int, touched: list[int]) -> None:
         flow.finish_ns = NEVER_NS
         del self._flows[flow.start.name]
-        for link in flow.start.path:
+        self._sprayed -= len(flow.start.portions)
+        for link, carried in flow.start.carried(moved):
             flows = self._flows_on[link]
             del flows[flow]
-            self._bytes[link] += moved
+            self._bytes[link] += carried
             if flows:
                 touched.append(link)
             else:
                 self._shared.remove(link)
                 self._busy_ns[link] += now_ns - self._busy_since_ns[link]
-        self.byte_hops += moved * len(flow.start.path)
+        self.byte_hops += flow.start.byte_hops(moved)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(flow.start.path))
 
@@ -375,7 +426,7 @@ class ComponentShares:
 
     def _solve_alone(self, flow: _Flow, now_ns: int) -> None:
         start = flow.start
-        rate = min(map(self.capacities.__getitem__, start.parts[0][1] if start.parts else start.path))
+        rate = start.most(self.capacities)
         if rate > flow.peak:
             flow.peak = rate
         self._set_rate(flow, rate, now_ns)
@@ -399,19 +450,22 @@ class ComponentShares:
         peak, capacities = self._peak, self.capacities
         if len(component) == 1:
             flow = component[0]
-            rate = min([capacities[link] for link in flow.start.path])
-            for link in flow.start.path:
-                if rate > peak[link]:
-                    peak[link] = rate
+            rate = flow.start.most(capacities)
+            for link, load in flow.start.loads(rate):
+                if load > peak[link]:
+                    peak[link] = load
             self._set_rate(flow, rate, now_ns)
             return
         weights = [flow.start.weight for flow in component]
         equal = min(weights) == max(weights)
-        rates = maxmin_rates([flow.start.path for flow in component], capacities, None if equal else weights)
+        sprayed = any(flow.start.portions for flow in component)
+        portions = [flow.start.portions for flow in component] if sprayed else None
+        paths = [flow.start.path for flow in component]
+        rates = maxmin_rates(paths, capacities, None if equal else weights, portions=portions)
         loads: dict[int, float] = {}
         for flow, share in zip(component, rates, strict=True):
-            for link in flow.start.path:
-                loads[link] = loads.get(link, 0) + share
+            for link, load in flow.start.loads(share):
+                loads[link] = loads.get(link, 0) + load
             self._set_rate(flow, share, now_ns)
         for link, load in loads.items():
             if load > peak[link]:

@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from typing import Any, cast
 
 from simulator.errors import InputError
-from simulator.network.routing import Routing, Spread
+from simulator.network.routing import Routing, Shares, Spread
 from simulator.topology.graph import Path, Topology
 
 
@@ -46,14 +46,13 @@ class _Alive:
 
 def detour(
     topology: Topology, policy: Routing | Spread, seed: int, ends: tuple[int, int], sequence: int, dead: Container[int]
-) -> Path | None:
-    """Return the path that a policy chooses among those without dead links, of several one by turns; None: no way."""
+) -> Shares | None:
+    """Return the path or paths that a policy chooses among those without dead links; None: no way."""
     try:
         chosen = policy(cast(Topology, _Alive(topology, dead)), seed, *ends, sequence)
     except InputError:
         return None
     if not chosen:
         return None
-    one = chosen[sequence % len(chosen)]
-    path = cast(Path, one[0] if isinstance(one, tuple) else chosen)
-    return None if any(link in dead for link in path) else path
+    shares = cast(Shares, chosen if isinstance(chosen[0], tuple) else ((chosen, 1.0),))
+    return None if any(link in dead for path, _ in shares for link in path) else shares

@@ -57,29 +57,31 @@ def _arrays(b: Any) -> Any:
         _view(_pointer(b[4]), b[5], np.float64),
         _view(_pointer(b[6]), b[7], np.int32),
         _view(_pointer(b[8]), b[9], np.int32),
-        _view(_pointer(b[10]), b[11], np.int32),
+        _view(_pointer(b[10]), b[11], np.float64),
         _view(_pointer(b[12]), b[13], np.int32),
-        _view(_pointer(b[14]), b[15], np.float64),
-        _view(_pointer(b[16]), b[17], np.int32),
-        _view(_pointer(b[18]), b[19], np.float64),
-        _view(_pointer(b[20]), b[21], np.int32),
+        _view(_pointer(b[14]), b[15], np.int32),
+        _view(_pointer(b[16]), b[17], np.float64),
+        _view(_pointer(b[18]), b[19], np.int32),
+        _view(_pointer(b[20]), b[21], np.float64),
         _view(_pointer(b[22]), b[23], np.int32),
         _view(_pointer(b[24]), b[25], np.int32),
         _view(_pointer(b[26]), b[27], np.int32),
         _view(_pointer(b[28]), b[29], np.int32),
         _view(_pointer(b[30]), b[31], np.int32),
-        _view(_pointer(b[32]), b[33], np.float64),
-        _view(_pointer(b[34]), b[35], np.int64),
+        _view(_pointer(b[32]), b[33], np.int32),
+        _view(_pointer(b[34]), b[35], np.float64),
+        _view(_pointer(b[36]), b[37], np.int64),
     )
     starts = Starts(
-        _view(_pointer(b[36]), b[37], np.int64),
         _view(_pointer(b[38]), b[39], np.int64),
-        _view(_pointer(b[40]), b[41], np.float64),
+        _view(_pointer(b[40]), b[41], np.int64),
         _view(_pointer(b[42]), b[43], np.float64),
-        _view(_pointer(b[44]), b[45], np.int64),
+        _view(_pointer(b[44]), b[45], np.float64),
         _view(_pointer(b[46]), b[47], np.int64),
         _view(_pointer(b[48]), b[49], np.int64),
-        _view(_pointer(b[50]), b[51], np.int32),
+        _view(_pointer(b[50]), b[51], np.int64),
+        _view(_pointer(b[52]), b[53], np.int32),
+        _view(_pointer(b[54]), b[55], np.float64),
     )
     return state, starts
 
@@ -91,8 +93,8 @@ def _enter(address: int, cursor: int, count: int, until_ns: int) -> int:
     """Do as `kernels.advance` does on the arrays of the block at `address`; return the next finish."""
     b = _view(_pointer(address), 2 * ARRAYS + 2, np.int64)
     state, starts = _bound(b)
-    names = _view(_pointer(b[52]), b[53], np.int64)
-    times_ns = _view(_pointer(b[54]), b[55], np.int64)
+    names = _view(_pointer(b[56]), b[57], np.int64)
+    times_ns = _view(_pointer(b[58]), b[59], np.int64)
     cursor, ended, next_ns = advance(state, starts, cursor, count, until_ns, names, times_ns)
     b[CURSOR] = cursor
     b[ENDED] = ended

@@ -17,7 +17,7 @@ from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import detour
 from simulator.network.lanes import PriorityShares, advance
-from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, ecmp, portions
+from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, Way, Ways, ecmp, together
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 
@@ -37,8 +37,9 @@ class DeadLinkError(Exception):
 class Send(NamedTuple):
     """One flow to launch: bytes over a path (link indices, not empty), at `weight` times the share of its links.
 
-    `ends` are the endpoints (indices) of a flow that may be routed anew where its path dies; without them it keeps its
-    path. `cap_bytes_per_s` bounds its rate; `through` are engines (see `Fabric.add_engine`) that it shares with others.
+    One that goes over several paths at once has a `way`, and the latency of `path`. `ends` are the endpoints (indices)
+    of a flow that may be routed anew where its path dies; without them it keeps its path. `cap_bytes_per_s` bounds its
+    rate; `through` are engines (see `Fabric.add_engine`) that it shares with others.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Send(NamedTuple):
     weight: float = 1
     cap_bytes_per_s: float | None = None
     through: tuple[int, ...] = ()
+    way: Way | None = None
 
 
 class Fabric:
@@ -55,7 +57,8 @@ class Fabric:
     `on_dead_link` says what becomes of a flow whose path has a link without capacity: its transfer fails, it stalls
     until the link is repaired, or it is routed anew around the dead links, with the bytes moved kept (and stalls where
     there is no way round). `capacities` (bytes/s by link index) are to be read; `set_capacity` changes them.
-    `spread`, where given, takes the place of `routing`: a shard's bytes go over several paths, as flows of their own.
+    `spread`, where given, takes the place of `routing`: a shard's bytes go over several paths in fixed shares, as one
+    flow whose slowest path sets its rate.
     From more than `compiled_from` concurrent flows on the compiled solver takes over; rates differ by rounding only.
     """
 
@@ -78,6 +81,7 @@ class Fabric:
         self._route = routing
         self._way = Hashed(topology, seed) if routing is ecmp else partial(routing, topology, seed)
         self._spread = spread
+        self._ways = Ways(topology)
         self._adaptive = spread if isinstance(spread, AdaptiveRouting) else None
         self._on_dead_link = on_dead_link
         self._transport = transport
@@ -147,11 +151,10 @@ class Fabric:
     def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int, lane: int) -> None:
         assert self._spread is not None
         shares = self._spread(self.topology, self.seed, source, target, self._names)
-        for path, part, share in portions(size_bytes, shares):
-            flow = self._launch(transfer, path, part, lane)
-            flow.ends = source, target
-            flow.weight = share  # all parts together claim what one flow does
-            self._names += 1
+        if shares:
+            way = self._ways(source, target, shares if size_bytes else shares[:1])
+            flow = self._launch(transfer, way.path, size_bytes, lane)
+            flow.ends, flow.path, flow.portions = (source, target), way.links, way.portions
 
     def route(self, source: int, target: int) -> Shares:
         """Return the paths that the routing has for the next transfer between two endpoints, each with its share.
@@ -160,7 +163,7 @@ class Fabric:
         """
         self._names += 1
         if self._spread is not None:
-            return tuple(self._spread(self.topology, self.seed, source, target, self._names))
+            return self._spread(self.topology, self.seed, source, target, self._names)
         path = self._route(self.topology, self.seed, source, target, self._names)
         return ((path, 1.0),) if path else ()
 
@@ -185,6 +188,8 @@ class Fabric:
             flow = self._launch(transfer, send.path, send.size_bytes, lane, latency_ns)
             flow.weight = send.weight
             flow.ends = send.ends
+            if send.way is not None:
+                flow.path, flow.portions = send.way.links, send.way.portions
             flow.through = send.through
             for engine in send.through:
                 self._engines[engine] += 1
@@ -206,7 +211,7 @@ class Fabric:
         return self.launch((Send(path, size_bytes, None, weight, cap_bytes_per_s),), lane, defused=defused)
 
     def _refuse_wrong(self, send: Send) -> None:
-        path, size_bytes, _, weight, cap, through = send
+        path, size_bytes, _, weight, cap, through, _ = send
         if not path or size_bytes < 0 or weight <= 0 or (cap or 0) < 0:
             raise ValueError(f"a flow of {size_bytes} bytes over {path}, weight {weight}, cap {cap}")
         if through and (any(engine not in self._engines for engine in through) or len(set(through)) < len(through)):
@@ -379,7 +384,7 @@ class Fabric:
         self._flows[flow.name] = flow
         if self._dead and self._crosses_dead(flow):
             self._stalled[flow.name] = flow
-        return Start(flow.name, flow.links, size, left, flow.weight, 1, flow.lane)
+        return Start(flow.name, flow.links, size, left, flow.weight, 1, flow.lane, portions=flow.parts_on_links)
 
     def _unbundle(self) -> None:
         """Have every flow under way for itself."""
@@ -447,11 +452,13 @@ class Fabric:
             return None
         if flow.ends is not None:
             policy = self._route if self._spread is None else self._spread
-            way = detour(self.topology, policy, self.seed, flow.ends, flow.name, self._dead)
-            if self._adaptive is not None and way:
-                self._adaptive.leaves(flow.path)
-                self._adaptive.enters(way)
-            flow.path = way or flow.path
+            shares = detour(self.topology, policy, self.seed, flow.ends, flow.name, self._dead)
+            if shares is not None:
+                way = together(self.topology, shares)
+                if self._adaptive is not None:
+                    self._adaptive.leaves(flow.path)
+                    self._adaptive.enters(way.links)
+                flow.path, flow.portions = way.links, way.portions
         whole = left if isinstance(left, int) else -int(-left // 1)
         return self._start(flow, whole, left)
 
@@ -477,9 +484,8 @@ class Fabric:
             raise InvariantError(f"{len(rates)} flows have rates, {len(self._flows)} are under way")
         room = [self._capacity(link) for link in range(len(self.capacities) + len(self._limits))]
         flows = self._flows
-        verify_shares(
-            [Rated(flows[name].lane, flows[name].links, rate, flows[name].weight) for name, rate in rates.items()], room
-        )
+        under_way = [(flows[name], rate) for name, rate in rates.items()]
+        verify_shares([Rated(f.lane, f.links, rate, f.weight, f.parts_on_links) for f, rate in under_way], room)
         if self._adaptive is not None:
             waiting = [flow for _, _, flow in self._starting]
             hops = sum(len(flow.path) for flow in [*flows.values(), *waiting])

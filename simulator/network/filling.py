@@ -24,8 +24,8 @@ def _fix(s: State, link: int, level: float, now_ns: int) -> int:
         first = flow << shift
         for slot in range(first, first + flows[flow].hops):
             other = s.path[slot]
-            links[other].left -= flows[flow].weight * level
-            links[other].pull -= flows[flow].weight
+            links[other].left -= flows[flow].weight * s.part[slot] * level
+            links[other].pull -= flows[flow].weight * s.part[slot]
     return fixed
 
 

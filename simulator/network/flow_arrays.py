@@ -83,8 +83,9 @@ class State(NamedTuple):
     """Everything that the loops read and write; the arrays are grown from outside, between calls.
 
     Slot `(flow << shift) + hop` of `path` is a link of a flow (NOWHERE after the last), of `position` the flow's place
-    among that link's `members`, which are slots. Beside each member stand the bottleneck of its flow (`holders`) and
-    its weight, so that a link is looked at without its flows. In the same block a link has a heap of the flows that it
+    among that link's `members`, which are slots, and of `part` how much of the flow's rate the link carries. Beside
+    each member stand the bottleneck of its flow (`holders`) and its weight there, that of the flow times that part, so
+    that a link is looked at without its flows. In the same block a link has a heap of the flows that it
     holds (`held`), by the progress at which each is drained (`due`). `shares` are infinite for links that limit nobody.
     `free` is a stack of unused flows, `active` the others, `heap` has the links by finish, `queue` those to evaluate,
     `changed` those to settle, `moved`, if watched, those whose load or flows may be new since it was last emptied.
@@ -95,6 +96,7 @@ class State(NamedTuple):
     shares: "NDArray[np.float64]"
     path: "NDArray[np.int32]"
     position: "NDArray[np.int32]"
+    part: "NDArray[np.float64]"
     members: "NDArray[np.int32]"
     holders: "NDArray[np.int32]"
     weights: "NDArray[np.float64]"
@@ -111,7 +113,7 @@ class State(NamedTuple):
 
 
 class Starts(NamedTuple):
-    """Flows to begin, in order of time: flow i crosses `route[offset[i] : offset[i + 1]]`."""
+    """Flows to begin, in order of time: flow i crosses `route[offset[i] : offset[i + 1]]`, with `part` of its rate."""
 
     ready_ns: "NDArray[np.int64]"
     size: "NDArray[np.int64]"
@@ -121,6 +123,7 @@ class Starts(NamedTuple):
     name: "NDArray[np.int64]"
     offset: "NDArray[np.int64]"
     route: "NDArray[np.int32]"
+    part: "NDArray[np.float64]"
 
 
 def empty_state(capacities: Sequence[float], flows: int = 64, hops: int = 8) -> State:
@@ -137,6 +140,7 @@ def empty_state(capacities: Sequence[float], flows: int = 64, hops: int = 8) -> 
         shares=np.full(len(links), np.inf),
         path=np.full(slots, NOWHERE, np.int32),
         position=np.zeros(slots, np.int32),
+        part=np.ones(slots, np.float64),
         members=np.zeros(blocks, np.int32),
         holders=np.zeros(blocks, np.int32),
         weights=np.zeros(blocks, np.float64),
@@ -176,6 +180,7 @@ def grown(state: State, flows: int) -> State:
             flows=_longer(state.flows, more),
             path=_longer(state.path, slots),
             position=_longer(state.position, slots),
+            part=_longer(state.part, slots),
             free=free,
             active=_longer(state.active, more),
             limits=_longer(state.limits, 3 * more),
@@ -190,11 +195,13 @@ def widened(state: State, hops: int) -> State:
     count = len(state.flows)
     path = np.full((count, 1 << new), NOWHERE, np.int32)
     position = np.zeros((count, 1 << new), np.int32)
+    part = np.ones((count, 1 << new), np.float64)
     path[:, : 1 << old] = state.path.reshape(count, 1 << old)
     position[:, : 1 << old] = state.position.reshape(count, 1 << old)
+    part[:, : 1 << old] = state.part.reshape(count, 1 << old)
     members = (state.members >> old << new) + (state.members & ((1 << old) - 1))
     state.numbers[SHIFT] = new
-    return state._replace(path=path.reshape(-1), position=position.reshape(-1), members=members)
+    return state._replace(path=path.reshape(-1), position=position.reshape(-1), part=part.reshape(-1), members=members)
 
 
 def longer(state: State, capacity: float) -> State:

@@ -7,6 +7,7 @@ it loads the compiler's runtime, and compiles on the first use on a machine.
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -206,7 +207,8 @@ class IncrementalShares:
         on_links = np.zeros(len(links), np.int64)
         for hop in range(int(active["hops"].max(initial=0))):
             has = active["hops"] > hop
-            np.add.at(on_links, state.path[first[has] + hop], moved[has])
+            slots = first[has] + hop
+            np.add.at(on_links, state.path[slots], carried_bytes(moved[has], state.part[slots]))
         busy = links["busy_ns"] + np.where(links["flows"] > 0, now_ns - links["busy_since_ns"], 0)
         columns = (links["bytes"] + on_links, busy, links["peak"], links["flow_count"])
         return [Carried(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
@@ -219,6 +221,11 @@ class IncrementalShares:
     def _active(self) -> "NDArray[Any]":
         flows: NDArray[Any] = self.state.flows[self.state.active[: self.active]]
         return flows
+
+
+def carried_bytes(moved: "NDArray[np.int64]", part: "NDArray[np.float64]") -> "NDArray[np.int64]":
+    """Return the whole bytes that links carry of what flows have moved, of which each has a part."""
+    return np.where(part == 1.0, moved, np.rint(moved * part).astype(np.int64))
 
 
 def promoted(shares: ComponentShares, now_ns: int) -> tuple[IncrementalShares, list[int], int]:
@@ -242,19 +249,20 @@ def packed(starts: Sequence[Start], now_ns: int) -> Starts:
 def _room_for(flows: int, hops: int) -> Starts:
     whole = np.zeros((4, flows), np.int64)
     real = np.zeros((2, flows), np.float64)
-    offset, route = np.zeros(flows + 1, np.int64), np.zeros(hops, np.int32)
-    return Starts(whole[0], whole[1], real[0], real[1], whole[2], whole[3], offset, route)
+    offset, route, part = np.zeros(flows + 1, np.int64), np.zeros(hops, np.int32), np.ones(hops, np.float64)
+    return Starts(whole[0], whole[1], real[0], real[1], whole[2], whole[3], offset, route, part)
 
 
 def _write(fields: "Sequence[Any]", starts: Sequence[Start], now_ns: int) -> None:
     """Write flows into arrays, or views of arrays, with room for them."""
-    ready_ns, size, left, weight, flows, name, offset, route = fields
+    ready_ns, size, left, weight, flows, name, offset, route, part = fields
     at = 0
     for i, start in enumerate(starts):
-        name[i], path, size[i], left[i], weight[i], flows[i], _, _ = start
+        name[i], path, size[i], left[i], weight[i], flows[i], _, _, portions = start
         ready_ns[i] = now_ns
-        for link in path:
+        for link, portion in zip(path, portions or repeat(1.0), strict=False):
             route[at] = link
+            part[at] = portion
             at += 1
         offset[i + 1] = at
 

@@ -68,15 +68,16 @@ def _remove(s: State, flow: int, now_ns: int) -> None:
     flows, links, numbers = s.flows, s.links, s.numbers
     first = flow << numbers[SHIFT]
     bottleneck = flows[flow].bottleneck
-    rate = 0.0
+    level = 0.0
     if bottleneck != NOWHERE:
-        rate = flows[flow].weight * s.shares[bottleneck]
+        level = s.shares[bottleneck]
         let_go(s, flow, now_ns)
     for slot in range(first, first + flows[flow].hops):
         link = s.path[slot]
         start = links[link].start
         last = links[link].flows - 1
         here, end = start + s.position[slot], start + last
+        rate = s.weights[here] * level
         moved = s.members[end]
         s.members[here], s.holders[here], s.weights[here] = moved, s.holders[end], s.weights[end]
         s.position[moved] = s.position[slot]
@@ -103,8 +104,9 @@ def _remove(s: State, flow: int, now_ns: int) -> None:
 def _count_bytes(s: State, flow: int, moved: int) -> None:
     first = flow << s.numbers[SHIFT]
     for slot in range(first, first + s.flows[flow].hops):
-        s.links[s.path[slot]].bytes += moved
-    s.numbers[BYTE_HOPS] += moved * s.flows[flow].hops
+        carried = moved if s.part[slot] == 1.0 else int(np.rint(moved * s.part[slot]))
+        s.links[s.path[slot]].bytes += carried
+        s.numbers[BYTE_HOPS] += carried
 
 
 @inlined
@@ -172,7 +174,7 @@ def _begin(s: State, starts: Starts, i: int, now_ns: int) -> bool:
     flows[flow].flows = starts.flows[i]
     flows[flow].name = starts.name[i]
     numbers[BEGUN] += 1
-    _attach(s, flow, route, now_ns)
+    _attach(s, flow, route, starts.part[starts.offset[i] : starts.offset[i + 1]], now_ns)
     numbers[HOPS] += route.size
     s.active[numbers[ACTIVE]] = flow
     flows[flow].rank = numbers[ACTIVE]
@@ -181,7 +183,7 @@ def _begin(s: State, starts: Starts, i: int, now_ns: int) -> bool:
 
 
 @inlined
-def _attach(s: State, flow: int, route: "NDArray[np.int32]", now_ns: int) -> None:
+def _attach(s: State, flow: int, route: "NDArray[np.int32]", part: "NDArray[np.float64]", now_ns: int) -> None:
     """Make a flow a member of its links, and queue those that limit, or else the one with the least to spare."""
     links = s.links
     first = flow << s.numbers[SHIFT]
@@ -196,16 +198,18 @@ def _attach(s: State, flow: int, route: "NDArray[np.int32]", now_ns: int) -> Non
             links[link].busy_since_ns = now_ns
         s.path[first + hop] = link
         s.position[first + hop] = at
+        s.part[first + hop] = part[hop]
         place = links[link].start + at
-        s.members[place], s.holders[place], s.weights[place] = first + hop, NOWHERE, s.flows[flow].weight
+        s.members[place], s.holders[place] = first + hop, NOWHERE
+        s.weights[place] = s.flows[flow].weight * part[hop]
         links[link].flows = at + 1
         note(s, link, LOADED)
         links[link].flow_count += s.flows[flow].flows
         if s.shares[link] < np.inf:
             limited = True
             enqueue(s, link)
-        elif links[link].capacity - links[link].load < least:
-            least = links[link].capacity - links[link].load
+        elif (links[link].capacity - links[link].load) / part[hop] < least:
+            least = (links[link].capacity - links[link].load) / part[hop]
             tightest = link
     for slot in range(first + route.size, first + (1 << s.numbers[SHIFT])):
         s.path[slot] = NOWHERE
@@ -274,17 +278,18 @@ def _level(s: State, link: int) -> tuple[float, bool, float]:
 
 @inlined
 def _move(s: State, flow: int, link: int, change: float, lower: float) -> None:
-    """Add a change of a flow's rate, because of `link`, to its links; queue those others that it can move.
+    """Add a change of a flow's level, because of `link`, to the loads of its links; queue others that it can move.
 
     `lower` is the lower of the levels before and after.
     """
     links = s.links
+    change *= s.flows[flow].weight
     first = flow << s.numbers[SHIFT]
     for slot in range(first, first + (1 << s.numbers[SHIFT])):
         other = s.path[slot]
         if other == NOWHERE:
             break
-        links[other].load += change
+        links[other].load += change * s.part[slot]
         if links[other].changed == 0:
             note(s, other, LOADED)
         if other != link:
@@ -337,7 +342,7 @@ def _shift(s: State, link: int, share: float, now_ns: int) -> None:
     start = links[link].start
     for i in range(start, start + links[link].flows):
         if s.holders[i] == link:
-            _move(s, s.members[i] >> s.numbers[SHIFT], link, s.weights[i] * (share - old), min(old, share))
+            _move(s, s.members[i] >> s.numbers[SHIFT], link, share - old, min(old, share))
     links[link].load = links[link].capacity  # in the place of a running sum, which drifts
 
 
@@ -378,7 +383,7 @@ def _evaluate(s: State, link: int, now_ns: int) -> None:
                 let_go(s, flow, now_ns)
             hold(s, flow, where, now_ns)
         if level != before:
-            _move(s, flow, link, s.weights[place] * (level - before), min(before, level))
+            _move(s, flow, link, level - before, min(before, level))
     links[link].load = load  # in the place of a running sum, which drifts
 
 

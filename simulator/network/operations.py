@@ -23,7 +23,7 @@ from simulator.network.collectives_phases import Exchange, Phase, phases
 from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, start_ns, work_ns
 from simulator.network.fabric import DeadLinkError, Send
-from simulator.network.routing import Shares, portions
+from simulator.network.routing import Shares, Ways
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Topology
@@ -337,14 +337,15 @@ def _sends(network: Network, topology: Topology, operation: Operation, phase: Ph
         engines.expect(keys, half.size_bytes, half.size_bytes)
     unit = _unit_bytes(topology, shards, [half.size_bytes for half, _ in halves]) if operation.paced else None
     sends: list[Send] = []
+    ways = Ways(topology)
     for source, target, _, wire_bytes, keys in shards:
         if not wire_bytes:
             continue
         shares, through = network.route(source, target), engines.through(keys)
         weight = wire_bytes / unit if unit is not None else 1.0
-        for path, part, share in portions(wire_bytes, shares):
-            if part:
-                sends.append(Send(path, part, (source, target), weight * share, None, through))
+        if shares:
+            way = ways(source, target, shares)
+            sends.append(Send(way.path, wire_bytes, (source, target), weight, None, through, way))
     for half, keys in halves:
         weight = half.size_bytes / unit if unit is not None else 1.0
         sends.append(Send(half.path, half.size_bytes, None, weight, None, engines.through(keys)))

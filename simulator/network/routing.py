@@ -20,11 +20,13 @@ Shares = Sequence[tuple[Path, float]]
 """The paths of one transfer, each with its share of the bytes; the shares sum to 1. No path: source is target."""
 
 Spread = Callable[[Topology, int, int, int, int], Shares]
-"""The same arguments as those of a Routing to one path or several; `portions` makes whole bytes of the shares."""
+"""The same arguments as those of a Routing to one path or several; `together` makes one flow of them."""
 
 _MASK = (1 << 64) - 1
 KNOWN_PAIRS = 16_384
 """Pairs of ends of which a `Hashed` keeps what it found, at most."""
+KNOWN_WAYS = 1024
+"""Pairs of which `Ways` keeps it."""
 
 _DETOUR = 0x7A11A17  # tells the draw of an intermediate from that of a path
 
@@ -117,10 +119,7 @@ def spray(parameters: Spraying, topology: Topology, seed: int, source: int, targ
 
 
 class Sprayed(Sequence[tuple[Path, float]]):
-    """Equal shares of so many of all paths, evenly spaced from the `first` on; they are put together as they are read.
-
-    What has no bytes goes by the first alone, and a message that only tells of another has none.
-    """
+    """Equal shares of so many of all paths, evenly spaced from the `first` on; put together as they are read."""
 
     __slots__ = ("_chosen", "_first", "_paths")
 
@@ -130,8 +129,13 @@ class Sprayed(Sequence[tuple[Path, float]]):
     def __len__(self) -> int:
         return self._chosen
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all of the paths."""
+        return self._chosen == len(self._paths)
+
     def __iter__(self) -> Iterator[tuple[Path, float]]:
-        if self._chosen == len(self._paths):
+        if self.is_whole:
             return zip(self._paths, repeat(1 / self._chosen), strict=False)
         return map(self._at, range(self._chosen))
 
@@ -257,34 +261,55 @@ def _one(paths: Sequence[Path], seed: int, source: int, target: int, sequence: i
     return paths[mix(seed, source, target, sequence) % count if count > 1 else 0]
 
 
-def split_bytes(size_bytes: int, shares: Shares) -> list[int]:
-    """Return whole bytes for each share; they sum to `size_bytes`, and each is within one of its share.
+class Way(NamedTuple):
+    """Where a transfer goes as one flow."""
 
-    Raises ValueError when the shares do not sum to 1.
+    path: Path
+    """The path with the longest latency, which it has."""
+    links: Path
+    """All that it crosses."""
+    portions: tuple[float, ...]
+    """How much of it crosses each of these; none: all of it, on each."""
+
+
+def together(topology: Topology, shares: Shares) -> Way:
+    """Return the paths of a transfer as one way, on which it goes as fast as the slowest of them lets it.
+
+    Raises ValueError when there is no path, or the shares do not sum to 1.
     """
-    total, done, parts = 0.0, 0, []
-    for _, share in shares:
+    if len(shares) == 1:
+        [(path, _)] = shares
+        return Way(path, path, ())
+    portions: dict[int, float] = {}
+    total, ways = 0.0, list(shares)
+    for path, share in ways:
         total += share
-        upto = min(size_bytes, round(size_bytes * total))
-        parts.append(upto - done)
-        done = upto
+        for link in path:
+            portions[link] = portions.get(link, 0.0) + share
     if abs(total - 1) > 1e-9:
         raise ValueError(f"shares sum to {total}")
-    parts[-1] += size_bytes - done
-    return parts
+    slowest = max((path for path, _ in ways), key=topology.path_latency_ns)
+    exact = tuple(1.0 if portion > 1 - 1e-9 else portion for portion in portions.values())
+    return Way(slowest, tuple(portions), exact)
 
 
-def portions(size_bytes: int, shares: Shares) -> list[tuple[Path, int, float]]:
-    """Return (path, whole bytes, share) of what goes: by the first path always, by others where they have bytes.
+class Ways:
+    """`together` of one topology; what all paths of a pair of ends come to is kept, for so many pairs."""
 
-    Raises ValueError when the shares of several do not sum to 1.
-    """
-    if len(shares) < 2 or not size_bytes:
-        return [(path, size_bytes, share) for path, share in shares[:1]]
-    ways = list(shares)
-    parts = split_bytes(size_bytes, ways)
-    whole = [(path, part, share) for (path, share), part in zip(ways, parts, strict=True)]
-    return [whole[0], *(portion for portion in whole[1:] if portion[1])]
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._known: dict[tuple[int, int], Way] = {}
+
+    def __call__(self, source: int, target: int, shares: Shares) -> Way:
+        """Return the way of a transfer between two ends."""
+        if not isinstance(shares, Sprayed) or not shares.is_whole:
+            return together(self._topology, shares)
+        way = self._known.get((source, target))
+        if way is None:
+            if len(self._known) >= KNOWN_WAYS:
+                self._known.clear()
+            way = self._known[source, target] = together(self._topology, shares)
+        return way
 
 
 class RoutingKind(NamedTuple):

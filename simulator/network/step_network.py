@@ -149,6 +149,8 @@ class StepNetwork:
         transfer = self._begun(defused)
         for send in sends:
             loads = dict.fromkeys((*send.path, *send.through), 1.0)
+            if send.way is not None and send.way.portions:
+                loads = dict(zip(send.way.links, send.way.portions, strict=True)) | dict.fromkeys(send.through, 1.0)
             cap = send.cap_bytes_per_s
             least_ns = send.size_bytes * NS_PER_S / cap if cap else 0.0
             self._add(transfer, loads, send.size_bytes, send.path, latency_ns, least_ns)

@@ -28,7 +28,9 @@ def sequences(draw):
     capacity = st.one_of(st.just(0), st.integers(GB, 50 * GB), st.just(10 * GB))
     capacities = draw(st.lists(st.integers(GB, 50 * GB), min_size=links, max_size=links))
     path = st.lists(st.integers(0, links - 1), min_size=1, max_size=links, unique=True).map(tuple)
-    start = st.tuples(path, st.integers(1, 10**8), st.sampled_from([1, 1, 1, 2, 0.5, 3.25]))
+    portion = st.sampled_from([1.0, 0.5, 1 / 3, 0.125]) if draw(st.booleans()) else None
+    portions = st.just(()) if portion is None else st.one_of(st.just(()), st.lists(portion, min_size=9, max_size=9))
+    start = st.tuples(path, st.integers(1, 10**8), st.sampled_from([1, 1, 1, 2, 0.5, 3.25]), portions)
     change = st.tuples(st.integers(0, links - 1), capacity)
     step = st.tuples(
         st.sampled_from([0, 1, 10**3, 10**6, 10**7]), st.lists(start, max_size=5), st.lists(change, max_size=2)
@@ -40,7 +42,8 @@ def verify(shares, paths, weights, capacities):
     """Compare the rates of a solver's flows with a full solve of the same flows."""
     rates = shares.rates()
     names = sorted(rates)
-    exact = maxmin_rates([paths[name] for name in names], capacities, [weights[name] for name in names])
+    routes, portions = [[paths[name][at] for name in names] for at in (0, 1)]
+    exact = maxmin_rates(routes, capacities, [weights[name] for name in names], portions=portions)
     assert [rates[name] for name in names] == pytest.approx(exact, rel=1e-9, abs=1e-6)
 
 
@@ -62,10 +65,10 @@ def play(shares, capacities, steps, watch):
         until(then)
         now = then
         begun = []
-        for path, size, weight in starts:
-            name = len(paths)
-            paths[name], weights[name] = path, weight
-            begun.append(Start(name, path, size, size, weight))
+        for path, size, weight, portions in starts:
+            name, parts = len(paths), tuple(portions[: len(path)])
+            paths[name], weights[name] = (path, parts), weight
+            begun.append(Start(name, path, size, size, weight, portions=parts))
         ended, next_ns = shares.advance(begun, now)
         finish.update(dict.fromkeys(ended, now))
         watch(shares, paths, weights, capacities)

@@ -9,16 +9,20 @@ from hypothesis import strategies as st
 from simulator.network.maxmin import maxmin_rates
 
 
-def textbook(paths, capacities, weights, caps):
+def textbook(paths, capacities, weights, caps, portions):
     """Progressive filling as in the textbook: raise all unfixed flows together until a link fills or a cap is met."""
+    share = [
+        {link: Fraction(part) for link, part in zip(path, own, strict=True)}
+        for path, own in zip(paths, portions, strict=True)
+    ]
     rates = [Fraction(0)] * len(paths)
     rising = set(range(len(paths)))
     while rising:
         steps = [(Fraction(caps[f]) - rates[f]) / Fraction(weights[f]) for f in rising if caps[f] is not None]
         for link, capacity in enumerate(capacities):
-            pull = sum(Fraction(weights[f]) for f in rising if link in paths[f])
+            pull = sum(Fraction(weights[f]) * share[f][link] for f in rising if link in paths[f])
             if pull:
-                load = sum(rates[f] for f in range(len(paths)) if link in paths[f])
+                load = sum(rates[f] * share[f][link] for f in range(len(paths)) if link in paths[f])
                 steps.append((Fraction(capacity) - load) / pull)
         step = min(steps)
         for f in rising:
@@ -26,7 +30,7 @@ def textbook(paths, capacities, weights, caps):
         full = {
             link
             for link, capacity in enumerate(capacities)
-            if sum(rates[f] for f in range(len(paths)) if link in paths[f]) == capacity
+            if sum(rates[f] * share[f][link] for f in range(len(paths)) if link in paths[f]) == capacity
         }
         rising = {f for f in rising if not full & set(paths[f]) and rates[f] != caps[f]}
     return rates
@@ -42,23 +46,25 @@ def systems(draw):
     cap = st.one_of(st.none(), st.integers(0, 10**12))
     weights = draw(st.lists(weight, min_size=len(paths), max_size=len(paths)))
     caps = draw(st.lists(cap, min_size=len(paths), max_size=len(paths)))
-    return paths, capacities, weights, caps
+    part = st.sampled_from([1, 1, 0.5, 0.25, 0.75]) if draw(st.booleans()) else st.just(1)
+    portions = [draw(st.lists(part, min_size=len(path), max_size=len(path))) for path in paths]
+    return paths, capacities, weights, caps, portions
 
 
 @given(systems())
 @settings(max_examples=400, deadline=None)
 def test_agrees_with_the_textbook(system):
-    paths, capacities, weights, caps = system
+    paths, capacities, weights, caps, portions = system
     open_caps = [float("inf") if cap is None else cap for cap in caps]
-    rates = maxmin_rates(paths, capacities, weights, open_caps)
-    for rate, exact in zip(rates, textbook(paths, capacities, weights, caps), strict=True):
+    rates = maxmin_rates(paths, capacities, weights, open_caps, portions)
+    for rate, exact in zip(rates, textbook(paths, capacities, weights, caps, portions), strict=True):
         assert rate == pytest.approx(float(exact), rel=1e-9, abs=1e-6)
 
 
 @given(systems(), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None)
 def test_is_blind_to_the_order_of_flows_and_to_links_nobody_uses(system, random):
-    paths, capacities, _, _ = system
+    paths, capacities, *_ = system
     rates = maxmin_rates(paths, capacities)
     order = list(range(len(paths)))
     random.shuffle(order)
@@ -113,6 +119,13 @@ def test_weights_divide_a_link_in_proportion():
 def test_caps_leave_their_rest_to_the_others():
     # a cap k below the share c/3 leaves (c - k)/2 to each of the others; a cap above it changes nothing
     assert maxmin_rates([(0,)] * 3, [12], caps=[2, 100, float("inf")]) == [2, 5, 5]
+
+
+def test_a_sprayed_flow_is_as_fast_as_its_narrowest_path_lets_it():
+    # over a NIC of capacity c and two paths with half of it each: min(c, 2 p1, 2 p2)
+    assert maxmin_rates([(0, 1, 2)], [10, 4, 9], portions=[(1, 0.5, 0.5)]) == [8]
+    # a flow of its own on path 1 takes r there and the sprayed one r / 2: r = 2 p1 / 3 for both
+    assert maxmin_rates([(0, 1, 2), (1,)], [10, 6, 9], portions=[(1, 0.5, 0.5), (1,)]) == [4, 4]
 
 
 def test_a_dead_link_stops_its_flows_and_frees_the_rest():

@@ -467,8 +467,10 @@ def test_a_spread_transfer_uses_all_its_paths_at_once():
     done = fabric.transfer([(0, 1, SEND + 1)])
     env.run()
     assert done.ok
-    assert env.now == 1_000 + 10_000_001  # half the bytes each; one has the odd byte
-    assert sum(row[5] for row in fabric.link_rows(env.now)) == SEND + 1
+    assert env.now == 1_000 + 10_000_001  # half the bytes each
+    assert [row[5] for row in fabric.link_rows(env.now)] == [SEND // 2] * 2  # of the odd byte half a one, rounded
+    assert [row[9] for row in fabric.link_rows(env.now)] == [1, 1]
+    assert fabric.completed_flows == 1
 
 
 def test_wrong_capacities_and_flows_are_refused():

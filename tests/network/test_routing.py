@@ -10,11 +10,12 @@ from simulator.network.routing import (
     Hashed,
     OnPlane,
     Spraying,
+    Ways,
     ecmp,
     mix,
     mixed,
     routing,
-    split_bytes,
+    together,
     without_loops,
 )
 from simulator.topology import build_topology
@@ -53,20 +54,28 @@ def test_every_routing_gives_whole_simple_paths_and_shares_that_sum_to_one(fabri
         assert ends(topology, path) == (topology.sites[source].name, topology.sites[target].name)
 
 
-@given(st.integers(0, 10**15), st.lists(st.integers(1, 1000), min_size=1, max_size=40))
-def test_bytes_are_split_whole(size, weights):
-    total = sum(weights)
-    shares = tuple(((i,), weight / total) for i, weight in enumerate(weights))
-    parts = split_bytes(size, shares)
-    assert sum(parts) == size
-    for part, (_, share) in zip(parts, shares, strict=True):
-        assert part >= 0
-        assert abs(part - size * share) <= 1 + size * 1e-12
+@given(st.integers(0, 7), st.integers(0, 7), st.one_of(st.none(), st.integers(1, 8)), st.integers(0, 9))
+def test_a_sprayed_transfer_puts_on_each_link_what_its_paths_do(source, target, paths, sequence):
+    shares = routing("spray", Spraying(paths=paths))(CLOS, 0, source, target, sequence)
+    if not shares:
+        assert source == target
+        return
+    way = together(CLOS, shares)
+    assert way.path in [path for path, _ in shares]
+    expected = {}
+    for path, share in shares:
+        for link in path:
+            expected[link] = expected.get(link, 0) + share
+    assert dict(zip(way.links, way.portions or [1.0] * len(way.links), strict=True)) == pytest.approx(expected)
+    first, last = way.path[0], way.path[-1]
+    assert all(way.portions[way.links.index(link)] == 1.0 for link in (first, last) if way.portions)  # no rounding
+    known = Ways(CLOS)
+    assert known(source, target, shares) == known(source, target, shares) == way
 
 
 def test_shares_that_do_not_sum_to_one_are_refused():
     with pytest.raises(ValueError, match="sum to"):
-        split_bytes(10, (((1,), 0.25),))
+        together(CLOS, (((1,), 0.25), ((2,), 0.25)))
 
 
 def test_spraying_takes_every_path_once():
