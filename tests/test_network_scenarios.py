@@ -170,7 +170,7 @@ def test_bad_network_scenarios_say_where(tmp_path, topology, traffic, says):
 @pytest.mark.parametrize(
     ("preset", "network", "said"),
     [
-        ("clos3-h100", "{routing: spray}", "network.routing.spray: up to 16,384 flows for each transfer"),
+        ("clos3-h100", "{routing: spray}", "network.routing.spray: up to 16,384 paths for each transfer"),
         ("clos3-h100", "{routing: {spray: {paths: 64}}}", None),
         ("clos3-h100", "{routing: spray, fidelity: load}", None),
         ("clos-h100", "{routing: spray}", None),

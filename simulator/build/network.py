@@ -131,7 +131,7 @@ def check_network(scenario: Scenario, topology: Topology) -> None:
 
 
 def many_paths(scenario: Scenario, topology: Topology) -> list[str]:
-    """Return a note where spraying makes so many flows of each transfer that a run takes long."""
+    """Return a note where spraying puts each transfer on so many links that a run takes long."""
     name, plane, some = _routed(scenario, topology)
     if name != "spray" or some is not None or scenario.network.fidelity != "flow" or len(topology.sites) < 2:
         return []
@@ -139,7 +139,7 @@ def many_paths(scenario: Scenario, topology: Topology) -> list[str]:
         most = len(topology.paths(0, len(topology.sites) - 1, plane))
     except InputError:  # these two are not joined: a flow between them is refused when there is one
         return []
-    what = f"up to {most:,} flows for each transfer, one a path; `paths: 64`, evenly spaced, takes far less time"
+    what = f"up to {most:,} paths for each transfer, and as many links; `paths: 64`, evenly spaced, takes less time"
     return [f"network.routing.spray: {what}"] if most > MANY_PATHS else []
 
 

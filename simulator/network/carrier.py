@@ -25,9 +25,8 @@ class Carrier:
     """
 
     def __init__(self, network: Network, topology: Topology, seed: int, spread: Spread, lane: int = 0) -> None:
-        self._network, self._topology, self._seed = network, topology, seed
-        self._spread, self._lane = spread, lane
-        self._ways = Ways(topology)
+        self._network, self._lane = network, lane
+        self._ways = Ways(topology, seed, spread)
         self._sent = 0
 
     def transfer(self, shards: Sequence[tuple[int, int, int]]) -> Event:
@@ -35,8 +34,7 @@ class Carrier:
         sends: list[Send] = []
         for source, target, size_bytes in shards:
             self._sent += 1
-            shares = self._spread(self._topology, self._seed, source, target, self._sent)
-            if shares:
-                way = self._ways(source, target, shares if size_bytes else shares[:1])
+            way = self._ways(source, target, self._sent)
+            if way is not None:
                 sends.append(Send(way.path, size_bytes, (source, target), way=way))
         return self._network.launch(sends, self._lane)

@@ -81,7 +81,7 @@ class Fabric:
         self._route = routing
         self._way = Hashed(topology, seed) if routing is ecmp else partial(routing, topology, seed)
         self._spread = spread
-        self._ways = Ways(topology)
+        self._ways = Ways(topology, seed, spread) if spread is not None else None
         self._adaptive = spread if isinstance(spread, AdaptiveRouting) else None
         self._on_dead_link = on_dead_link
         self._transport = transport
@@ -122,8 +122,10 @@ class Fabric:
             if size_bytes < 0:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
             self._names += 1
-            if self._spread is not None:
-                self._scatter(transfer, source, target, size_bytes, lane)
+            if self._ways is not None:
+                if way := self._ways(source, target, self._names):
+                    flow = self._launch(transfer, way.path, size_bytes, lane)
+                    flow.ends, flow.path, flow.portions = (source, target), way.links, way.portions
             elif path := self._route(self.topology, self.seed, source, target, self._names):
                 self._launch(transfer, path, size_bytes, lane).ends = source, target
         return self._under_way(transfer)
@@ -148,14 +150,6 @@ class Fabric:
             flow.ends = ends
             self._enqueue(flow, latency_ns)
 
-    def _scatter(self, transfer: Transfer, source: int, target: int, size_bytes: int, lane: int) -> None:
-        assert self._spread is not None
-        shares = self._spread(self.topology, self.seed, source, target, self._names)
-        if shares:
-            way = self._ways(source, target, shares if size_bytes else shares[:1])
-            flow = self._launch(transfer, way.path, size_bytes, lane)
-            flow.ends, flow.path, flow.portions = (source, target), way.links, way.portions
-
     def route(self, source: int, target: int) -> Shares:
         """Return the paths that the routing has for the next transfer between two endpoints, each with its share.
 
@@ -166,6 +160,14 @@ class Fabric:
             return self._spread(self.topology, self.seed, source, target, self._names)
         path = self._route(self.topology, self.seed, source, target, self._names)
         return ((path, 1.0),) if path else ()
+
+    def way(self, source: int, target: int) -> Way | None:
+        """Return the way of the next transfer between two endpoints, as `route` has it; None within one."""
+        if self._ways is not None:
+            self._names += 1
+            return self._ways(source, target, self._names)
+        shares = self.route(source, target)
+        return together(self.topology, shares) if shares else None
 
     def launch(
         self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False

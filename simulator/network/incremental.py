@@ -6,8 +6,8 @@ it loads the compiler's runtime, and compiles on the first use on a machine.
 
 import sys
 import threading
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -260,10 +260,14 @@ def _write(fields: "Sequence[Any]", starts: Sequence[Start], now_ns: int) -> Non
     for i, start in enumerate(starts):
         name[i], path, size[i], left[i], weight[i], flows[i], _, _, portions = start
         ready_ns[i] = now_ns
-        for link, portion in zip(path, portions or repeat(1.0), strict=False):
-            route[at] = link
-            part[at] = portion
-            at += 1
+        if portions:
+            end = at + len(path)
+            route[at:end], part[at:end] = array("i", path), array("d", portions)
+            at = end
+        else:
+            for link in path:
+                route[at], part[at] = link, 1.0
+                at += 1
         offset[i + 1] = at
 
 

@@ -23,7 +23,7 @@ from simulator.network.collectives_phases import Exchange, Phase, phases
 from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, start_ns, work_ns
 from simulator.network.fabric import DeadLinkError, Send
-from simulator.network.routing import Shares, Ways
+from simulator.network.routing import Way
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Topology
@@ -39,8 +39,8 @@ Floats = NDArray[np.float64]
 class Network(Protocol):
     """What runs flows: a Fabric, or a StepNetwork."""
 
-    def route(self, source: int, target: int) -> Shares:
-        """Return the paths of the next transfer and their shares."""
+    def way(self, source: int, target: int) -> Way | None:
+        """Return the way of the next transfer between two endpoints; None within one device."""
 
     def launch(self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None) -> Transfer:
         """Send over chosen paths; `latency_ns` takes the place of theirs."""
@@ -337,14 +337,12 @@ def _sends(network: Network, topology: Topology, operation: Operation, phase: Ph
         engines.expect(keys, half.size_bytes, half.size_bytes)
     unit = _unit_bytes(topology, shards, [half.size_bytes for half, _ in halves]) if operation.paced else None
     sends: list[Send] = []
-    ways = Ways(topology)
     for source, target, _, wire_bytes, keys in shards:
         if not wire_bytes:
             continue
-        shares, through = network.route(source, target), engines.through(keys)
+        way, through = network.way(source, target), engines.through(keys)
         weight = wire_bytes / unit if unit is not None else 1.0
-        if shares:
-            way = ways(source, target, shares)
+        if way is not None:
             sends.append(Send(way.path, wire_bytes, (source, target), weight, None, through, way))
     for half, keys in halves:
         weight = half.size_bytes / unit if unit is not None else 1.0

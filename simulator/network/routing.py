@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, overload
 from simulator.errors import InputError, unknown
 from simulator.strict import Count, Strict
 from simulator.topology.graph import Path, Topology
+from simulator.topology.spreading import path_weights
 
 Routing = Callable[[Topology, int, int, int, int], Path]
 """(topology, seed, source device, target device, sequence number of the flow) to a path."""
@@ -25,8 +26,8 @@ Spread = Callable[[Topology, int, int, int, int], Shares]
 _MASK = (1 << 64) - 1
 KNOWN_PAIRS = 16_384
 """Pairs of ends of which a `Hashed` keeps what it found, at most."""
-KNOWN_WAYS = 1024
-"""Pairs of which `Ways` keeps it."""
+KNOWN_WAYS = 4096
+"""Pairs of which a `Ways` keeps all that it has found, at most."""
 
 _DETOUR = 0x7A11A17  # tells the draw of an intermediate from that of a path
 
@@ -121,10 +122,10 @@ def spray(parameters: Spraying, topology: Topology, seed: int, source: int, targ
 class Sprayed(Sequence[tuple[Path, float]]):
     """Equal shares of so many of all paths, evenly spaced from the `first` on; put together as they are read."""
 
-    __slots__ = ("_chosen", "_first", "_paths")
+    __slots__ = ("_chosen", "_first", "paths")
 
     def __init__(self, paths: Sequence[Path], first: int, chosen: int) -> None:
-        self._paths, self._first, self._chosen = paths, first, chosen
+        self.paths, self._first, self._chosen = paths, first, chosen
 
     def __len__(self) -> int:
         return self._chosen
@@ -132,11 +133,11 @@ class Sprayed(Sequence[tuple[Path, float]]):
     @property
     def is_whole(self) -> bool:
         """Whether it has all of the paths."""
-        return self._chosen == len(self._paths)
+        return self._chosen == len(self.paths)
 
     def __iter__(self) -> Iterator[tuple[Path, float]]:
         if self.is_whole:
-            return zip(self._paths, repeat(1 / self._chosen), strict=False)
+            return zip(self.paths, repeat(1 / self._chosen), strict=False)
         return map(self._at, range(self._chosen))
 
     @overload
@@ -149,8 +150,8 @@ class Sprayed(Sequence[tuple[Path, float]]):
         return self._at(range(self._chosen)[index])
 
     def _at(self, index: int) -> tuple[Path, float]:
-        count = len(self._paths)
-        return self._paths[(self._first + index * count // self._chosen) % count], 1 / self._chosen
+        count = len(self.paths)
+        return self.paths[(self._first + index * count // self._chosen) % count], 1 / self._chosen
 
 
 def hashed(parameters: OnPlane, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
@@ -280,35 +281,43 @@ def together(topology: Topology, shares: Shares) -> Way:
     if len(shares) == 1:
         [(path, _)] = shares
         return Way(path, path, ())
-    portions: dict[int, float] = {}
-    total, ways = 0.0, list(shares)
-    for path, share in ways:
-        total += share
-        for link in path:
-            portions[link] = portions.get(link, 0.0) + share
-    if abs(total - 1) > 1e-9:
-        raise ValueError(f"shares sum to {total}")
-    slowest = max((path for path, _ in ways), key=topology.path_latency_ns)
-    exact = tuple(1.0 if portion > 1 - 1e-9 else portion for portion in portions.values())
-    return Way(slowest, tuple(portions), exact)
+    if isinstance(shares, Sprayed) and shares.is_whole:
+        portions = path_weights(shares.paths)
+    else:
+        portions = {}
+        for path, share in shares:
+            for link in path:
+                portions[link] = portions.get(link, 0.0) + share
+        if abs(sum([share for _, share in shares]) - 1) > 1e-9:
+            raise ValueError(f"shares do not sum to 1: {[share for _, share in shares]}"[:100])
+    slowest = max((path for path, _ in shares), key=topology.path_latency_ns)
+    exact: dict[float, float] = {}  # few are different
+    for portion in portions.values():
+        exact[portion] = 1.0 if portion > 1 - 1e-9 else portion
+    return Way(slowest, tuple(portions), tuple(map(exact.__getitem__, portions.values())))
 
 
 class Ways:
-    """`together` of one topology; what all paths of a pair of ends come to is kept, for so many pairs."""
+    """The way of each transfer by one spread; where that is all paths of its ends, whatever its number, it is kept."""
 
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
+    def __init__(self, topology: Topology, seed: int, spread: Spread) -> None:
+        self._topology, self._seed, self._spread = topology, seed, spread
         self._known: dict[tuple[int, int], Way] = {}
 
-    def __call__(self, source: int, target: int, shares: Shares) -> Way:
-        """Return the way of a transfer between two ends."""
-        if not isinstance(shares, Sprayed) or not shares.is_whole:
-            return together(self._topology, shares)
-        way = self._known.get((source, target))
-        if way is None:
+    def __call__(self, source: int, target: int, sequence: int) -> Way | None:
+        """Return the way of transfer number `sequence` between two ends; None within one device."""
+        ends = source, target
+        way = self._known.get(ends)
+        if way is not None:
+            return way
+        shares = self._spread(self._topology, self._seed, source, target, sequence)
+        if not shares:
+            return None
+        way = together(self._topology, shares)
+        if isinstance(shares, Sprayed) and shares.is_whole:
             if len(self._known) >= KNOWN_WAYS:
                 self._known.clear()
-            way = self._known[source, target] = together(self._topology, shares)
+            self._known[ends] = way
         return way
 
 

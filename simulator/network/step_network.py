@@ -20,7 +20,7 @@ from simulator.errors import InvariantError
 from simulator.network.bundle import Transfer
 from simulator.network.component import FORGIVEN_NS
 from simulator.network.fabric import DeadLinkError, LinkRow, Send
-from simulator.network.routing import Shares, Spread
+from simulator.network.routing import Shares, Spread, Way, together
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 from simulator.topology.spreading import path_weights
@@ -121,6 +121,11 @@ class StepNetwork:
             return tuple(self._spread(self.topology, self.seed, source, target, self._names))
         paths = self.topology.paths(source, target, self._plane)
         return tuple((path, 1 / len(paths)) for path in paths)
+
+    def way(self, source: int, target: int) -> Way | None:
+        """Return the way of the next transfer, as `route` has it; None within one device."""
+        shares = self.route(source, target)
+        return together(self.topology, shares) if shares else None
 
     def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
         """Send shards of (source, target, bytes) at once; the event fires when the last has arrived."""

@@ -69,12 +69,12 @@ def test_a_sprayed_transfer_puts_on_each_link_what_its_paths_do(source, target, 
     assert dict(zip(way.links, way.portions or [1.0] * len(way.links), strict=True)) == pytest.approx(expected)
     first, last = way.path[0], way.path[-1]
     assert all(way.portions[way.links.index(link)] == 1.0 for link in (first, last) if way.portions)  # no rounding
-    known = Ways(CLOS)
-    assert known(source, target, shares) == known(source, target, shares) == way
+    known = Ways(CLOS, 0, routing("spray", Spraying(paths=paths)))
+    assert known(source, target, sequence) == known(source, target, sequence) == way
 
 
 def test_shares_that_do_not_sum_to_one_are_refused():
-    with pytest.raises(ValueError, match="sum to"):
+    with pytest.raises(ValueError, match="do not sum to 1"):
         together(CLOS, (((1,), 0.25), ((2,), 0.25)))
 
 
