@@ -44,7 +44,7 @@ def test_tokens_sent_together_come_with_the_last_of_them_and_change_nothing_else
     assert (short.first_token_ns == short.finish_ns).all()
     long = after[after.output_tokens > 200]
     share = (long.first_token_ns - long.decode_start_ns) / (long.finish_ns - long.decode_start_ns)
-    assert share.to_numpy() == pytest.approx((19 / (long.output_tokens - 1)).to_numpy(), rel=0.3)
+    assert (share * (long.output_tokens - 1) / 19).median() == pytest.approx(1, rel=0.1)  # prompts come in between
     ours, theirs = many.summary, plain.summary
     assert ours["ttft"]["mean"] > theirs["ttft"]["mean"] + 10 * theirs["tpot"]["p50"]
     assert ours["tpot"]["mean"] < theirs["tpot"]["mean"]
