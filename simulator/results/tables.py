@@ -65,7 +65,7 @@ REQUESTS = Table(
         _time("decode_start_ns", "the first iteration that decoded it began", nullable=True),
         _time("finish_ns", "its last output token was ready", nullable=True),
         Column("prompt_tokens", "int64", "tokens", "length of the prompt"),
-        Column("output_tokens", "int64", "tokens", "length of the answer, or of each of several, that was asked for"),
+        Column("output_tokens", "int64", "tokens", "length of the answer, or of the longest of several, asked for"),
         Column(
             "generated_tokens",
             "int64",

@@ -50,7 +50,7 @@ class Recording:
                 r.finish_ns,
                 r.prompt_tokens,
                 r.output_tokens,
-                r.samples * r.generated,
+                r.made_tokens,
                 r.cached_tokens,
                 r.prefill_instance,
                 r.decode_instance,
@@ -97,5 +97,5 @@ class Recording:
 
     def _preempted(self, now_ns: int, instance: str, request: Request) -> None:
         self.preemptions += 1
-        made = request.samples * request.generated
+        made = request.made_tokens
         self.event(now_ns, "preempted", instance, f"request {request.request_id}, {made} tokens generated")
