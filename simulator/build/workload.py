@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator import catalog
 from simulator.errors import InputError, Problem
+from simulator.results.metrics import GROUPS, member_of
 from simulator.scenario.pool import KV
 from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import Callers, SyntheticWorkload, TraceWorkload
@@ -149,6 +150,7 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     trace = KEPT.open(path, section.format, mapping, section.strict_rows, scenario.seed)
     present = set(trace.columns_present)
     _check_predicted(scenario, present)
+    _check_expected(scenario, present)
     _check_samples(scenario, "samples" in present)
     notes += [f"trace {path.name}: {note}" for note in trace.notes]
     hashed, known = "prefix_hashes" in present, bool(present & {"prefix_hashes", "session", "prefix"})
@@ -201,6 +203,7 @@ def _read(scenario: Scenario) -> set[str]:
             read.update(("prefix_hashes", "prefix", "prefix_tokens", "session", "turn"))
     for columns in _router_columns(scenario):
         read.update(columns)
+    read.update(member.kind for member in scenario.expected_of if member.kind in GROUPS)
     if "session" in read:
         read.add("turn")
     if serving.admission.tenant != type(serving.admission.tenant)():
@@ -231,6 +234,18 @@ def _check_predicted(scenario: Scenario, present: set[str]) -> None:
         if "predicted_tokens" in ORDERS[queue].reads:
             what = f"{queue} needs `workload.prediction`, or a trace with predicted_tokens"
             raise InputError(scenario.located(Problem(what, path=f"{group.at}.queue")))
+
+
+def _check_expected(scenario: Scenario, present: set[str]) -> None:
+    """Raise InputError where something is expected of tenants or priorities that neither trace nor law has."""
+    for each in scenario.expect:
+        member = member_of(each.metric)
+        if member is None or member.kind not in GROUPS or member.kind in present:
+            continue
+        if getattr(scenario.workload, GROUPS[member.kind]) is None:
+            what = f"the trace has no {GROUPS[member.kind]}"
+            allowed = f"a trace with the column {member.kind}, or `workload.{GROUPS[member.kind]}`"
+            raise InputError(scenario.located(Problem(what, path=f"expect.{each.metric}", allowed=allowed)))
 
 
 def _check_samples(scenario: Scenario, recorded: bool) -> None:

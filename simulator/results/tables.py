@@ -88,6 +88,16 @@ REQUESTS = Table(
     ),
 )
 
+CALLERS = Table(
+    "callers",
+    "One row per row of `requests`, in the same order, of a run whose `expect:` asks for tenants or priorities.",
+    (
+        Column("request_id", "int64", "", "number of the request in order of arrival, from 0"),
+        _text("tenant", "whose request it is; null when nobody said", nullable=True),
+        _text("priority", "the whole number that says how soon it is served: the higher, the sooner"),
+    ),
+)
+
 INSTANCES = Table(
     "instances",
     "One row per instance and window of the scenario's `results.interval`; windows without work that follow each other "
@@ -198,7 +208,7 @@ COLLECTIVES = Table(
     ),
 )
 
-TABLES = (REQUESTS, INSTANCES, POWER, LINKS, EVENTS, FLOWS, COLLECTIVES)
+TABLES = (REQUESTS, CALLERS, INSTANCES, POWER, LINKS, EVENTS, FLOWS, COLLECTIVES)
 
 
 def arrow_schema(table: Table) -> Any:
