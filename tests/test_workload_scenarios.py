@@ -102,7 +102,7 @@ def test_columns_that_nothing_reads_are_said(
     tmp_path: Path, leave_out: tuple[str, ...], pool: dict[str, Any], serving: dict[str, Any], read: set[str]
 ) -> None:
     found = without_effect(tmp_path, trace(tmp_path, leave_out), pool, **serving)
-    assert found == set(OPTIONAL) - set(leave_out) - read - {"cancel_ns", "samples"}
+    assert found == set(OPTIONAL) - set(leave_out) - read - {"cancel_ns", "samples", "sample_tokens"}
 
 
 def test_laws_that_nothing_reads_are_said(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_what_callers_say_reaches_the_requests(tmp_path: Path) -> None:
     plan = plan_workload(load(scenario(tmp_path, {"trace": str(path)})), [])
     [batch] = plan.arrivals(1.0)
     traits = list(batch.traits)
-    assert traits[:2] == [("x", 0, 30, 1, 1_000_000), ("y", 1, 31, 1, -1)]
+    assert traits[:2] == [("x", 0, 30, 1, 1_000_000, None), ("y", 1, 31, 1, -1, None)]
     assert traits[2].tenant is None
     plain = trace(tmp_path, OPTIONAL)
     [batch] = plan_workload(load(scenario(tmp_path, {"trace": str(plain)})), []).arrivals(1.0)

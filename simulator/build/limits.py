@@ -192,13 +192,15 @@ def _best_rate(engine: Engine, prompt: int) -> float:
 
 
 def _requests(blueprint: Blueprint) -> tuple[Lengths, Lengths, bool]:
-    """Return prompt and output tokens of the requests that may come in, and whether each asks for one answer."""
+    """Return the tokens of prompts and longest answers of requests that may come in, and whether each wants but one."""
+    from simulator.workload.answers import longest_answers
+
     admission, batches = blueprint.admission, list(blueprint.workload.batches())
     if not batches:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), True
-    prompts, outputs = (
-        np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]).astype(np.int64)
-        for name in ("prompt_tokens", "output_tokens")
+    prompts = np.concatenate([batch.column("prompt_tokens").to_numpy() for batch in batches])
+    outputs = np.concatenate(
+        [longest_answers(batch.column("output_tokens").to_numpy(), batch.column("sample_tokens")) for batch in batches]
     )
     whole = prompts + outputs
     fit = (whole <= admission.max_context) & (prompts <= admission.prefill_tokens)

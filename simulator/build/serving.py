@@ -39,6 +39,8 @@ from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
 from simulator.results.folder import RunFolder
+from simulator.results.groups import add_groups
+from simulator.results.metrics import GROUPS
 from simulator.results.summary import summarise
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.schema import Scenario, Serving
@@ -180,7 +182,7 @@ class System:
         scenario = blueprint.scenario
         serving = scenario.serving
         assert serving is not None
-        recording = Recording(folder, scenario.results.interval)
+        recording = Recording(folder, scenario.results.interval, any(m.kind in GROUPS for m in scenario.expected_of))
         self.blueprint = blueprint
         self.notes = blueprint.notes
         self.env = Clock()
@@ -382,6 +384,8 @@ class System:
         if hourly is not None:
             summary["price"]["pools"] = {group.name: _per_hour(group) for group in self.blueprint.groups}
         summary["requests"]["rejected_by"] = self.frontend.reasons
+        expected = self.blueprint.scenario.expected_of
+        self.notes += add_groups(summary, folder, expected, limits, summary["simulated_s"])
         if self._lower:
             summary["tiers"] = tier_figures(self._lower, self.blueprint.workload.unit_tokens)
         return summary

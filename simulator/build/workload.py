@@ -9,6 +9,7 @@ import numpy as np
 
 from simulator import catalog
 from simulator.errors import InputError, Problem
+from simulator.results.metrics import GROUPS, member_of
 from simulator.scenario.pool import KV
 from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import Callers, SyntheticWorkload, TraceWorkload
@@ -39,12 +40,13 @@ _DRAWN = {
     "tenants": "tenant",
     "priorities": "priority",
     "samples": "samples",
+    "sample_tokens": "sample_tokens",
     "prediction": "predicted_tokens",
     "prefixes": "prefix",
     "sessions": "session",
 }
 """Sections of `workload:` that draw a column."""
-_TRAITS = {"tenant": None, "priority": 0, "predicted_tokens": -1, "samples": 1, "cancel_ns": -1}
+_TRAITS = {"tenant": None, "priority": 0, "predicted_tokens": -1, "samples": 1, "cancel_ns": -1, "sample_tokens": None}
 """The columns that become `Traits`, in their order, and what stands for null."""
 
 
@@ -94,7 +96,7 @@ def _traits(batch: "pa.RecordBatch") -> Iterator[Traits]:
         for (name, column), default in zip(columns.items(), _TRAITS.values(), strict=True)
     ]
     rows = zip(*lists, strict=False)
-    if "predicted_tokens" in said or "cancel_ns" in said:
+    if not {"predicted_tokens", "cancel_ns", "sample_tokens"}.isdisjoint(said):
         return map(Traits._make, rows)
     known: dict[tuple[Any, ...], Traits] = {}
     return (known.get(row) or known.setdefault(row, Traits._make(row)) for row in rows)
@@ -118,6 +120,7 @@ def plan_workload(scenario: Scenario, notes: list[str]) -> Workload:
 
 
 def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
+    from simulator.workload.lengths import Fixed
     from simulator.workload.synthesis import synthesize
 
     section, caches = scenario.workload, _caches(scenario)
@@ -125,6 +128,9 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     _check_samples(scenario, False)
     choices = section.arrivals, section.prompt_tokens, section.output_tokens
     arrivals, prompts, outputs = (choice.parameters.law() for choice in choices)
+    several, further = section.samples is not None, section.laws().sample_tokens
+    differ = several and not (isinstance(outputs, Fixed) and further == outputs)
+    notes += _check_answers(scenario, several, differ, section.sessions is not None)
     prefixes = section.prefixes.law() if section.prefixes is not None else None
     sessions = section.sessions.law() if section.sessions is not None else None
     draw = partial(synthesize, scenario.seed, section.requests, arrivals, prompts, outputs, prefixes, sessions)
@@ -144,9 +150,13 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     trace = KEPT.open(path, section.format, mapping, section.strict_rows, scenario.seed)
     present = set(trace.columns_present)
     _check_predicted(scenario, present)
+    _check_expected(scenario, present)
     _check_samples(scenario, "samples" in present)
     notes += [f"trace {path.name}: {note}" for note in trace.notes]
     hashed, known = "prefix_hashes" in present, bool(present & {"prefix_hashes", "session", "prefix"})
+    differ = section.sample_tokens is not None or ("sample_tokens" in present and section.samples is None)
+    several = section.samples is not None or "samples" in present
+    notes += _check_answers(scenario, several, differ, "session" in present and not hashed)
     if caches and not known:
         what = f"trace {path.name} has no prefix_hashes, session or prefix, so no prompts begin alike"
         notes.append(f"kv.prefix_cache: {what}")
@@ -155,6 +165,7 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
         why_not |= dict.fromkeys(("session", "turn", "prefix", "prefix_tokens"), "prompts are known by prefix_hashes")
         read -= {"prefix", "prefix_tokens", *(() if _routed_by_session(scenario) else ("session", "turn"))}
     drawn = {column for key, column in _DRAWN.items() if getattr(section, key, None) is not None}
+    drawn |= {"sample_tokens"} if "samples" in drawn else set()
     reasons: dict[str, list[str]] = {}
     for column in trace.columns_present:
         if column in drawn:
@@ -185,13 +196,14 @@ def _read(scenario: Scenario) -> set[str]:
     """Return which columns of a trace something in the scenario goes by."""
     serving = scenario.serving
     assert serving is not None
-    read = {"cancel_ns", "samples"}
+    read = {"cancel_ns", "samples", "sample_tokens"}
     for group in serving.groups:
         read.update(ORDERS[group.pool.queue.name].reads)
         if group.pool.kv.prefix_cache is not None:
             read.update(("prefix_hashes", "prefix", "prefix_tokens", "session", "turn"))
     for columns in _router_columns(scenario):
         read.update(columns)
+    read.update(member.kind for member in scenario.expected_of if member.kind in GROUPS)
     if "session" in read:
         read.add("turn")
     if serving.admission.tenant != type(serving.admission.tenant)():
@@ -224,6 +236,18 @@ def _check_predicted(scenario: Scenario, present: set[str]) -> None:
             raise InputError(scenario.located(Problem(what, path=f"{group.at}.queue")))
 
 
+def _check_expected(scenario: Scenario, present: set[str]) -> None:
+    """Raise InputError where something is expected of tenants or priorities that neither trace nor law has."""
+    for each in scenario.expect:
+        member = member_of(each.metric)
+        if member is None or member.kind not in GROUPS or member.kind in present:
+            continue
+        if getattr(scenario.workload, GROUPS[member.kind]) is None:
+            what = f"the trace has no {GROUPS[member.kind]}"
+            allowed = f"a trace with the column {member.kind}, or `workload.{GROUPS[member.kind]}`"
+            raise InputError(scenario.located(Problem(what, path=f"expect.{each.metric}", allowed=allowed)))
+
+
 def _check_samples(scenario: Scenario, recorded: bool) -> None:
     """Raise InputError where tokens are drafted for requests that want several answers of one prompt."""
     from simulator.workload.lengths import Fixed
@@ -238,6 +262,25 @@ def _check_samples(scenario: Scenario, recorded: bool) -> None:
             what = "tokens are drafted for one answer of each prompt only"
             problem = Problem(what, path=f"{group.at}.speculation", allowed="none, or `workload.samples: 1`")
             raise InputError(scenario.located(problem))
+
+
+def _check_answers(scenario: Scenario, several: bool, differ: bool, sessions: bool) -> list[str]:
+    """Return notes on lengths of answers; raises InputError where a prefix cache cannot keep the first of several.
+
+    When it ends before the others, the unit in which the prompt ends is its own and holds blocks of theirs, unless a
+    unit is a block.
+    """
+    assert scenario.workload is not None
+    if not several:
+        unused = scenario.workload.sample_tokens is not None
+        return ["workload.sample_tokens has no effect: every request wants one answer"] if unused else []
+    for at, kv in _caches(scenario).items() if differ and sessions else ():
+        unit = _unit(at, kv, None)
+        if unit != kv.block_tokens:
+            what = f"units of {unit} tokens cannot keep the first of several answers that end at different times"
+            path, allowed = f"{at}.kv.prefix_cache.unit_tokens", f"kv.block_tokens, {kv.block_tokens}"
+            raise InputError(scenario.located(Problem(what, path=path, allowed=allowed)))
+    return []
 
 
 def _one_unit(caches: dict[str, KV], hash_tokens: int | None) -> int:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, overload
 from simulator.errors import InputError, unknown
 from simulator.strict import Count, Strict
 from simulator.topology.graph import Path, Topology
-from simulator.topology.spreading import path_weights
 
 Routing = Callable[[Topology, int, int, int, int], Path]
 """(topology, seed, source device, target device, sequence number of the flow) to a path."""
@@ -282,6 +281,8 @@ def together(topology: Topology, shares: Shares) -> Way:
         [(path, _)] = shares
         return Way(path, path, ())
     if isinstance(shares, Sprayed) and shares.is_whole:
+        from simulator.topology.spreading import path_weights  # a scenario is read without numpy
+
         portions = path_weights(shares.paths)
     else:
         portions = {}

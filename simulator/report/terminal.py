@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from simulator.results.metrics import STATISTICS, UNITS, lookup
+from simulator.results.metrics import STATISTICS, lookup, unit_of
 from simulator.results.text import duration, number, share
 from simulator.scenario.expectation import Expectation
 from simulator.units import format_bandwidth, format_bytes
@@ -295,7 +295,7 @@ def _expectations(
     for expectation in expectations:
         value = lookup(summary, expectation.metric)
         passed = expectation.holds(value)
-        seconds = UNITS[expectation.metric] == "s"
+        seconds = unit_of(expectation.metric) == "s"
         found = "no value" if value is None else f"{value:.9g}{' s' if seconds else ''}"
         mark, style = (symbols.good, "green") if passed else (symbols.bad, "bold red")
         text = f"{expectation.metric} {expectation.text}: {'passed' if passed else 'FAILED'} with {found}"

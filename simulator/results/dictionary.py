@@ -5,7 +5,7 @@
 
 import sys
 
-from simulator.results.metrics import METRICS
+from simulator.results.metrics import GROUP_METRICS, METRICS
 from simulator.results.tables import TABLES, Table
 
 _OPENING = """\
@@ -40,6 +40,12 @@ nearest rank, so each is a value that was observed (ITL: within 0.4 % of one). R
 enter a latency, but they count against the goodput; each latency has a `count` of what it covers. A figure
 that does not exist in a run (nothing finished, no such pool) is null.
 
+`expect:` may also name the figures of a group, over the requests of that group alone: those of the families {families}
+as `tenant.<name>.<figure>` and `priority.<number>.<figure>`, such as `tenant.gold.ttft.p95`. They stand under `tenants`
+and `priorities` of the summary, in the same places, for the groups that are named. Of a pool with several groups of
+engines there are `utilisation.<pool>.<group>.busy`, `.kv_mean` and `.kv_max`. Nothing holds of a tenant or priority
+that never came.
+
 | name | unit | meaning | in vLLM |
 |---|---|---|---|
 """
@@ -57,7 +63,8 @@ def data_dictionary() -> str:
     """Return the whole page."""
     files = "".join(f"| `{table.file}` | {table.doc} |\n" for table in TABLES)
     metrics = "".join(f"| `{m.name}` | {m.unit} | {m.doc} | {f'`{m.vllm}`' if m.vllm else ''} |\n" for m in METRICS)
-    return _OPENING + files + _TABLES + "".join(map(_table, TABLES)) + _METRICS + metrics
+    families = ", ".join(dict.fromkeys(f"`{name.partition('.')[0]}`" for name in GROUP_METRICS))
+    return _OPENING + files + _TABLES + "".join(map(_table, TABLES)) + _METRICS.format(families=families) + metrics
 
 
 if __name__ == "__main__":

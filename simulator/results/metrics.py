@@ -6,7 +6,7 @@ Source of the vLLM names: its Prometheus endpoint `/metrics` (docs/design/metric
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from simulator.errors import InputError, unknown
+from simulator.errors import InputError, Problem, nearest
 
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 STATISTICS = ("mean", *QUANTILES, "max")
@@ -150,15 +150,85 @@ METRICS = _metrics()
 UNITS: Mapping[str, str] = {metric.name: metric.unit for metric in METRICS}
 _BY_NAME = {metric.name: metric for metric in METRICS}
 
+GROUPS: Mapping[str, str] = {"tenant": "tenants", "priority": "priorities"}
+"""Kinds of groups of requests that have metrics of their own, and where their figures stand in a summary."""
+_OF_REQUESTS = ("goodput", "ttft", "tpot", "e2e", "queue", "kv_wait", "kv_transfer", "throughput", "requests")
+GROUP_METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in METRICS
+    if metric.path[0] in (*_OF_REQUESTS, "preemptions") and not metric.name.endswith("_per_device")
+}
+"""What a group of requests has: `tenant.gold.ttft.p95`, `priority.0.goodput`."""
+_OF_ENGINES = ("busy", "kv_mean", "kv_max")
+
+
+class Member(NamedTuple):
+    """A group of requests or of engines that a metric is of."""
+
+    kind: str
+    """`tenant`, `priority`, or a pool for a group of its engines."""
+    name: str
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return the metric of this name, of the whole run or of a group; None if there is none."""
+    return _BY_NAME.get(name) or (found[1] if (found := _grouped(name)) is not None else None)
+
+
+def member_of(name: str) -> Member | None:
+    """Return the group that a metric is of; None if it is of the whole run."""
+    found = _grouped(name)
+    return None if found is None else found[0]
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a metric that there is."""
+    metric = metric_of(name)
+    assert metric is not None
+    return metric.unit
+
+
+def _grouped(name: str) -> tuple[Member, Metric] | None:
+    kind, _, rest = name.partition(".")
+    if kind in GROUPS:
+        ends = [metric for each, metric in GROUP_METRICS.items() if rest.endswith(f".{each}") and rest != f".{each}"]
+        if not ends:
+            return None
+        metric = max(ends, key=lambda each: len(each.name))
+        group = rest[: -len(metric.name) - 1]
+        path = (GROUPS[kind], group, *metric.path)
+        return Member(kind, group), metric._replace(name=name, path=path, doc=f"{kind} {group}: {metric.doc}")
+    pool, _, rest = rest.partition(".")
+    group, _, figure = rest.rpartition(".")
+    if kind != "utilisation" or pool not in POOLS or not group or figure not in _OF_ENGINES:
+        return None
+    metric = _BY_NAME[f"utilisation.{pool}.{figure}"]
+    path = ("utilisation", pool, "groups", group, figure)
+    return Member(pool, group), metric._replace(name=name, path=path, doc=f"group {group} of {metric.doc}")
+
+
+def unknown_metric(name: str) -> Problem:
+    """Return the problem of a name that no metric has, of the whole run or of a group."""
+    kind, _, rest = name.partition(".")
+    group = rest.partition(".")[0]
+    if kind in GROUPS and group:
+        near = nearest(name, [f"{kind}.{group}.{metric}" for metric in GROUP_METRICS])
+        return Problem(f"unknown metric {name!r} of a {kind}", allowed=", ".join(GROUP_METRICS), nearest=near)
+    family = [each for each in _BY_NAME if each.partition(".")[0] == kind]
+    kinds = [f"{each}.<name>.<metric>" for each in GROUPS]
+    near = nearest(name, (*_BY_NAME, *GROUPS))
+    return Problem(f"unknown metric {name!r}", allowed=", ".join(family or [*_BY_NAME, *kinds]), nearest=near)
+
 
 def lookup(summary: Mapping[str, Any], name: str) -> float | None:
     """Return the figure `name` of a summary; None when the run has no such value (nothing finished, no such pool).
 
-    Raises InputError with the nearest name when `name` is not in METRICS.
+    Raises InputError with the nearest name when `name` is neither in METRICS nor one of a group.
     """
-    if name not in _BY_NAME:
-        raise InputError(unknown("metric", name, _BY_NAME))
+    metric = metric_of(name)
+    if metric is None:
+        raise InputError(unknown_metric(name))
     value: Any = summary
-    for key in _BY_NAME[name].path:
+    for key in metric.path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return None if value is None else float(value)

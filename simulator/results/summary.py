@@ -5,6 +5,7 @@ All that did not finish count against the goodput; each latency says over how ma
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     Columns = Mapping[str, npt.NDArray[np.int64]]
 
+Rows = Callable[[tuple[str, ...]], Iterator[Any]]
+"""Streams these columns of the requests that figures are of, anew at each call."""
 HOTTEST_LINKS = 5
 
 _OUTCOMES = ("finished", "rejected", "timed_out", "cancelled", "unfinished")
@@ -41,24 +44,17 @@ def summarise(
     dollars per hour. An absent instances, power or
     links table gives no figures of that kind. Raises InvariantError when rows contradict themselves.
     """
-    requests = folder / REQUESTS.file
-    totals = _totals(requests, slo)
+    rows = partial(row_groups, folder / REQUESTS.file)
+    totals = _totals(rows, slo)
     seconds = duration_ns / NS_PER_S
     finished = totals["finished"]
     tokens_per_s = _ratio(totals["generated_tokens"], seconds)
-    durations = {name: _distribution(requests, name) for name in REQUEST_TIMES}
+    durations = {name: _distribution(rows, name) for name in REQUEST_TIMES}
     return {
         "simulated_s": seconds,
         "devices": devices,
-        "requests": {"total": totals["total"], **{outcome: totals[outcome] for outcome in _OUTCOMES}},
-        "goodput": {
-            "fraction": _ratio(totals["good"], totals["total"]),
-            "requests_per_s": _ratio(totals["good"], seconds),
-            "slo": {
-                name: {"limit_s": limit_ns / NS_PER_S, "attained": _ratio(totals[name], totals["total"])}
-                for name, limit_ns in slo.items()
-            },
-        },
+        "requests": _outcomes(totals),
+        "goodput": _goodput(totals, seconds, slo),
         "ttft": durations["ttft"],
         "tpot": durations["tpot"],
         "itl": _of_histogram(itl),
@@ -80,6 +76,35 @@ def summarise(
         "links": link_figures(folder),
         "preemptions": totals["preemptions"],
         "retries": totals["retries"],
+    }
+
+
+def requests_summary(rows: Rows, slo: Mapping[str, int], seconds: float) -> dict[str, Any]:
+    """Return the figures of some of the requests of a run, `rows`, that stand in its summary in the same places."""
+    totals = _totals(rows, slo)
+    tokens = (("prompt_tokens_per_s", "prompt_tokens"), ("output_tokens_per_s", "generated_tokens"))
+    rates = {"requests_per_s": "finished", **dict(tokens)}
+    return {
+        "requests": _outcomes(totals),
+        "goodput": _goodput(totals, seconds, slo),
+        **{name: _distribution(rows, name) for name in REQUEST_TIMES},
+        "throughput": {name: _ratio(totals[what], seconds) for name, what in rates.items()},
+        "preemptions": totals["preemptions"],
+    }
+
+
+def _outcomes(totals: Mapping[str, int]) -> dict[str, int]:
+    return {"total": totals["total"], **{outcome: totals[outcome] for outcome in _OUTCOMES}}
+
+
+def _goodput(totals: Mapping[str, int], seconds: float, slo: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "fraction": _ratio(totals["good"], totals["total"]),
+        "requests_per_s": _ratio(totals["good"], seconds),
+        "slo": {
+            name: {"limit_s": limit_ns / NS_PER_S, "attained": _ratio(totals[name], totals["total"])}
+            for name, limit_ns in slo.items()
+        },
     }
 
 
@@ -105,7 +130,8 @@ def _tpot(columns: "Columns") -> "npt.NDArray[np.int64]":
     return spent_ns // gaps + (2 * (spent_ns % gaps) >= gaps)
 
 
-def _row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
+def row_groups(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
+    """Yield these columns of a table, a group of rows at a time."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -120,25 +146,25 @@ def _integers(table: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: table[name].combine_chunks().cast(pa.int64()).fill_null(-1).to_numpy() for name in names}
 
 
-def _finished(path: Path, columns: tuple[str, ...]) -> Iterator["Columns"]:
+def _finished(rows: Rows, columns: tuple[str, ...]) -> Iterator["Columns"]:
     import pyarrow.compute as pc
 
-    for group in _row_groups(path, (*columns, "outcome")):
+    for group in rows((*columns, "outcome")):
         yield _integers(group.filter(pc.equal(group["outcome"], "finished")), columns)
 
 
-def _distribution(path: Path, name: str) -> dict[str, Any]:
+def _distribution(rows: Rows, name: str) -> dict[str, Any]:
     columns, duration_ns = REQUEST_TIMES[name]
 
     def chunks() -> Iterator["npt.NDArray[np.int64]"]:
-        return map(duration_ns, _finished(path, columns))
+        return map(duration_ns, _finished(rows, columns))
 
     count = total_ns = most_ns = 0
     for values in chunks():
         if not len(values):
             continue
         if values.min() < 0:
-            raise InvariantError(f"{path.name}: a finished request has a negative {name}, or lacks a time of it")
+            raise InvariantError(f"{REQUESTS.file}: a finished request has a negative {name}, or lacks a time of it")
         count += len(values)
         total_ns += _sum(values)
         most_ns = max(most_ns, int(values.max()))
@@ -179,29 +205,29 @@ _COUNTED = (
 )
 
 
-def _totals(path: Path, slo: Mapping[str, int]) -> dict[str, int]:
+def _totals(rows: Rows, slo: Mapping[str, int]) -> dict[str, int]:
     """Counts and sums over all requests: outcomes, tokens, those that met each objective and (`good`) all of them."""
     import numpy as np
 
     names = ("total", "good", *_OUTCOMES, *SLOS, *_COUNTED, "e2e_ns")
     totals = dict.fromkeys(names, 0)
-    for group in _row_groups(path, (*_COUNTED, "outcome")):
+    for group in rows((*_COUNTED, "outcome")):
         columns = _integers(group, _COUNTED)
         outcomes = group["outcome"].combine_chunks().to_numpy(zero_copy_only=False)
         finished = outcomes == "finished"
-        rows = len(outcomes)
+        count = len(outcomes)
         found = {outcome: int((outcomes == outcome).sum()) for outcome in _OUTCOMES}
-        if sum(found.values()) != rows:
-            raise InvariantError(f"{path.name}: an outcome is none of {', '.join(_OUTCOMES)}")
-        good = np.ones(rows, bool)
+        if sum(found.values()) != count:
+            raise InvariantError(f"{REQUESTS.file}: an outcome is none of {', '.join(_OUTCOMES)}")
+        good = np.ones(count, bool)
         for name, limit_ns in slo.items():
             met = _met(name, limit_ns, columns) & finished
             totals[name] += int(met.sum())
             good &= met
         totals["good"] += int((good & finished).sum())
-        totals["total"] += rows
-        for outcome, count in found.items():
-            totals[outcome] += count
+        totals["total"] += count
+        for outcome, many in found.items():
+            totals[outcome] += many
         totals["prompt_tokens"] += _sum(columns["prompt_tokens"][columns["prefill_end_ns"] >= 0])
         totals["e2e_ns"] += _sum((columns["finish_ns"] - columns["arrival_ns"])[finished])
         totals["kv_transfer_ns"] += _sum(columns["kv_transfer_ns"][finished])
@@ -236,7 +262,7 @@ def _utilisation(path: Path) -> dict[str, Any]:
     sums: dict[tuple[str, str], dict[str, float]] = {}
     instances: dict[tuple[str, str], dict[str, None]] = {}
     numbers = ("start_ns", "end_ns", "prefill_ns", "decode_ns", "idle_ns", "kv_blocks_max", "kv_total_blocks")
-    for rows in _row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
+    for rows in row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
         columns = _integers(rows, numbers)
         roles = rows["role"].combine_chunks().to_numpy(zero_copy_only=False)
         kv_blocks = rows["kv_blocks"].to_numpy()
@@ -306,7 +332,7 @@ def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
     import numpy as np
 
     pools: dict[str, float] = {}
-    for group in _row_groups(path, ("role", "energy_j")):
+    for group in row_groups(path, ("role", "energy_j")):
         roles = group["role"].combine_chunks().to_numpy(zero_copy_only=False)
         joules = group["energy_j"].to_numpy()
         for role in sorted(set(roles)):
@@ -338,7 +364,7 @@ def link_figures(folder: Path) -> dict[str, Any]:
     hottest: list[tuple[float, int, dict[str, Any]]] = []
     used = 0
     if path.exists():
-        for group in _row_groups(path, tuple(column.name for column in LINKS.columns)):
+        for group in row_groups(path, tuple(column.name for column in LINKS.columns)):
             for link in group.to_pylist():
                 if not link["bytes"]:
                     continue

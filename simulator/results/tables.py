@@ -66,7 +66,7 @@ REQUESTS = Table(
         _time("decode_start_ns", "the first iteration that decoded it began", nullable=True),
         _time("finish_ns", "its last output token was ready", nullable=True),
         Column("prompt_tokens", "int64", "tokens", "length of the prompt"),
-        Column("output_tokens", "int64", "tokens", "length of the answer, or of each of several, that was asked for"),
+        Column("output_tokens", "int64", "tokens", "length of the answer, or of the longest of several, asked for"),
         Column(
             "generated_tokens",
             "int64",
@@ -86,6 +86,16 @@ REQUESTS = Table(
         Column("retries", "int32", "", "times the request was sent to another instance"),
         _text("outcome", "finished, rejected, timed_out, cancelled or unfinished (open when the run ended)"),
         _text("reason", "why it did not finish", nullable=True),
+    ),
+)
+
+CALLERS = Table(
+    "callers",
+    "One row per row of `requests`, in the same order, of a run whose `expect:` asks for tenants or priorities.",
+    (
+        Column("request_id", "int64", "", "number of the request in order of arrival, from 0"),
+        _text("tenant", "whose request it is; null when nobody said", nullable=True),
+        _text("priority", "the whole number that says how soon it is served: the higher, the sooner"),
     ),
 )
 
@@ -199,7 +209,7 @@ COLLECTIVES = Table(
     ),
 )
 
-TABLES = (REQUESTS, INSTANCES, POWER, LINKS, EVENTS, FLOWS, COLLECTIVES)
+TABLES = (REQUESTS, CALLERS, INSTANCES, POWER, LINKS, EVENTS, FLOWS, COLLECTIVES)
 
 
 def arrow_schema(table: Table) -> Any:

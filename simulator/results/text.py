@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from simulator.results.metrics import UNITS
+from simulator.results.metrics import unit_of
 from simulator.units import NS_PER_S, format_duration
 
 NOTHING = "-"
@@ -75,4 +75,4 @@ def figure_text(name: str, value: float) -> str:
     """Return a metric's value with its unit, to three digits or so."""
     if math.isnan(value):
         return NOTHING
-    return duration(value) if UNITS[name] == "s" else number(value)
+    return duration(value) if unit_of(name) == "s" else number(value)

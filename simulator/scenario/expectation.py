@@ -10,8 +10,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from simulator import units
-from simulator.errors import nearest
-from simulator.results.metrics import UNITS
+from simulator.results.metrics import GROUP_METRICS, GROUPS, POOLS, UNITS, metric_of, unit_of, unknown_metric
 from simulator.strict import Fault, LocatedError
 
 OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
@@ -39,7 +38,7 @@ class Expectation(NamedTuple):
     @property
     def text(self) -> str:
         """The comparison as it stands in a scenario, such as `<= 2 s`."""
-        unit = UNITS[self.metric]
+        unit = unit_of(self.metric)
         if unit == "s":
             return f"{self.comparison} {units.exact_duration(round(self.bound * units.NS_PER_S))}"
         number = str(int(self.bound)) if self.bound.is_integer() and abs(self.bound) < 1e15 else repr(self.bound)
@@ -53,10 +52,9 @@ def parse_expectations(value: object) -> object:
     found: list[Expectation] = []
     faults: list[Fault] = []
     for metric, text in value.items():
-        if metric not in UNITS:
-            family = [name for name in UNITS if name.partition(".")[0] == metric.partition(".")[0]]
-            close = nearest(metric, UNITS)
-            faults.append(Fault((metric,), f"unknown metric {metric!r}", ", ".join(family or UNITS), close))
+        if not isinstance(metric, str) or metric_of(metric) is None:
+            problem = unknown_metric(str(metric))
+            faults.append(Fault((metric,), problem.what, problem.allowed, problem.nearest))
             continue
         try:
             found.append(_parse(metric, text))
@@ -76,11 +74,14 @@ def expectations_schema() -> dict[str, Any]:
     """Return the JSON schema of the mapping, one property per metric."""
     comparison = {"type": "string", "pattern": r"^\s*(<=|>=|==|<|>)"}
     properties = {metric: comparison | {"examples": [_EXAMPLES[unit]]} for metric, unit in UNITS.items()}
-    return {"type": "object", "additionalProperties": False, "properties": properties}
+    of_requests = rf"^({'|'.join(GROUPS)})\..+\.({'|'.join(map(re.escape, GROUP_METRICS))})$"
+    of_engines = rf"^utilisation\.({'|'.join(POOLS)})\..+\.(busy|kv_mean|kv_max)$"
+    groups = {of_requests: comparison, of_engines: comparison}
+    return {"type": "object", "additionalProperties": False, "properties": properties, "patternProperties": groups}
 
 
 def _parse(metric: str, text: object) -> Expectation:
-    unit = UNITS[metric]
+    unit = unit_of(metric)
     example = _EXAMPLES[unit]
     match = _TEXT.fullmatch(text) if isinstance(text, str) and len(text) <= 100 else None
     if match is None:

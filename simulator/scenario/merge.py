@@ -37,6 +37,7 @@ CHOICES = frozenset(
         "router",
         "routing",
         "run",
+        "sample_tokens",
         "samples",
         "sizes",
         "think_time",

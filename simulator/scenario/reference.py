@@ -52,6 +52,7 @@ REFERENCES: dict[PathKey, str] = {
     ("workload", "trace"): "traces",
     ("workload", "prompt_tokens", "empirical", "trace"): "traces",
     ("workload", "output_tokens", "empirical", "trace"): "traces",
+    ("workload", "sample_tokens", "empirical", "trace"): "traces",
 }
 """Where a scenario names shipped data or a file, and of which kind; of a list on the way each item."""
 

@@ -20,9 +20,9 @@ from pydantic import (
 
 from simulator.device.cost import COSTS
 from simulator.documents import Document, path_key
-from simulator.errors import Problem
+from simulator.errors import Problem, nearest
 from simulator.model.precision import Precision
-from simulator.results.metrics import FLOW_METRICS, NETWORK_METRICS
+from simulator.results.metrics import FLOW_METRICS, GROUPS, NETWORK_METRICS, Member, member_of
 from simulator.scenario.expectation import (
     Expectation,
     expectations_schema,
@@ -394,6 +394,35 @@ class Scenario(Strict):
             raise LocatedError(*(Fault(("faults", index, "mtbf"), what) for index in at_random))
         return self
 
+    @property
+    def expected_of(self) -> list[Member]:
+        """The groups that something is expected of."""
+        return [member for each in self.expect if (member := member_of(each.metric)) is not None]
+
+    def _faults_of_group(self, metric: str, member: Member, objectives: bool) -> list[Fault]:
+        """Return what is wrong with a metric of a group, as far as the scenario alone can tell."""
+        at, kind, name = ("expect", metric), *member
+        if kind in GROUPS:
+            faults = []
+            if not objectives and metric.startswith(f"{kind}.{name}.goodput"):
+                faults.append(Fault(at, "goodput needs objectives; give at least one of slo.ttft, slo.tpot, slo.e2e"))
+            shares = getattr(self.workload, {"tenant": "tenants", "priority": "priorities"}[kind], None)
+            known = [str(int(share)) for share in shares or ()] if kind == "priority" else [*(shares or ())]
+            if shares is None and isinstance(self.workload, SyntheticWorkload):
+                what = f"the workload draws no {GROUPS[kind]}"
+                faults.append(Fault(at, what, f"`workload.{GROUPS[kind]}`, or a trace that has them"))
+            elif shares is not None and name not in known:
+                faults.append(Fault(at, f"there is no {kind} {name}", ", ".join(known), nearest(name, known)))
+            return faults
+        groups = [group for group in (self.serving.groups if self.serving else ()) if group.role == kind]
+        known = list(dict.fromkeys(group.pool.name or group.role for group in groups))
+        if len(known) == 1:
+            what = f"the {kind} pool is one group"
+            return [Fault(at, what, metric.replace(f".{name}.", ".", 1))]
+        return (
+            [] if name in known else [Fault(at, f"{kind} has no group {name}", ", ".join(known), nearest(name, known))]
+        )
+
     @model_validator(mode="after")
     def _expected_metrics_exist(self) -> Self:
         objectives = (self.slo.ttft, self.slo.tpot, self.slo.e2e)
@@ -411,6 +440,9 @@ class Scenario(Strict):
             if what == "utilisation" and (pool := rest.partition(".")[0]) not in pools:
                 problem = f"there is no {pool} pool"
                 faults.append(Fault(("expect", metric), problem, ", ".join(pools)))
+                continue
+            if (member := member_of(metric)) is not None:
+                faults += self._faults_of_group(metric, member, objectives != (None, None, None))
         if faults:
             raise LocatedError(*faults)
         return self

@@ -373,6 +373,10 @@ class Callers(Strict):
     """Shares of requests by priority, a whole number: the higher, the sooner."""
     samples: Lengths | None = None
     """Answers that each request wants of its prompt in parallel: a whole number, or a law."""
+    sample_tokens: Lengths | None = None
+    """Tokens of each answer after the first, each drawn by itself; default: the law of `output_tokens`, or in a trace
+    what it records, else as many as the first.
+    """
     prediction: Prediction | None = None
     """Predicted lengths of answers, for policies that go by them."""
 
@@ -382,9 +386,16 @@ class Callers(Strict):
 
         shares = self.priorities
         priorities = {int(name): share for name, share in shares.items()} if shares is not None else None
-        samples = self.samples.parameters.law() if self.samples is not None else None
+        samples, lengths = (
+            choice.parameters.law() if choice is not None else None for choice in (self.samples, self._further_answers)
+        )
         error = self.prediction.error if self.prediction is not None else None
-        return Callers(self.tenants, priorities, samples, error)
+        return Callers(self.tenants, priorities, samples, error, lengths)
+
+    @property
+    def _further_answers(self) -> OneOf | None:
+        """The law of the lengths of answers after the first, if they are drawn."""
+        return self.sample_tokens
 
 
 class TraceWorkload(Callers):
@@ -432,6 +443,10 @@ class SyntheticWorkload(Callers):
     """Beginnings that prompts share; default: nothing is known of what is in them."""
     sessions: Sessions | None = None
     """Conversations of several turns; default: every request stands alone."""
+
+    @property
+    def _further_answers(self) -> OneOf | None:
+        return self.sample_tokens if self.samples is None else self.sample_tokens or self.output_tokens
 
     @model_validator(mode="after")
     def _sessions_arrive(self) -> Self:

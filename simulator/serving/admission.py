@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from simulator.serving.request import Request
-from simulator.serving.samples import group_blocks
+from simulator.serving.samples import most_blocks
 
 
 class Admission(NamedTuple):
@@ -36,7 +36,7 @@ class Admission(NamedTuple):
             return None
         if request.samples > self.seats:
             return "more samples than seats"
-        if any(group_blocks(request, most - 1, size) > blocks for blocks, size in self.decode_caches):
+        if any(most_blocks(request, size) > blocks for blocks, size in self.decode_caches):
             return "larger than the decode KV cache"
         return None
 
@@ -144,4 +144,4 @@ class Limits:
 
 
 def _asked_tokens(request: Request) -> int:
-    return request.prompt_tokens + request.samples * request.output_tokens
+    return request.prompt_tokens + request.answer_tokens

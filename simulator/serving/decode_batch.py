@@ -72,12 +72,14 @@ class DecodeBatch(Members):
         "ghost_context",
         "ghosts",
         "keeps",
+        "parted",
     )
 
     def __init__(self, block_tokens: int, keeps: bool = False) -> None:
         super().__init__()
         self.keeps = keeps  # whether who has finished goes on in the batch, as padding, until all have
         self.ghosts = self.ghost_context = self.ghost_blocks = 0  # of those
+        self.parted: list[Request] = []  # members some of whose answers have just left, for who cares to clear
         self.block_tokens = block_tokens
         self.context = 0  # tokens that a step attends to beside those it feeds: all that each sequence holds
         self.blocks = 0  # KV blocks of their own that they hold now
@@ -88,7 +90,7 @@ class DecodeBatch(Members):
         """Add a request whose prefill is done: it holds `prefill_tokens - 1` tokens; the last one is yet to be fed."""
         held = request.prompt_tokens + request.generated - 1
         request.offset = self.iteration - held
-        self.enter(request, request.output_tokens - request.generated)
+        self.enter(request, request.shortest - request.generated)
         self._count(request, held, 1)
 
     def leave(self, request: Request) -> None:
@@ -120,7 +122,7 @@ class DecodeBatch(Members):
 
     def generated(self, request: Request, steps: int = 0) -> int:
         """Return the output tokens of each sequence of a member when so many more iterations are over."""
-        return request.output_tokens - (request.finish_iteration - self.iteration) + steps
+        return request.shortest - (request.finish_iteration - self.iteration) + steps
 
     def steps_until(self, request: Request, tokens: int) -> int:
         """Return the iterations until a member has so many output tokens in each sequence."""
@@ -139,19 +141,35 @@ class DecodeBatch(Members):
         self.ghost_context += steps * self.ghosts
 
     def pop_finished(self) -> list[Request]:
-        """Take out the members that finish at this iteration, in order of request id."""
+        """Take out the members that finish at this iteration, in order of request id, and answers of other members."""
         done = []
         finishes, iteration = self._finishes, self.iteration
         while finishes and finishes[0][0] <= iteration:
             at, _, request = heappop(finishes)
             if request.finish_iteration != at:  # preempted since: a stale entry
                 continue
-            context, blocks = self.context, self.blocks
-            self.leave(request)
-            done.append(request)
+            context, blocks, ended = self.context, self.blocks, request.samples
+            if request.shortest < request.output_tokens:
+                ended = self._part(request)
+            else:
+                self.leave(request)
+                done.append(request)
             if self.keeps and self.members:
-                self.pad(request.samples, context - self.context, blocks - self.blocks)
+                self.pad(ended, context - self.context, blocks - self.blocks)
         return done
+
+    def _part(self, request: Request) -> int:
+        """Take out the answers of a member that are complete, and return how many those are; the others go on."""
+        held = self.iteration - request.offset
+        request.generated = self.generated(request)
+        self._count(request, held, -1)
+        ended = request.part()
+        self._count(request, held, 1)
+        self.sequences -= ended
+        request.finish_iteration = self.iteration + request.shortest - request.generated
+        heappush(self._finishes, (request.finish_iteration, request.request_id, request))
+        self.parted.append(request)
+        return ended
 
     def pad(self, sequences: int, context: int, blocks: int) -> None:
         """Keep the places of sequences that have finished with so much context in all, until nobody is left."""

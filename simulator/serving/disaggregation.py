@@ -17,9 +17,9 @@ from simulator.clock import Clock
 from simulator.serving.instance import Instance
 from simulator.serving.kv_layout import Interval, KVLayout, pieces, shards
 from simulator.serving.pool import Pool
-from simulator.serving.rank import Holding, Reservation
 from simulator.serving.request import UNFINISHED, Request
-from simulator.serving.samples import group_blocks
+from simulator.serving.reservation import Holding, Reservation
+from simulator.serving.samples import most_blocks
 from simulator.serving.transfer_rules import TransferRules
 
 Shards = list[tuple[int, int, int]]
@@ -191,6 +191,7 @@ class KVTransfer:
         move = self._moves.get(request.request_id)
         if move is None:
             move = self._ask(request, request.generated - 1)
+        move.target.trim(move.place, request.samples)
         move.handed_ns = self._env.now
         if move.source is None:
             move.source = source
@@ -311,8 +312,7 @@ class KVTransfer:
         if not (late or crowded):
             return False
         rank = source.ranks[request.rank]
-        most = request.prompt_tokens + request.output_tokens - 1 + rank.batch.lookahead
-        if group_blocks(request, most, rank.block_tokens) > source.engine.request_blocks:
+        if most_blocks(request, rank.block_tokens, rank.batch.lookahead - 1) > source.engine.request_blocks:
             return False
         return source.keep(request)
 

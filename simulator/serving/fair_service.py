@@ -18,15 +18,18 @@ def count_service(rank: Rank, requests: Iterable[Request], tokens: int) -> None:
         rank.waiting.served(tenant, count * tokens)
 
 
-def count_decoded(rank: Rank, counted: int, steps: int) -> None:
-    """Tell a fair queue what those who decode gain in the next `steps`, of which so many are counted already."""
-    assert isinstance(rank.waiting, Fair)
-    batch, counts = rank.batch, Counter[str | None]()
-    for request in batch.members.values():
-        each = batch.generated(request, steps) - batch.generated(request, counted)
-        counts[request.traits.tenant] += request.samples * each
-    for tenant, count in counts.items():
-        rank.waiting.served(tenant, count)
+def count_decoded(ranks: Iterable[Rank], counted: int, steps: int) -> None:
+    """Tell fair queues what those who decode gain in the next `steps`, of which so many are counted already."""
+    for rank in ranks:
+        if not rank.decodes:
+            continue
+        assert isinstance(rank.waiting, Fair)
+        batch, counts = rank.batch, Counter[str | None]()
+        for request in batch.members.values():
+            each = batch.generated(request, steps) - batch.generated(request, counted)
+            counts[request.traits.tenant] += request.samples * each
+        for tenant, count in counts.items():
+            rank.waiting.served(tenant, count)
 
 
 def steps_of_turn(rank: Rank) -> int | None:

@@ -1,6 +1,6 @@
 """When an engine that sends several output tokens at a time sends a request's first.
 
-Model: `stream_interval` of SGLang (up to 0.5.8) and TensorRT-LLM: tokens leave when so many more are there, or with the
+Model: `stream_interval` of SGLang (up to 0.5.8): tokens of an answer leave when so many more are there, or with the
 last. Only the first time is kept, for nothing that an engine does hangs on the others.
 """
 
@@ -53,4 +53,4 @@ class FirstChunks:
         """Return the iterations until a request's first chunk; None if it is sent or the request has gone."""
         if request.first_token_ns >= 0 or request.request_id not in self._batch.members:
             return None
-        return self._batch.steps_until(request, min(self.tokens, request.output_tokens))
+        return self._batch.steps_until(request, min(self.tokens, request.shortest))

@@ -266,7 +266,7 @@ class Frontend:
     def _plan_cancellation(self, request: Request, when: Cancellation) -> None:
         if 0 <= when.after_tokens < request.output_tokens:  # the engine stops there: no event is needed
             self._asked[request.request_id] = request.output_tokens
-            request.output_tokens = max(1, when.after_tokens)
+            request.stop_after(max(1, when.after_tokens))
         if when.after_ns >= 0:
             timer = self.env.timeout(when.after_ns)
             timer.callbacks.append(lambda _: self.give_up(request, CANCELLED, "by the client"))

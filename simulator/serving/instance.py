@@ -19,21 +19,15 @@ from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine, Observer
 from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.fair_service import count_decoded, count_service, steps_of_turn
-from simulator.serving.iteration import (
-    begin_alone,
-    begin_together,
-    copies_done,
-    next_step,
-    outranked,
-    report_gaps,
-    start_decoding,
-)
+from simulator.serving.iteration import begin_alone, begin_together, copies_done, decide, report_gaps, start_decoding
 from simulator.serving.jump import Jump, StepTicks, SummedJump
 from simulator.serving.next_jump import next_jump, one_step
 from simulator.serving.pool_view import in_turn
+from simulator.serving.preemption import preempt_last
 from simulator.serving.prefix_cache import PrefixCache
-from simulator.serving.rank import Holding, Rank, Reservation
+from simulator.serving.rank import Rank
 from simulator.serving.request import Request
+from simulator.serving.reservation import Holding, Reservation
 from simulator.units import TICK_BITS, TICKS_PER_NS
 
 
@@ -111,11 +105,15 @@ class Instance:
     def withdraw(self, place: Reservation) -> None:
         """Give up a place, granted or not: its request does not come."""
         self._mark()
-        rank = self.ranks[place.rank]
-        before = rank.kv.used
-        rank.give_back(place)
         self._account.waiting -= 1
-        self._left(place.rank, before)
+        self._goes(place.rank, self.ranks[place.rank].give_back, place)
+
+    def trim(self, place: Reservation, seats: int) -> None:
+        """Leave a place, granted or not, only so many seats: answers of its request are complete."""
+        if seats < place.seats:
+            rank = self.ranks[place.rank]
+            rank.trim(place, seats)
+            self._make_way(rank)
 
     def keep(self, request: Request) -> bool:
         """Let a request that was prefilled here to be moved decode here if there are seats; return whether so."""
@@ -133,16 +131,18 @@ class Instance:
     def release(self, holding: Holding) -> None:
         """Free the blocks of a request whose keys and values have moved away."""
         self._mark()
-        rank = self.ranks[holding.rank]
-        before = rank.kv.used
-        rank.free(holding)
-        self._left(holding.rank, before)
+        self._goes(holding.rank, self.ranks[holding.rank].free, holding)
 
-    def _left(self, index: int, before: int) -> None:
-        """Let others have what has become free of the `before` blocks that a rank used: one that it had is gone."""
+    def _goes(self, index: int, free: Callable[[Any], None], what: Any) -> None:
+        """Free what a rank holds for a request that goes, and let others have it."""
         rank = self.ranks[index]
+        before = rank.kv.used
+        free(what)
         self._account.took(rank.kv.used - before)
         self._loads[index] -= 1
+        self._make_way(rank)
+
+    def _make_way(self, rank: Rank) -> None:
         self._grant(rank)
         if rank.waiting or rank.swapped:
             self._nudge(self._steps_by_now())
@@ -242,13 +242,7 @@ class Instance:
             if self._copies:
                 for end in bring_back(rank, self._ticks, self.cost):
                     self._look_again(end)
-            rank.step = next_step(rank, self.engine)
-            while rank.by_priority and outranked(rank):
-                self._preempt_last(rank)
-                rank.step = next_step(rank, self.engine)
-            step = rank.step
-            for _ in range(step.preempts):
-                self._preempt_last(rank)
+            step = decide(rank, self.engine, self._preempt_last)
             if step.prompts:
                 kind = PREFILL
             elif rank.batch.members:
@@ -302,7 +296,7 @@ class Instance:
                 request.prefill_end_ns = now
             request.last_token_ns = now
             whole = request.generated == request.output_tokens
-            if request.first_token_ns < 0 and (whole or not self.engine.first_chunk):
+            if request.first_token_ns < 0 and (not self.engine.first_chunk or request.generated == request.shortest):
                 request.first_token_ns = now
             if whole or request in self._leaving:
                 held = request.context_tokens - 1
@@ -311,7 +305,10 @@ class Instance:
                 rank.drop(request, held)
                 request.finish_ns = now if whole else -1
                 self._ends(request)
-            elif hand_over is not None:
+                continue
+            if request.generated == request.shortest:
+                rank.part(request)
+            if hand_over is not None:
                 hand_over(request, self)  # its blocks stay held until they have moved
             else:
                 rank.decode(request, now)
@@ -371,18 +368,16 @@ class Instance:
 
     def _let_finished_go(self, rank: Rank) -> None:
         """End those who have just made their last token; who waits for a place may have theirs."""
-        done = rank.pop_finished()
-        for request in done:
+        before = rank.batch.sequences
+        for request in rank.pop_finished():
             request.last_token_ns = request.finish_ns = self.env.now
             self._ends(request)
-        if done and rank.reservations:
+        if rank.reservations and rank.batch.sequences < before:
             self._grant(rank)
 
     def _serve(self, steps: int) -> None:
         """Tell fair queues what the first `steps` of the jump under way have generated."""
-        for rank in self.ranks:
-            if rank.decodes:
-                count_decoded(rank, self._served, steps)
+        count_decoded(self.ranks, self._served, steps)
         self._served = steps
 
     # -- its own moves --------------------------------------------------------------------------------------------
@@ -411,7 +406,7 @@ class Instance:
         wait.callbacks.append(lambda _: self._nudge(self._steps_by_now()))
 
     def _preempt_last(self, rank: Rank) -> None:
-        self._observer.preempted(self.env.now, self.name, rank.preempt_last())
+        self._observer.preempted(self.env.now, self.name, preempt_last(rank))
 
     def _grant_all(self) -> None:
         for rank in self.ranks:

@@ -53,6 +53,17 @@ def next_step(rank: Rank, engine: Engine) -> Step:
     return step
 
 
+def decide(rank: Rank, engine: Engine, preempt: Callable[[Rank], None]) -> Step:
+    """Return what a rank does next, once those are preempted who make way for it."""
+    rank.step = next_step(rank, engine)
+    while rank.by_priority and outranked(rank):
+        preempt(rank)
+        rank.step = next_step(rank, engine)
+    for _ in range(rank.step.preempts):
+        preempt(rank)
+    return rank.step
+
+
 def outranked(rank: Rank) -> bool:
     """Return whether the next in line has no place in a rank's step and a running request has a lower priority.
 

@@ -123,7 +123,7 @@ class Pool:
             self.outstanding[index] -= 1
         if self._counts_tokens:
             self._finished += 1
-            self._finished_tokens += request.generated
+            self._finished_tokens += request.made_tokens // request.traits.samples
             tokens = self._charged.pop(request.request_id)
             if index is not None:
                 self.tokens[index] -= tokens

@@ -106,9 +106,9 @@ class PrefixCache:
             self.index.add(keys, first, first + units, self.bit)
         return units
 
-    def release(self, keys: Sequence[int], units: int) -> None:
-        """Hold the first `units` no longer; of those that nobody holds the last ones are the first to go."""
-        for stretch in reversed(self._stretches.cut(keys, 0, min(units, len(keys)))):
+    def release(self, keys: Sequence[int], units: int, first: int = 0) -> None:
+        """Hold units `first` to `units` no longer; of those that nobody holds the last ones are the first to go."""
+        for stretch in reversed(self._stretches.cut(keys, first, min(units, len(keys)))):
             stretch.references -= 1
             if not stretch.references and not stretch.pinned:
                 self._victims.add(stretch, self.now_ns)

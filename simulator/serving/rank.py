@@ -6,9 +6,8 @@ itself, and all ranks of an instance step together. This is the view that a batc
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
-from simpy import Environment, Event
+from simpy import Environment
 
 from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
@@ -20,27 +19,10 @@ from simulator.serving.kv_cache import KVCache
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
-from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks
+from simulator.serving.reservation import Holding, Reservation
+from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks, whole_blocks
 from simulator.serving.speculation import SpeculativeBatch
 from simulator.serving.swap import SwapSpace
-
-
-class Holding(NamedTuple):
-    """KV blocks of a request that has left a rank and whose keys and values are still there."""
-
-    rank: int
-    blocks: int
-    keys: Sequence[int]
-    units: int
-
-
-class Reservation(Event):
-    """A place asked for: it fires when blocks and seats of rank `rank` are set aside for a request to come."""
-
-    def __init__(self, env: Environment, rank: int) -> None:
-        super().__init__(env)
-        self.rank = rank
-        self.blocks = self.seats = 0
 
 
 class Rank:
@@ -171,11 +153,9 @@ class Rank:
         beyond = batch.lookahead - 1
         growth = 0
         for request in self.partial:
-            growth += group_blocks(request, request.prompt_tokens + request.output_tokens + beyond, size)
-            growth -= request.blocks + request.shared_blocks
+            growth += whole_blocks(request, size, beyond) - request.blocks - request.shared_blocks
         for request in batch.members.values():
-            growth += group_blocks(request, request.prompt_tokens + request.output_tokens + beyond, size)
-            growth -= batch.room(request)
+            growth += whole_blocks(request, size, beyond) - batch.room(request)
         return growth
 
     def victims(self) -> Iterator[Request]:
@@ -350,11 +330,48 @@ class Rank:
 
     def pop_finished(self) -> list[Request]:
         """Take out the requests that have just made their last token; the cache keeps what it may of their contexts."""
-        done = self.batch.pop_finished()
+        batch = self.batch
+        done = batch.pop_finished()
         if self.kv.prefixes is not None:
             for request in done:
                 self.drop(request, request.context_tokens - 1)
+            for request in batch.parted:
+                batch.blocks -= self._keep_first(request)
+                self.kv.make_room()
+        if batch.parted:
+            self.batch.parted = []
         return done
+
+    def part(self, request: Request) -> None:
+        """Let the answers of a request leave that the end of its prefill has completed, while others go on."""
+        batch, held = self.batch, request.context_tokens - 1
+        before = group_blocks(request, held, self.block_tokens)
+        ended = request.part()
+        freed = before - group_blocks(request, held, self.block_tokens)
+        if isinstance(batch, DecodeBatch) and batch.keeps:
+            batch.pad(ended, ended * held, freed)
+        freed += self._keep_first(request)
+        request.blocks -= freed
+        self.kv.held -= freed
+        self.kv.make_room()
+
+    def _keep_first(self, request: Request) -> int:
+        """Leave the cache what it may keep of the first answer if that has just ended, while others go on.
+
+        Return how many blocks more are shared. Those of the answer are nobody's then, nor does the request go by their
+        keys any more.
+        """
+        prefixes = self.kv.prefixes
+        if prefixes is None or not request.keys or request.generated != request.first_answer_tokens:
+            return 0
+        before = request.shared_blocks
+        self._share(request, request.context_tokens - 1)
+        units, held = request.prompt_tokens // prefixes.unit_tokens, request.shared_blocks // prefixes.unit_blocks
+        if held > units:
+            prefixes.release(request.keys, held, units)
+            request.shared_blocks = units * prefixes.unit_blocks
+        request.keys = request.keys[:units]
+        return request.shared_blocks - before
 
     def take_stock(self, now_ns: int, instance: str) -> None:
         """Between two iterations: forget prefixes that have expired, and let those decode who have come."""
@@ -384,37 +401,6 @@ class Rank:
         if old:
             gap(first_ns - self.last_step_ns, old)
         self.fresh.clear()
-
-    def preempt_last(self) -> Request:
-        """Send the first of `victims` to host memory if it decodes and there is room, else back to the queue.
-
-        From the queue it is computed anew, with all that it has generated.
-        """
-        request = next(self.victims())
-        if request.request_id not in self.batch.members:
-            self.partial.remove(request)
-            self.drop(request, request.computed)
-        else:
-            self.batch.leave(request)
-            held = request.context_tokens - 1
-            self.drop(request, held)
-            if request in self.fresh:
-                self.fresh.remove(request)
-            else:
-                request.last_token_ns = self.last_step_ns
-            if self.swap is not None and self.swap.take(request, group_blocks(request, held, self.block_tokens)):
-                request.preemptions += 1
-                self.step = self.step._replace(steps=1)  # as below
-                return request
-        request.computed = 0
-        request.preemptions += 1
-        self.waiting.appendleft(request)
-        again = next(iter(self.waiting)) is not request
-        # of what it left it may find so much again that it fits at once, or another may who is before it; and its
-        # prefill needs no room for drafts
-        if self.kv.prefixes is not None or self.batch.lookahead or self.swapped or again:
-            self.step = self.step._replace(steps=1)
-        return request
 
     def withdraw(self, request: Request) -> bool:
         """Let a request go that has begun, wherever it is, its blocks with it; return whether it was here."""
@@ -465,6 +451,12 @@ class Rank:
         self.reserved += 1
         self.reserved_seats += place.seats
         return place
+
+    def trim(self, place: Reservation, seats: int) -> None:
+        """Leave a reservation, granted or not, only so many seats."""
+        if place.triggered:
+            self.reserved_seats -= place.seats - seats
+        place.seats = seats
 
     def give_back(self, place: Reservation) -> None:
         """Forget a reservation, granted or not, whose request does not come."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from simulator.results.folder import RunFolder
 from simulator.results.histogram import LogHistogram
-from simulator.results.tables import EVENTS, INSTANCES, POWER, REQUESTS, TableWriter
+from simulator.results.tables import CALLERS, EVENTS, INSTANCES, POWER, REQUESTS, TableWriter
 from simulator.results.windows import Windows
 from simulator.serving.engine import Observer
 from simulator.serving.power import InstancePower
@@ -15,12 +15,14 @@ from simulator.serving.request import Request
 class Recording:
     """Streams the tables of a serving run into its folder; `itl` counts the gaps between tokens."""
 
-    def __init__(self, folder: RunFolder, interval_ns: int) -> None:
+    def __init__(self, folder: RunFolder, interval_ns: int, callers: bool = False) -> None:
+        """`callers` says whether tenants and priorities of requests are recorded."""
         self.itl = LogHistogram()
         self.preemptions = 0
         self._interval_ns = interval_ns
         self._windows: dict[str, Windows] = {}  # of engines that live, by name
         self._requests = folder.writer(REQUESTS)
+        self._callers = folder.writer(CALLERS) if callers else None
         self._instances = folder.writer(INSTANCES)
         self._events = folder.writer(EVENTS)
         self._folder = folder
@@ -51,7 +53,7 @@ class Recording:
                 r.finish_ns,
                 r.prompt_tokens,
                 r.output_tokens,
-                r.samples * r.generated,
+                r.made_tokens,
                 r.cached_tokens,
                 r.prefill_instance,
                 r.decode_instance,
@@ -64,6 +66,8 @@ class Recording:
                 r.reason,
             )
         )
+        if self._callers is not None:
+            self._callers.append((r.request_id, r.traits.tenant, str(r.traits.priority)))
 
     def event(self, now_ns: int, kind: str, subject: str, detail: str | None = None) -> None:
         """Write a row of what happened to the cluster or to an actor."""
@@ -80,7 +84,7 @@ class Recording:
 
     def finish(self) -> None:
         """Close the tables; no row may follow."""
-        for writer in (self._requests, self._instances, self._power, self._events):
+        for writer in (self._requests, self._callers, self._instances, self._power, self._events):
             if writer is not None:
                 writer.close()
 
@@ -98,5 +102,5 @@ class Recording:
 
     def _preempted(self, now_ns: int, instance: str, request: Request) -> None:
         self.preemptions += 1
-        made = request.samples * request.generated
+        made = request.made_tokens
         self.event(now_ns, "preempted", instance, f"request {request.request_id}, {made} tokens generated")

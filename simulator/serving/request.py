@@ -19,14 +19,17 @@ class Traits(NamedTuple):
     """Answers drawn from one prompt in parallel (vLLM: n)."""
     cancel_ns: int = -1
     """How long after its arrival the client gives it up; -1: it does not."""
+    sample_tokens: Sequence[int] | None = None
+    """Lengths of the answers after the first; None: all are as long as the first."""
 
 
 PLAIN = Traits()
 
 
 class Request:
-    """A call of `prompt_tokens` in and `samples` times `output_tokens` out, its answers drawn side by side.
+    """A call of `prompt_tokens` in and `samples` answers out, drawn side by side; the longest has `output_tokens`.
 
+    Answers that are complete leave it, so that `samples`, `lengths` and `shortest` are of those that go on.
     Times are in nanoseconds, -1 while they have not come.
     """
 
@@ -34,11 +37,13 @@ class Request:
         "arrival_ns",
         "blocks",
         "cached_tokens",
+        "complete_tokens",
         "computed",
         "decode_instance",
         "decode_start_ns",
         "finish_iteration",
         "finish_ns",
+        "first_answer_tokens",
         "first_token_ns",
         "generated",
         "keys",
@@ -46,6 +51,7 @@ class Request:
         "kv_transfer_ns",
         "kv_wait_ns",
         "last_token_ns",
+        "lengths",
         "offset",
         "outcome",
         "output_tokens",
@@ -61,6 +67,7 @@ class Request:
         "samples",
         "session",
         "shared_blocks",
+        "shortest",
         "traits",
         "turn",
     )
@@ -79,12 +86,18 @@ class Request:
         self.request_id = request_id
         self.arrival_ns = arrival_ns
         self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
+        self.output_tokens = self.shortest = self.first_answer_tokens = output_tokens
         self.session = session
         self.turn = turn
         self.keys = keys  # of the prompt's prefixes, one per unit of the cache; none: nothing is known of its content
         self.traits = traits
         self.samples = traits.samples  # sequences that decode side by side and have as many tokens each
+        self.lengths: list[int] = []  # tokens that each will have in the end, the longest first; all alike: none
+        self.complete_tokens = 0  # of answers that have left while others go on
+        if traits.sample_tokens:
+            lengths = sorted((output_tokens, *traits.sample_tokens), reverse=True)
+            if lengths[0] > lengths[-1]:
+                self.lengths, self.output_tokens, self.shortest = lengths, lengths[0], lengths[-1]
         self.rank = 0  # which of its engine's ranks has it
         self.cached_tokens = 0  # prompt tokens that a cache held when it was admitted
         self.shared_blocks = 0  # KV blocks of its context that it shares, so that they are not its own
@@ -118,6 +131,31 @@ class Request:
     def context_tokens(self) -> int:
         """Tokens of each of its sequences: the prompt, and what it has generated."""
         return self.prompt_tokens + self.generated
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that its answers that go on will have in the end, all together."""
+        return sum(self.lengths) if self.lengths else self.samples * self.output_tokens
+
+    @property
+    def made_tokens(self) -> int:
+        """Tokens that all its answers have together."""
+        return self.complete_tokens + self.samples * self.generated
+
+    def stop_after(self, tokens: int) -> None:
+        """Let no answer be longer than so many tokens."""
+        self.output_tokens, self.shortest = min(self.output_tokens, tokens), min(self.shortest, tokens)
+        self.first_answer_tokens = min(self.first_answer_tokens, tokens)
+        self.lengths = [min(length, tokens) for length in self.lengths]
+
+    def part(self) -> int:
+        """Let the answers leave that are complete while others go on; return how many those are."""
+        lengths, before = self.lengths, self.samples
+        while lengths[-1] == self.generated:
+            lengths.pop()
+        self.samples, self.shortest = len(lengths), lengths[-1]
+        self.complete_tokens += (before - self.samples) * self.generated
+        return before - self.samples
 
     def __repr__(self) -> str:
         return f"Request({self.request_id}, {self.prompt_tokens}+{self.generated}/{self.output_tokens}, {self.outcome})"

@@ -6,7 +6,7 @@ iteration-level scheduling with selective batching, memory reserved for the long
 
 from simulator.serving.engine_view import DECODE_ON, EngineView, Step
 from simulator.serving.request import Request
-from simulator.serving.samples import group_blocks
+from simulator.serving.samples import whole_blocks
 from simulator.strict import Count, Duration, Strict
 
 
@@ -100,4 +100,4 @@ def orca(limits: Orca, engine: EngineView) -> Step:
 
 def _whole(request: Request, engine: EngineView) -> int:
     """Return the KV blocks of a request with all its tokens; the last one generated needs no KV."""
-    return group_blocks(request, request.prompt_tokens + request.output_tokens - 1, engine.block_tokens)
+    return whole_blocks(request, engine.block_tokens)

@@ -1,7 +1,8 @@
 """Parallel samples: the answers drawn from one prompt decode side by side, as a group that is scheduled as one.
 
 Model: sequences of a group share the full KV blocks of their prompt and copy its last, partly filled one before they
-write to it; they are admitted, preempted and swapped together (sequence groups, vLLM, SOSP 2023).
+write to it; they are admitted, preempted and swapped together (sequence groups, vLLM, SOSP 2023). One that is complete
+leaves the group with its seat and the blocks that are its own; the last one takes the prompt's along.
 """
 
 from simulator.serving.request import Request
@@ -17,6 +18,28 @@ def group_blocks(request: Request, tokens: int, size: int) -> int:
         return blocks
     shared = request.prompt_tokens // size
     return shared + request.samples * (blocks - shared)
+
+
+def whole_blocks(request: Request, size: int, beyond: int = -1) -> int:
+    """Return the KV blocks of a request each of whose answers has all its tokens, and `beyond` more, at once.
+
+    The last token generated needs no KV.
+    """
+    prompt = request.prompt_tokens
+    if not request.lengths:
+        return group_blocks(request, prompt + request.output_tokens + beyond, size)
+    shared = prompt // size
+    return shared + sum([-(-(prompt + n + beyond) // size) - shared for n in request.lengths if n + beyond > 0])
+
+
+def most_blocks(request: Request, size: int, beyond: int = -1) -> int:
+    """Return the KV blocks that a request holds at most, as `whole_blocks` but that complete answers have left it."""
+    prompt = request.prompt_tokens
+    if not request.lengths:
+        return group_blocks(request, prompt + request.output_tokens + beyond, size)
+    shared = prompt // size
+    ends = [(n, length + beyond) for n, length in enumerate(request.lengths, 1) if length + beyond > 0]
+    return shared + max([n * (-(-(prompt + more) // size) - shared) for n, more in ends])
 
 
 def computed_blocks(request: Request, tokens: int, size: int) -> int:

@@ -4,6 +4,7 @@ Model: speculative sampling (Leviathan et al., arXiv:2211.17192): drafted token 
 own as long as all before it were, and the target model adds one token, so that at least one comes of every iteration.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +65,7 @@ class SpeculativeBatch(Members):
     ghosts = 0
     keeps = False
     """Nobody who has finished stays in the batch."""
+    parted: Sequence[Request] = ()
 
     __slots__ = (
         "_growth",

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from simulator.results.metrics import member_of
 from simulator.results.tables import TABLES
 from simulator.scenario.expectation import parse_expectations
 from simulator.scenario.schema import Expectations
@@ -157,6 +158,17 @@ class Search(Strict):
     """Metric of which the least is wanted."""
     subject_to: Expectations = ()
     """Metrics, means over the seeds, and what they must be."""
+
+    @model_validator(mode="after")
+    def _of_whole_runs(self) -> Self:
+        named: dict[tuple[str, ...], str] = {("subject_to", each.metric): each.metric for each in self.subject_to}
+        named |= {(name,): metric for name in ("maximise", "minimise") if (metric := getattr(self, name)) is not None}
+        what = "is of a group, and a sweep's rows have the figures of whole runs"
+        allowed = "a metric of the whole run; `expect:` of the base may name groups"
+        faults = [Fault(at, f"{name} {what}", allowed) for at, name in named.items() if member_of(name) is not None]
+        if faults:
+            raise LocatedError(*faults)
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

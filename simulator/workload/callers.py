@@ -1,4 +1,4 @@
-"""What callers say of their requests beyond lengths, drawn: tenants, priorities, samples, predicted lengths of answers.
+"""What callers say of their requests, drawn: tenants, priorities, samples, predicted lengths of answers.
 
 Each comes from its own random stream, row by row, so that none shifts another and batches may be cut anywhere.
 Model of a predictor: true length times a lognormal error, as studies of shortest-job-first by predicted length assume.
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from simulator.randomness import stream
+from simulator.workload.answers import draw_further, mean_answers
 from simulator.workload.lengths import Lengths
 from simulator.workload.schema import MAX_TOKENS, SCHEMA, make_batch
 
@@ -26,15 +27,18 @@ class Callers:
     samples: Lengths | None = None
     prediction_error: float | None = None
     """Sigma of the logarithm of predicted over true length; 0 is an oracle."""
+    sample_tokens: Lengths | None = None
+    """Lengths of the answers after the first of requests that want several."""
 
 
 def with_callers(batches: Iterable[pa.RecordBatch], seed: int, callers: Callers) -> Iterator[pa.RecordBatch]:
     """Yield canonical batches with the columns drawn that `callers` has laws for, in the place of their own.
 
-    The streams are named "tenants", "priorities", "samples" and "prediction".
+    The streams are named "tenants", "priorities", "samples", "sample_tokens" and "prediction". What is predicted is the
+    mean of a request's answers.
     """
-    tenants, priorities, samples, errors = (
-        stream(seed, name) for name in ("tenants", "priorities", "samples", "prediction")
+    tenants, priorities, samples, lengths, errors = (
+        stream(seed, name) for name in ("tenants", "priorities", "samples", "sample_tokens", "prediction")
     )
     for batch in batches:
         rows = batch.num_rows
@@ -45,10 +49,15 @@ def with_callers(batches: Iterable[pa.RecordBatch], seed: int, callers: Callers)
             chosen = _chosen(priorities, callers.priorities, rows)
             columns["priority"] = np.array(list(callers.priorities), np.int32)[chosen]
         if callers.samples is not None:
-            columns["samples"] = callers.samples.draw(samples, rows).astype(np.int32)
+            columns["samples"] = pa.array(callers.samples.draw(samples, rows), pa.int32())
+            columns["sample_tokens"] = pa.nulls(rows, SCHEMA.field("sample_tokens").type)  # they were of other answers
+        if callers.sample_tokens is not None:
+            wanted = columns["samples"].fill_null(1).to_numpy().astype(np.int64)
+            columns["sample_tokens"] = draw_further(callers.sample_tokens, lengths, wanted)
         if callers.prediction_error is not None:
             factors = np.exp(callers.prediction_error * errors.standard_normal(rows))
-            predicted = np.rint(batch.column("output_tokens").to_numpy() * factors)
+            true = mean_answers(batch.column("output_tokens").to_numpy(), columns["sample_tokens"])
+            predicted = np.rint(true * factors)
             columns["predicted_tokens"] = np.clip(predicted, 1, MAX_TOKENS).astype(np.int64)
         yield make_batch(columns, rows)
 

@@ -173,6 +173,8 @@ def _check(batch: pa.RecordBatch, first: int, last_ns: int, block_tokens: int | 
                 found = int(value[wrong[0]])
                 refuse(wrong[0], name, "negative" if found < 0 <= least else f"{found} is not from {least} to {most}")
     _check_prefixes(batch, refuse)
+    if "sample_tokens" in batch.schema.names:
+        _check_answers(batch, refuse)
     if block_tokens is not None and "prefix_hashes" in batch.schema.names:
         _check_hashes(batch, block_tokens, refuse)
 
@@ -186,6 +188,20 @@ def _check_prefixes(batch: pa.RecordBatch, refuse: Callable[[Any, str, str], NoR
     longer = columns[1].fill_null(0).to_numpy() > batch.column("prompt_tokens").to_numpy()
     if (wrong := np.flatnonzero(longer)).size:
         refuse(wrong[0], "prefix_tokens", "more than the prompt has")
+
+
+def _check_answers(batch: pa.RecordBatch, refuse: Callable[[Any, str, str], NoReturn]) -> None:
+    column = batch.column("sample_tokens")
+    counts = column.value_lengths().fill_null(0).to_numpy()
+    samples = batch.column("samples") if "samples" in batch.schema.names else pa.nulls(len(batch), pa.int32())
+    others = samples.fill_null(1).to_numpy() - 1
+    if (wrong := np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False) & (counts != others))).size:
+        what = f"{counts[wrong[0]]} lengths, {others[wrong[0]]} answers after the first"
+        refuse(wrong[0], "sample_tokens", what)
+    lengths = column.flatten().fill_null(0).to_numpy()
+    if (wrong := np.flatnonzero((lengths < 1) | (lengths > MAX_TOKENS))).size:
+        row = np.searchsorted(np.cumsum(counts), wrong[0], side="right")
+        refuse(row, "sample_tokens", f"{lengths[wrong[0]]} is not between 1 and {MAX_TOKENS}")
 
 
 def _check_hashes(batch: pa.RecordBatch, block_tokens: int, refuse: Callable[[Any, str, str], NoReturn]) -> None:

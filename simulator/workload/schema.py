@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         pa.field("tenant", pa.string()),
         pa.field("priority", pa.int32()),
         pa.field("samples", pa.int32()),
+        pa.field("sample_tokens", pa.list_(pa.int64())),
         pa.field("predicted_tokens", pa.int64()),
         pa.field("cancel_ns", pa.int64()),
         pa.field("prefix", pa.int64()),

@@ -1,13 +1,31 @@
 """What parallel samples of one prompt hold and attend to, token by token and block by block, for twins of engines.
 
-A request is a dict with `prompt` and `made` tokens and, unless it is 1, `samples`.
+A request is a dict with `prompt` and `made` tokens and, unless it is 1, `samples`: how many of its answers go on. Where
+these differ, `answers` has the length of each.
 """
 
+from itertools import pairwise
 from math import ceil
+
+from hypothesis import strategies as st
 
 
 def sequences(r):
     return r.get("samples", 1)
+
+
+def answers(output, samples=1, further=None):
+    """The length of each answer: the first has `output` tokens, the others as many, or what `further` says."""
+    return [output, *(further if further is not None else [output] * (samples - 1))]
+
+
+def leave(r):
+    """Let the answers go that have all their tokens; return how many those are. The last ones stay as they are."""
+    left = [length for length in r["answers"] if length > r["made"]]
+    gone = len(r["answers"]) - len(left)
+    if left:
+        r["answers"], r["samples"] = left, len(left)
+    return gone
 
 
 def computed(r):
@@ -34,3 +52,52 @@ def blocks(r, tokens, size, decodes=False):
     held = each if decodes else computed(r)[:tokens]
     number = {(s, position // size) for s, position in held}
     return len({(None if (block + 1) * size <= r["prompt"] else s, block) for s, block in number})
+
+
+def _distinct(prompt, size, tokens):
+    """Distinct KV blocks of sequences that begin with one prompt and have so many tokens each."""
+    number = {(s, position // size) for s, held in enumerate(tokens) for position in range(held)}
+    private = [(s, block) for s, block in number if (block + 1) * size > prompt]
+    written = {s for s, held in enumerate(tokens) if held > prompt}  # who writes has a copy; who does not needs none
+    own = [(s, block) for s, block in private if s in written] or {(0, block) for _, block in private}
+    return len({block for s, block in number if (block + 1) * size <= prompt}) + len(own)
+
+
+def whole(r, size, more=0):
+    """KV blocks of all answers with all their tokens but the last, which is never fed, and `more`."""
+    return _distinct(r["prompt"], size, [r["prompt"] + length - 1 + more for length in r["answers"]])
+
+
+def most(r, size, more=0):
+    """KV blocks at most at any time, when who has all tokens leaves."""
+    steps = range(max(r["answers"]))
+    held = [[r["prompt"] + made + more for length in r["answers"] if length > made] for made in steps]
+    return max(_distinct(r["prompt"], size, tokens) for tokens in held)
+
+
+def total(r):
+    """Tokens that a prefill computes."""
+    return r["prompt"] + sequences(r) * r["made"]
+
+
+def whole_or_sliced(costs, batch, budget, ticks):
+    """Ticks of a prefill of these whole requests, or of each slice of a long one."""
+    tokens = sum(map(total, batch))
+    if tokens <= budget:
+        return [round(costs.prefill_ns(tokens, sum(pairs(r, 0, total(r)) for r in batch), len(batch)) * ticks)]
+    [r] = batch
+    cuts = [*range(0, tokens, budget), tokens]
+    return [round(costs.prefill_ns(b - a, pairs(r, a, b), 1) * ticks) for a, b in pairwise(cuts)]
+
+
+def several(most_rows, most_tokens):
+    """For each request of a workload how many answers it wants, and how long those after the first are: () for one."""
+    length = st.one_of(st.integers(1, 3), st.integers(1, most_tokens))
+    group = st.lists(length, max_size=3).map(lambda further: (1 + len(further), further))
+    return st.lists(st.one_of(st.just(()), group), min_size=most_rows, max_size=most_rows)
+
+
+def within(workload, groups, seats):
+    """The workload with as many answers of each request as there are seats for."""
+    rows = zip(workload, groups, strict=False)
+    return [(*row, *((min(g[0], seats), g[1][: seats - 1]) if g else ())) for row, g in rows]

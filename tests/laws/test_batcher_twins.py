@@ -109,9 +109,10 @@ def run(workload, case, look=None):
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
-        for index, (gap, prompt, output, kind, predicted, *samples) in enumerate(workload):
+        for index, (gap, prompt, output, kind, predicted, *group) in enumerate(workload):
             yield env.timeout(gap)
-            sent.append(Request(index, env.now, prompt, output, traits=Traits(f"t{kind}", kind, predicted, *samples)))
+            traits = Traits(f"t{kind}", kind, predicted, *group[:1], sample_tokens=group[1] if group[1:] else None)
+            sent.append(Request(index, env.now, prompt, output, traits=traits))
             instance.submit(sent[-1])
 
     env.process(source())
@@ -139,7 +140,7 @@ def prompt_blocks(r):
 
 def answer(r):
     """Blocks of a request with all its tokens but the last, which is never fed."""
-    return sample_groups.blocks(r, r["prompt"] + r["output"] - 1, BLOCK, True)
+    return sample_groups.whole(r, BLOCK)
 
 
 def seats(requests):
@@ -367,14 +368,17 @@ class RankTwin:
             r["made"] += 1
             self.charge(r, self.weight("output") * sequences(r))
             r["decodes"], r["whole"] = True, 0
-            if r["made"] >= min(self.case.chunk, r["output"]):
+            if r["made"] >= min(self.case.chunk, *r["answers"]):
                 r.setdefault("first", now)
-            if r["made"] == r["output"]:
+            before = blocks(r)
+            gone = sample_groups.leave(r)
+            if r["made"] == max(r["answers"]):
                 r["finish"] = now
                 over.append(r)
                 self.line.remove(r)
-                if BATCHERS[self.case.batcher].to_completion:
-                    self.ghosts.append({"held": r["held"], "blocks": blocks(r), "id": inf, "samples": sequences(r)})
+            if gone and BATCHERS[self.case.batcher].to_completion:
+                freed = before if "finish" in r else before - blocks(r)
+                self.ghosts.append({"held": r["held"], "blocks": freed, "id": inf, "samples": gone})
         self.line.sort(key=lambda r: not r["decodes"])
         if not self.line:
             self.ghosts = []
@@ -396,10 +400,10 @@ def length(case, plans):
 
 def walk(workload, case):
     arrivals = [
-        {"id": i, "at": at, "prompt": prompt, "output": output, "tenant": f"t{kind}", "priority": kind}
+        {"id": i, "at": at, "prompt": prompt, "tenant": f"t{kind}", "priority": kind}
         | {"predicted": predicted, "made": 0, "held": 0, "whole": 0, "preemptions": 0, "decodes": False}
-        | {"samples": samples[0] if samples else 1}
-        for i, (at, (_, prompt, output, kind, predicted, *samples)) in enumerate(
+        | {"answers": sample_groups.answers(output, *group), "samples": group[0] if group else 1}
+        for i, (at, (_, prompt, output, kind, predicted, *group)) in enumerate(
             zip(accumulate(w[0] for w in workload), workload, strict=True)
         )
     ]
@@ -438,8 +442,10 @@ def check(workload, case):
     }
     assert len(done) == len(workload)
     assert seen.kv_max <= case.blocks * case.ranks
-    assert seen.tokens == sum(r.samples * r.output_tokens for r in done.values())
-    assert seen.gaps_total == seen.tokens - sum(r.samples for r in done.values())
+    answers = [sample_groups.answers(w[2], *w[5:]) for w in workload]
+    assert seen.tokens == sum(map(sum, answers)) == sum(r.made_tokens for r in done.values())
+    assert seen.gaps_total == seen.tokens - sum(map(len, answers))
+    assert all(done[i].output_tokens == max(lengths) for i, lengths in enumerate(answers))
 
 
 workloads = st.lists(
@@ -453,6 +459,9 @@ workloads = st.lists(
     min_size=1,
     max_size=16,
 )
+all_lengths = st.lists(
+    st.lists(st.one_of(st.integers(1, 3), st.integers(1, 30)), min_size=3, max_size=3), min_size=16, max_size=16
+)
 several_answers = st.lists(st.integers(1, 4), min_size=16, max_size=16)
 mixed_costs = all_costs.map(lambda c: Costs(**vars(c)))
 
@@ -465,6 +474,9 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
     if draw(st.booleans()):
         running *= 2
         workload = [(*w, min(n, running)) for w, n in zip(workload, draw(several_answers), strict=False)]
+        if draw(st.booleans()):
+            lengths = draw(all_lengths)
+            workload = [(*w, each[: w[5] - 1]) for w, each in zip(workload, lengths, strict=False)]
     given = {"max_running": running, "max_batch_tokens": running + more}
     if batcher == "continuous":
         given["decode_steps"] = draw(st.one_of(st.none(), st.integers(1, 20)))
@@ -481,7 +493,9 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
         asked = {"input_weight": draw(st.integers(1, 3)), "output_weight": draw(st.integers(1, 3))}
     limits = BATCHERS[batcher].parameters.model_construct(**fill(BATCHERS[batcher].parameters, given))
     parameters = ORDERS[order].parameters.model_construct(**fill(ORDERS[order].parameters, asked))
-    most = max(answer({"prompt": w[1], "output": w[2] + 1, "samples": sum(w[5:]) or 1}) for w in workload)
+    reserves = batcher in ("orca", "static", "dynamic")
+    groups = [{"prompt": w[1], "answers": sample_groups.answers(w[2], *w[5:])} for w in workload]
+    most = max((sample_groups.whole if reserves else sample_groups.most)(group, BLOCK, 1) for group in groups)
     blocks = most + draw(st.integers(0, 12))
     ranks = draw(st.integers(2, most_ranks)) if most_ranks > 1 else 1
     chunk = draw(st.sampled_from([0, 0, 2, 7, 40]))

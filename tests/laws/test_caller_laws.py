@@ -51,6 +51,28 @@ def test_errors_of_prediction_are_lognormal() -> None:
     assert gap < 2.2 / math.sqrt(ROWS)  # Kolmogorov: exceeded once in 8,000
 
 
+def test_answers_after_the_first_have_lengths_of_their_own() -> None:
+    plain = made()
+    alike = called(plain, Callers(samples=Uniform(1, 4)))
+    table = called(plain, Callers(samples=Uniform(1, 4), sample_tokens=Uniform(5, 104), prediction_error=0.0))
+    assert [name for name in SCHEMA.names if table[name] != alike[name]] == ["sample_tokens", "predicted_tokens"]
+    further = table["sample_tokens"].to_pylist()
+    assert [1 + len(lengths) for lengths in further] == table["samples"].to_pylist()
+    drawn = np.array([length for lengths in further for length in lengths])
+    assert (drawn.min(), drawn.max()) == (5, 104)
+    assert abs(drawn.mean() - 54.5) < 5 * 28.9 / math.sqrt(len(drawn))
+    for row in table.slice(0, 100).to_pylist():  # without an error it is the mean of a request's answers
+        answers = [row["output_tokens"], *row["sample_tokens"]]
+        assert row["predicted_tokens"] == round(sum(answers) / len(answers))
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 700))
+def test_lengths_of_answers_do_not_depend_on_how_rows_are_batched(rows: int) -> None:
+    table, law = made(700), Callers(samples=Uniform(1, 4), sample_tokens=Uniform(5, 104))
+    assert called(table, law, rows)["sample_tokens"].to_pylist() == called(table, law)["sample_tokens"].to_pylist()
+
+
 def test_without_error_prediction_is_an_oracle() -> None:
     table = called(made(), Callers(prediction_error=0.0))
     assert table["predicted_tokens"] == table["output_tokens"]

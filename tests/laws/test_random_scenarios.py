@@ -299,7 +299,7 @@ def hold(value, found):
     done = rows[rows.outcome == "finished"]
     assert len(done) == summary["finished"]
     most = 4 if value["workload"].get("samples", 1) != 1 else 1
-    assert (done.generated_tokens % done.output_tokens == 0).all()
+    assert most > 1 or (done.generated_tokens == done.output_tokens).all()
     assert (done.generated_tokens <= most * done.output_tokens).all()
     assert (done.generated_tokens >= done.output_tokens).all()
     times = ["arrival_ns", "queued_ns", "prefill_start_ns", "prefill_end_ns", "first_token_ns", "finish_ns"]

@@ -7,9 +7,11 @@ and when. Model: one link copies in order; the engine waits for a copy out, and 
 from math import ceil, inf
 
 import pytest
+import sample_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decode_jumps import TICK, Costs, Seen, all_costs, cases, whole_or_sliced, workloads
+from sample_groups import sequences
+from test_decode_jumps import TICK, Costs, Seen, all_costs, cases, workloads
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
@@ -17,7 +19,7 @@ from simulator.serving.engine import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.lone_rank import kind_of
 from simulator.serving.prefix_cache import PrefixCache
-from simulator.serving.request import Request
+from simulator.serving.request import PLAIN, Request, Traits
 from simulator.serving.swap import Swap, copy_ns, spaces
 
 BLOCK_BYTES = 1000
@@ -41,9 +43,11 @@ def run(workload, costs, limits, blocks, block_tokens, watermark, terms, batcher
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
     def source():
-        for index, (gap, prompt, output) in enumerate(workload):
+        for index, (gap, prompt, output, *group) in enumerate(workload):
             yield env.timeout(gap)
-            request = Request(index, env.now, prompt, output, keys=tuple(range(prompt // unit)) if unit else ())
+            traits = Traits(samples=group[0], sample_tokens=group[1]) if group else PLAIN
+            keys = tuple(range((prompt + output) // unit)) if unit else ()
+            request = Request(index, env.now, prompt, output, keys=keys, traits=traits)
             instance.submit(request)
             if index < len(cancels) and cancels[index] is not None:
                 env.process(cancel(request, cancels[index]))
@@ -72,7 +76,7 @@ class Host:
         self.until = self.ready = 0
 
     def blocks(self, r, extra=0):
-        return ceil((r["held"] + extra) / self.size)
+        return sample_groups.blocks(r, r["held"] + extra, self.size, True)
 
     def copy(self, r, ticks, waits):
         copies = ceil(self.blocks(r) / self.terms.group_blocks)
@@ -93,11 +97,14 @@ class Host:
 
 def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # noqa: C901 - plain
     arrivals, at = [], 0
-    for index, (gap, prompt, output) in enumerate(workload):
+    for index, (gap, prompt, output, *group) in enumerate(workload):
         at += gap
-        start = {"id": index, "at": at, "prompt": prompt, "output": output}
-        arrivals.append(start | {"made": 0, "held": 0, "preemptions": 0})
+        start = {"id": index, "at": at, "prompt": prompt, "answers": sample_groups.answers(output, *group)}
+        arrivals.append(start | {"samples": len(start["answers"]), "made": 0, "held": 0, "preemptions": 0})
     host, waiting, running, done, ticks = Host(terms, size), [], [], {}, 0
+
+    def seats(*more):
+        return sum(sequences(r) for r in [*running, *(r for _, r in host.coming), *more])
 
     def room():
         used = sum(host.blocks(r) for r in running) + sum(host.blocks(r, 1) for _, r in host.coming)
@@ -105,7 +112,7 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
 
     def bring_back():
         host.land(running, ticks)
-        while host.out and len(running) + len(host.coming) < limits.max_running:
+        while host.out and seats(host.out[0]) <= limits.max_running:
             growth = sum(host.blocks(r, 1) - host.blocks(r) for r in running)
             if host.blocks(host.out[0], 1) + growth > room():
                 break
@@ -119,10 +126,10 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
         bring_back()
         batch, tokens, free = [], 0, room()
         for r in waiting if not host.out else ():
-            need = r["prompt"] + r["made"]
-            free -= ceil(need / size)
+            need = sample_groups.total(r)
+            free -= sample_groups.blocks(r, need, size)
             too_long = batch and tokens + need > limits.max_batch_tokens
-            if len(running) + len(host.coming) + len(batch) >= limits.max_running or free < 0 or too_long:
+            if seats(*batch, r) > limits.max_running or free < 0 or too_long:
                 break
             batch.append(r)
             tokens += need
@@ -131,7 +138,7 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
             for r in batch:
                 r.setdefault("start", ticks // TICK)
                 r["held"] = r["prompt"] + r["made"]
-            parts = whole_or_sliced(costs, [r["held"] for r in batch], limits.max_batch_tokens)
+            parts = sample_groups.whole_or_sliced(costs, batch, limits.max_batch_tokens, TICK)
             ticks = max(ticks, host.ready)
             for part in parts[:-1]:
                 ticks += part
@@ -154,8 +161,8 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
             if not running:
                 continue
             ticks = max(ticks, host.ready)
-            context = sum(r["held"] + 1 for r in running)
-            fixed, slope, _ = costs.decode(len(running), context)
+            context = sum(sequences(r) * (r["held"] + 1) for r in running)
+            fixed, slope, _ = costs.decode(sum(map(sequences, running)), context)
             ticks += round(fixed * TICK) + round(slope * TICK) * context
             for r in running:
                 r["held"] += 1
@@ -168,13 +175,15 @@ def token_by_token(workload, costs, limits, blocks, size, watermark, terms):  # 
         for r in batch:
             r["made"] += 1
             r.setdefault("first", ticks // TICK)
-            if r["made"] == r["output"]:
+            sample_groups.leave(r)
+            if r["made"] == max(r["answers"]):
                 r["finish"] = ticks // TICK
                 done[r["id"]] = r
         running = [r for r in running if "finish" not in r]
     return done
 
 
+groups = st.one_of(st.just([()] * 25), sample_groups.several(25, 40))
 swaps = st.builds(
     Swap.model_construct,
     bandwidth=st.integers(10**7, 10**11),
@@ -185,8 +194,15 @@ swaps = st.builds(
 )
 
 
-def check_equal(workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms):
-    longest = max(ceil((prompt + output) / size) for _, prompt, output in workload)
+def longest_of(workload, size):
+    """KV blocks that a request takes at most."""
+    groups = [{"prompt": w[1], "answers": sample_groups.answers(w[2], *w[3:])} for w in workload]
+    return max(sample_groups.most(group, size, 1) for group in groups)
+
+
+def check_equal(workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms, groups):
+    workload = sample_groups.within(workload, groups, max_running)
+    longest = longest_of(workload, size)
     given_ = Continuous(max_running=max_running, max_batch_tokens=max_tokens), longest + spare_tokens // size, size
     done, seen = run(workload, costs, *given_, watermark, terms)
     twin = token_by_token(workload, costs, *given_, watermark, terms)
@@ -199,25 +215,23 @@ def check_equal(workload, costs, max_running, max_tokens, spare_tokens, size, wa
             r["finish"],
             r["preemptions"],
         )
-    outputs = sum(output for _, _, output in workload)
-    assert seen.tokens == outputs
-    assert seen.gaps_total == outputs - len(workload)
+    answers = [sample_groups.answers(*w[2:]) for w in workload]
+    assert seen.tokens == sum(map(sum, answers)) == sum(r.made_tokens for r in done.values())
+    assert seen.gaps_total == seen.tokens - sum(map(len, answers))
     assert seen.kv_max <= given_[1]
 
 
 @settings(max_examples=300, deadline=None)
-@given(*cases, swaps)
-def test_equal_to_token_by_token(workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms):
-    check_equal(workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms)
+@given(st.tuples(*cases, swaps, groups))
+def test_equal_to_token_by_token(case):
+    check_equal(*case)
 
 
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None)
-@given(*cases, swaps)
-def test_equal_to_token_by_token_at_length(
-    workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms
-):
-    check_equal(workload, costs, max_running, max_tokens, spare_tokens, size, watermark, terms)
+@given(st.tuples(*cases, swaps, groups))
+def test_equal_to_token_by_token_at_length(case):
+    check_equal(*case)
 
 
 @settings(max_examples=200, deadline=None)
@@ -233,10 +247,15 @@ def test_equal_to_token_by_token_at_length(
     st.sampled_from(["continuous", "chunked_prefill"]),
     st.lists(st.one_of(st.none(), st.integers(1, 3_000_000)), max_size=25),
     st.sampled_from([None, 4, 8]),
+    groups,
 )
-def test_nothing_is_lost(workload, costs, max_running, tokens, spare, size, watermark, terms, batcher, cancels, unit):
+def test_nothing_is_lost(
+    workload, costs, max_running, tokens, spare, size, watermark, terms, batcher, cancels, unit, groups
+):
     """Every request ends once, blocks and host memory add up after every event, with any batcher and a prefix cache."""
-    longest = max(ceil((prompt + output) / size) for _, prompt, output in workload)
+    workload = sample_groups.within(workload, groups, max_running)
+    unit = size if unit and any(w[3:] for w in workload) else unit  # others are refused
+    longest = longest_of(workload, size)
     limits = {"continuous": Continuous, "chunked_prefill": ChunkedPrefill}[batcher](
         max_running=max_running, max_batch_tokens=tokens
     )
@@ -244,10 +263,10 @@ def test_nothing_is_lost(workload, costs, max_running, tokens, spare, size, wate
     blocks = longest + spare // size
     done, seen = run(workload, costs, limits, blocks, size, watermark, terms, batcher, cancels, unit)
     assert sorted(done) == list(range(len(workload)))
-    assert seen.tokens == sum(r.generated for r in done.values())
-    for index, (_, _, output) in enumerate(workload):
+    assert seen.tokens == sum(r.made_tokens for r in done.values())
+    for index, (_, _, output, *group) in enumerate(workload):
         if index >= len(cancels) or cancels[index] is None:
-            assert done[index].generated == output
+            assert done[index].made_tokens == sum(sample_groups.answers(output, *group))
 
 
 class Mixing(Costs):

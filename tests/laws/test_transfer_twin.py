@@ -8,8 +8,10 @@ from heapq import heappop, heappush
 from math import ceil
 
 import pytest
+import sample_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_groups import sequences
 from test_decode_jumps import TICK, Costs, Seen
 
 from simulator.clock import Clock
@@ -20,7 +22,7 @@ from simulator.serving.jump import StepTicks
 from simulator.serving.kv_layout import KVLayout
 from simulator.serving.lone_rank import kind_of
 from simulator.serving.pool import Pool
-from simulator.serving.request import Request
+from simulator.serving.request import PLAIN, Request, Traits
 from simulator.serving.routing import RoundRobin
 from simulator.serving.transfer_rules import Fallback, TransferRules
 
@@ -62,9 +64,10 @@ def moving(workload, costs, limits, blocks, cable, rules):
         pool.add(kind_of(engine)(env, pool.role, engine, (0 if first else 1,), Seen(), finished, *hears))
 
     def source():
-        for index, (gap, prompt, output) in enumerate(workload):
+        for index, (gap, prompt, output, *group) in enumerate(workload):
             yield env.timeout(gap)
-            mover.enter(Request(index, env.now, prompt, output))
+            traits = Traits(samples=group[0], sample_tokens=group[1]) if group else PLAIN
+            mover.enter(Request(index, env.now, prompt, output, traits=traits))
 
     env.process(source())
     while env.peek() != float("inf"):
@@ -75,9 +78,18 @@ def moving(workload, costs, limits, blocks, cable, rules):
     assert [pool.instances[0].used_blocks() for pool in pools] == [0, 0]
     assert mover.unplaced == 0
     columns = "prefill_start_ns first_token_ns kv_wait_ns kv_transfer_ns decode_start_ns finish_ns preemptions"
-    names = [*columns.split(), "decode_instance"]
+    names = [*columns.split(), "decode_instance", "made_tokens"]
     found = {i: tuple(getattr(r, name) for name in names) for i, r in done.items()}
     return found, network.bytes, mover.kept, {i: r.kv_transfer_bytes for i, r in done.items()}
+
+
+def held_blocks(r, more=0):
+    """Distinct blocks of `kv` tokens, and more, in each sequence of a request or of one that has a place."""
+    return sample_groups.blocks(r.get("r", r), r["kv"] + more, BLOCK, True)
+
+
+def seats(requests):
+    return sum(sequences(r.get("r", r)) for r in requests)
 
 
 class Twin:
@@ -96,9 +108,11 @@ class Twin:
         step = rules.layers_per_message or LAYERS
         self.groups = [(at, min(at + step, LAYERS)) for at in range(0, LAYERS, step)]
         at = 0
-        for index, (gap, prompt, output) in enumerate(workload):
+        for index, (gap, prompt, output, *group) in enumerate(workload):
             at += gap
-            r = {"id": index, "prompt": prompt, "output": output, "made": 0, "preempted": 0, "wait": 0, "moving": 0}
+            r = {"id": index, "prompt": prompt, "made": 0, "preempted": 0, "wait": 0, "moving": 0, "over": 0}
+            r |= {"answers": sample_groups.answers(output, *group)}
+            r |= {"samples": len(r["answers"])}
             self.at(at, 0, self.arrive, r | {"computed": 0, "place": None, "move": None})
 
     def at(self, ns, rank, act, *arguments):
@@ -210,9 +224,9 @@ class Twin:
         waited = self.now - move["handed"]
         late = fallback.after is not None and waited >= fallback.after
         many = fallback.waiting is not None and not waited and self.unplaced - 1 >= fallback.waiting
-        seats = len(source["running"]) + len(source["partial"]) + sum("coming" in h for h in source["held"])
-        fits = ceil((r["prompt"] + r["output"] - 1) / BLOCK) <= source["total"]
-        if (late or many) and fits and seats < self.limits.max_running:
+        taken = seats([*source["running"], *source["partial"], *(h for h in source["held"] if "coming" in h), r])
+        fits = sample_groups.most(r, BLOCK) <= source["total"]
+        if (late or many) and fits and taken <= self.limits.max_running:
             r["wait"] += waited
             self.unplaced -= 1
             self.kept += 1
@@ -234,11 +248,11 @@ class Twin:
 
     def used(self, engine):
         one = 1 if engine["busy"] == "step" else 0
-        tokens = [r["kv"] + one for r in engine["running"]] + [r["kv"] for r in engine["held"]]
-        return sum(ceil(n / BLOCK) for n in tokens)
+        return sum(held_blocks(r, one) for r in engine["running"]) + sum(map(held_blocks, engine["held"]))
 
     def taken(self, engine):
-        return len(engine["running"]) + len(engine["partial"]) + sum("coming" in r or "r" in r for r in engine["held"])
+        held = [r for r in engine["held"] if "coming" in r or "r" in r]
+        return seats([*engine["running"], *engine["partial"], *held])
 
     def decide(self, engine):
         for r in engine["ready"]:
@@ -266,8 +280,8 @@ class Twin:
             return
         for r in engine["running"]:
             r.setdefault("decode", self.now)
-        context = sum(r["kv"] + 1 for r in engine["running"])
-        fixed, slope, _ = self.costs.decode(len(engine["running"]), context)
+        context = sum(sequences(r) * (r["kv"] + 1) for r in engine["running"])
+        fixed, slope, _ = self.costs.decode(seats(engine["running"]), context)
         engine["ticks"] += round(fixed * TICK) + round(slope * TICK) * context
         self.at(engine["ticks"] // TICK, engine["rank"], self.ends, engine, None)
 
@@ -276,12 +290,13 @@ class Twin:
         budget = self.limits.max_batch_tokens
         if engine["partial"]:
             [r] = engine["partial"]  # a long one is alone
-            return [(r, min(budget, r["kv"] - r["computed"]))]
-        batch, tokens, used, seats = [], 0, self.used(engine), self.limits.max_running - self.taken(engine)
+            return [(r, min(budget, sample_groups.total(r) - r["computed"]))]
+        batch, tokens, used, free = [], 0, self.used(engine), self.limits.max_running - self.taken(engine)
         for r in engine["waiting"]:
-            need = r["prompt"] + r["made"]
-            used += ceil(need / BLOCK)
-            if len(batch) >= seats or used > engine["total"] or (batch and tokens + need > budget):
+            need = sample_groups.total(r)
+            used += sample_groups.blocks(r, need, BLOCK)
+            free -= sequences(r)
+            if free < 0 or used > engine["total"] or (batch and tokens + need > budget):
                 break
             batch.append((r, min(need, budget)))
             tokens += need
@@ -295,7 +310,7 @@ class Twin:
 
     def begin(self, engine, batch):
         tokens = sum(count for _, count in batch)
-        pairs = sum(sum(range(r["computed"] + 1, r["computed"] + count + 1)) for r, count in batch)
+        pairs = sum(sample_groups.pairs(r, r["computed"], r["computed"] + count) for r, count in batch)
         engine["ticks"] += round(self.costs.prefill_ns(tokens, pairs, len(batch)) * TICK)
         engine["busy"] = "prefill"
         end = engine["ticks"] // TICK
@@ -325,12 +340,12 @@ class Twin:
     def prefilled(self, engine, batch):
         for r, count in batch:
             r["computed"] += count
-            if r["computed"] < r["kv"]:
+            if r["computed"] < sample_groups.total(r):
                 continue
             engine["partial"].remove(r)
             r["made"] += 1
             r.setdefault("first", self.now)
-            if r["made"] == r["output"]:
+            if self.complete(r):
                 engine["held"].remove(r)
                 self.finish(r)
                 if r["move"] is not None:
@@ -357,6 +372,9 @@ class Twin:
             self.ask(r, r["prompt"] + r["made"] - 1)
         move = r["move"]
         move["handed"] = self.now
+        self.grant(self.engines[1])  # answers of one token have given their seats back
+        if self.engines[1]["waiting"]:
+            self.wake(self.engines[1])
         if self.rules.mode == "whole":
             move["queue"].append((self.now, LAYERS, r["place"]["kv"]))
         if r["place"]["granted"] is None:
@@ -367,29 +385,34 @@ class Twin:
         else:
             self.pump(r, move)
 
+    def complete(self, r):
+        """Let the answers go that have all their tokens; return whether those are all."""
+        r["over"] += r["made"] * sample_groups.leave(r)
+        return r["made"] == max(r["answers"])
+
     def stepped(self, engine):
-        finished = []
+        before, finished = seats(engine["running"]), []
         for r in engine["running"]:
             r["kv"] += 1
             r["made"] += 1
-            if r["made"] == r["output"]:
+            if self.complete(r):
                 finished.append(r)
         for r in finished:
             engine["running"].remove(r)
             self.finish(r)
-        if finished:
+        if seats(engine["running"]) < before:
             self.grant(engine)
 
     def finish(self, r):
         times = r["start"], r["first"], r["wait"], r["moving"], r.get("decode", -1), self.now
-        self.done[r["id"]] = (*times, r["preempted"], r.get("by"))
+        self.done[r["id"]] = (*times, r["preempted"], r.get("by"), r["over"])
 
     def grant(self, engine):
         while engine["asking"] and not engine["waiting"]:
             place = engine["asking"][0]
-            if self.taken(engine) >= self.limits.max_running:
+            if self.taken(engine) + sequences(place["r"]) > self.limits.max_running:
                 return
-            if self.used(engine) + ceil(place["kv"] / BLOCK) > engine["total"]:
+            if self.used(engine) + held_blocks(place) > engine["total"]:
                 return
             engine["asking"].pop(0)
             engine["held"].append(place)
@@ -440,27 +463,32 @@ cases = (
     st.tuples(st.integers(0, 12), st.integers(0, 12)),
     st.tuples(st.integers(1, 20_011), st.integers(1, 501)),
     all_rules,
+    st.one_of(st.just([()] * 20), sample_groups.several(20, 60)),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(*cases)
-def test_equal_to_layer_by_layer(workload, costs, max_running, max_tokens, spare, cable, rules):
-    prompts = max(ceil(prompt / BLOCK) for _, prompt, _ in workload)
-    whole = max(ceil((prompt + output) / BLOCK) for _, prompt, output in workload)
+def test_equal_to_layer_by_layer(workload, costs, max_running, max_tokens, spare, cable, rules, groups):
+    workload = sample_groups.within(workload, groups, max_running)
+    prompts = max(ceil(prompt / BLOCK) for _, prompt, *_ in workload)
+    each = [{"prompt": w[1], "answers": sample_groups.answers(*w[2:])} for w in workload]
+    whole = max(sample_groups.most(group, BLOCK, 1) for group in each)
     blocks = (prompts + spare[0], whole + spare[1])
     limits = Continuous(max_running=max_running, max_batch_tokens=max_tokens)
     found, moved, kept, by_request = moving(workload, costs, limits, blocks, cable, rules)
     assert (found, moved, kept) == Twin(workload, costs, limits, blocks, cable, rules).run()
     assert len(found) == len(workload)
     assert sum(by_request.values()) == moved
+    assert {i: row[-1] for i, row in found.items()} == {i: sum(group["answers"]) for i, group in enumerate(each)}
 
 
 @pytest.mark.nightly
 @settings(max_examples=10_000, deadline=None)
 @given(*cases)
-def test_equal_to_layer_by_layer_at_length(workload, costs, max_running, max_tokens, spare, cable, rules):
-    test_equal_to_layer_by_layer.hypothesis.inner_test(workload, costs, max_running, max_tokens, spare, cable, rules)
+def test_equal_to_layer_by_layer_at_length(workload, costs, max_running, max_tokens, spare, cable, rules, groups):
+    inner_test = test_equal_to_layer_by_layer.hypothesis.inner_test
+    inner_test(workload, costs, max_running, max_tokens, spare, cable, rules, groups)
 
 
 def alone(role, costs, limits, blocks, feed):
