@@ -332,7 +332,7 @@ def report(data: Path, out: Path, every: int = 1, workers: int = 2) -> Iterator[
     covered = int((found["why"] == "").sum())
     once = found.drop_duplicates("measurement")
     known = silicon.delivered(once)
-    for what, note in (("tpot", "no constant of an engine"), ("ttft", "to the decode worker's first token")):
+    for what, note in (("tpot", "no constant of an engine"), ("ttft", "to the first token that the engine sends")):
         error = (known[f"{what}_model"] / known[what] - 1).abs().median()
         yield f"- {what.upper()}: median error {error:.1%} of {len(known)} measurements ({note})"
     yield f"- covered: {covered} of {len(found)} rows, which are {len(once)} measurements"
