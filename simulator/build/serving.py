@@ -382,6 +382,11 @@ class System:
         if hourly is not None:
             summary["price"]["pools"] = {group.name: _per_hour(group) for group in self.blueprint.groups}
         summary["requests"]["rejected_by"] = self.frontend.reasons
+        part = self.blueprint.workload.part
+        if part is not None and part.fraction < 1:
+            summary["requests"]["left_out"] = part.left_out
+            read = part.taken + part.left_out
+            self.notes.append(f"workload.fraction: {part.left_out:,} of {read:,} requests are left out")
         if self._lower:
             summary["tiers"] = tier_figures(self._lower, self.blueprint.workload.unit_tokens)
         return summary
