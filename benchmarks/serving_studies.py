@@ -151,6 +151,26 @@ STUDIES: dict[str, Study] = {
         "traces/servegen-m-large",
         tuple(Variant(f"{n} engines", (f"serving.colocated.instances={n}",)) for n in (20, 24, 28, 32)),
     ),
+    "servegen-thinned": Study(
+        "traces/servegen-m-large",
+        tuple(
+            Variant(f"{share} on {n}", (f"workload.fraction={fraction}", f"serving.colocated.instances={n}"))
+            for share, fraction, n in (
+                ("all", 1, 32),
+                ("1/4", 0.25, 8),
+                ("1/16", 0.0625, 2),
+                ("1/32", 0.03125, 1),
+                ("1/20", 0.05, 2),
+            )
+        ),
+    ),
+    "servegen-last-hours": Study(
+        "traces/servegen-m-large-two-weeks",
+        tuple(
+            Variant(f"{n} engines", ("workload.start=328 h", "topology.nodes=3", f"serving.colocated.instances={n}"))
+            for n in (2, 3, 4, 5, 6)
+        ),
+    ),
     "mixed-devices": Study(
         "serving/mixed-devices",
         tuple(

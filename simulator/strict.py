@@ -40,6 +40,9 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Keys of a neighbour that have no meaning here, each with why and what to do."""
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         """Describe each property by the docstring under its attribute, read only now: it takes a tenth of a second."""
@@ -223,6 +226,8 @@ def _problems(model: type[BaseModel], document: Document, detail: ErrorDetails) 
         return [document.problem(path, str(error))]
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
+        if owner is not None and issubclass(owner, Strict) and path[-1] in owner.refused:
+            return [document.problem(path, owner.refused[str(path[-1])])]
         names = _names(owner) if owner else []
         what = f"unknown key {str(path[-1])!r}"
         return [document.problem(path, what, ", ".join(names) or None, nearest(str(path[-1]), names))]

@@ -2,14 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:  # pyarrow and rich are slow to import; --help must not wait for them
-    import pyarrow as pa
     from rich.table import Table
 
     from simulator.workload.profile import Profile
@@ -98,7 +97,7 @@ def convert(
     A ServeGen profile (SOURCE is X.trace.parquet, with X.dataset.parquet beside it) is not a trace: requests are drawn.
     """
     from simulator.errors import InputError
-    from simulator.workload.sampling import window
+    from simulator.workload.sampling import Part
     from simulator.workload.trace import PROVENANCE_KEY, open_trace, provenance, write_trace
 
     if seed is not None and from_ != "servegen":
@@ -107,9 +106,7 @@ def convert(
     options = {"from_": from_, "out": out, "strict": strict, "column": column, "arrival_unit": arrival_unit}
     command = _command("convert", str(source), **options, start=start, duration=duration, seed=seed)
     start_ns, duration_ns = _duration_ns("--start", start) or 0, _duration_ns("--duration", duration)
-    batches = opened.batches(start_ns)
-    if start_ns or duration_ns is not None:
-        batches = window(batches, start_ns, duration_ns)
+    batches = Part(start_ns, duration_ns).of(opened.batches(start_ns))
     rows = write_trace(out, batches, lambda: {**opened.metadata, PROVENANCE_KEY: provenance(opened, command)})
     for note in opened.notes:
         click.echo(f"{source}: {note}", err=True)
@@ -234,7 +231,7 @@ def _bars(rows: list[tuple[str, float, str]], width: int) -> list[str]:
 @click.option("--requests", type=click.IntRange(1), help="Keep the first N requests of what the other options leave.")
 @click.option("--duration", help='Keep arrivals of this long, such as "10 min".')
 @click.option("--start", help='Begin this long after the start of the trace, such as "5 min".')
-@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help="Keep each request with this probability.")
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help="Keep this share, chosen at random.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of --fraction.")
 def sample(
     source: Path,
@@ -247,19 +244,14 @@ def sample(
 ) -> None:
     """Cut a window out of a canonical trace, thin it, or both, in the order of arrival.
 
-    Times count from --start. --fraction keeps each request on its own, so sessions lose turns and reuse shrinks.
+    Times count from --start. --fraction keeps sessions whole and chooses as `workload.fraction` of a scenario does.
     """
-    from simulator.randomness import stream
-    from simulator.workload.sampling import first_requests, thin, window
+    from simulator.workload.sampling import Part
     from simulator.workload.trace import PROVENANCE_KEY, open_trace, provenance, write_trace
 
     opened = open_trace(source)
-    batches: Iterable[pa.RecordBatch] = opened.batches()
-    batches = window(batches, _duration_ns("--start", start) or 0, _duration_ns("--duration", duration))
-    if fraction is not None:
-        batches = thin(batches, fraction, stream(seed, "sample"))
-    if requests is not None:
-        batches = first_requests(batches, requests)
+    start_ns, duration_ns = _duration_ns("--start", start) or 0, _duration_ns("--duration", duration)
+    batches = Part(start_ns, duration_ns, fraction or 1.0, seed, requests).of(opened.batches())
     command = _command(
         "sample", str(source), out=out, requests=requests, duration=duration, start=start, fraction=fraction, seed=seed
     )

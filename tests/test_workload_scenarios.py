@@ -1,6 +1,7 @@
 """Workloads in scenarios: what reaches the engines, what has no effect and is said, traces of all kinds replayed."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -190,6 +191,104 @@ def test_a_closed_loop_has_no_sessions(tmp_path: Path) -> None:
     sessions = {"turns": 3, "think_time": {"constant": {"value": "1 s"}}}
     with pytest.raises(InputError, match="closed loop"):
         load(scenario(tmp_path, DRAWN | loop | {"sessions": sessions}))
+
+
+def of_every_format(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same 300 requests, one each 100 ms, in every format; BurstGPT and CSV have a session of each five."""
+    rows = [(i / 10, 600 + i, 1 + i % 9, f"s{i // 5}") for i in range(300)]
+    at = [datetime(2024, 5, 10, tzinfo=UTC) + timedelta(seconds=second) for second, *_ in rows]
+    lines = {
+        "azure": ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+        + [f"{t:%Y-%m-%d %H:%M:%S.%f},{row[1]},{row[2]}" for t, row in zip(at, rows, strict=True)],
+        "burstgpt": ["Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type,Session ID"]
+        + [f"{t},m,{prompt},{output},0,x,{session}" for t, prompt, output, session in rows],
+        "mooncake": [
+            json.dumps({"timestamp": int(t * 1000), "input_length": p, "output_length": o, "hash_ids": [1, i]})
+            for i, (t, p, o, _) in enumerate(rows)
+        ],
+        "csv": ["t,in,out,who"] + [f"{t},{prompt},{output},{session}" for t, prompt, output, session in rows],
+    }
+    columns = {"arrival": {"column": "t", "unit": "s"}, "prompt_tokens": "in", "output_tokens": "out", "session": "who"}
+    sections: dict[str, dict[str, Any]] = {}
+    for form, text in lines.items():
+        (folder / form).write_text("\n".join(text) + "\n")
+        sections[form] = {"trace": str(folder / form), "format": form} | ({"columns": columns} if form == "csv" else {})
+    names = ("arrival_ns", "prompt_tokens", "output_tokens", "session")
+    values = [[round(row[0] * 10**9) for row in rows], *([row[i] for row in rows] for i in (1, 2, 3))]
+    write_trace(folder / "t.parquet", [make_batch(dict(zip(names, values, strict=True)), 300)], {})
+    sections["canonical"] = {"trace": str(folder / "t.parquet")}
+    return sections
+
+
+ROW = ["arrival_ns", "prompt_tokens", "output_tokens", "session"]
+
+
+@pytest.mark.parametrize("form", ["canonical", "azure", "burstgpt", "mooncake", "csv"])
+def test_a_fraction_of_any_trace_is_replayed_and_the_rest_is_counted(tmp_path: Path, form: str) -> None:
+    section = of_every_format(tmp_path)[form]
+    found = {}
+    for fraction in (1, 0.5, 0.2):
+        made = simulate(load(scenario(tmp_path, section | {"fraction": fraction})), out=tmp_path / str(fraction))
+        rows = made.requests.sort_values("request_id")
+        found[fraction] = set(rows[ROW].itertuples(index=False, name=None))
+        assert any(line.startswith("seed") for line in made.summary["warnings"]) == (fraction == 1)
+        told = [line for line in made.summary["warnings"] if line.startswith("workload.fraction")]
+        left_out = 300 - len(rows)
+        assert made.summary["requests"].get("left_out", 0) == left_out
+        assert told == [f"workload.fraction: {left_out} of 300 requests are left out"] * (fraction < 1)
+        if form in ("canonical", "burstgpt", "csv"):
+            assert set(rows.groupby("session").size()) == {5}
+    assert len(found[1]) == 300
+    assert found[0.2] < found[0.5] < found[1]
+    assert abs(len(found[0.5]) - 150) < 5 * 300**0.5 * 0.5 * 5**0.5  # sessions of five
+
+
+def test_the_choice_depends_on_nothing_but_the_seed(tmp_path: Path) -> None:
+    section = of_every_format(tmp_path)["azure"] | {"fraction": 0.3}
+
+    def prompts(number: int = 5, **more: Any) -> list[int]:
+        made = load(scenario(tmp_path, section | more)).model_copy(update={"seed": number})
+        return [count for batch in plan_workload(made, []).arrivals(1.0) for count in batch.prompt_tokens]
+
+    whole = prompts()
+    assert prompts(speedup=7, tenants={"a": 1}, strict_rows=True) == whole
+    cut = [count for count in whole if 600 + 100 <= count < 600 + 150]
+    assert prompts(start="10 s", duration="5 s") == cut
+    assert prompts(start="10 s", requests=7) == [count for count in whole if count >= 700][:7]
+    assert prompts(6) != whole
+
+
+def test_a_run_that_stops_says_what_was_left_out_of_what_it_read(tmp_path: Path) -> None:
+    path = scenario(tmp_path, of_every_format(tmp_path)["azure"] | {"fraction": 0.3})
+    stopped = simulate(load(path, ["until=5 s"]), out=tmp_path / "run")
+    [line] = [line for line in stopped.summary["warnings"] if line.startswith("workload.fraction")]
+    assert line.endswith(" of 300 requests are left out")
+
+
+@pytest.mark.parametrize(
+    ("workload", "words"),
+    [
+        (DRAWN | {"fraction": 0.5}, "no trace to take a fraction of: draw fewer requests, at a lower rate"),
+        ({"fraction": 0}, "workload.fraction: expected greater than 0"),
+        ({"fraction": 1.5}, "workload.fraction: expected less than or equal to 1"),
+        ({"fraction": "5%"}, "workload.fraction: expected a number, found '5%'"),
+        ({"requests": 9, "fraction": 1e-9}, "none of the 300 requests of azure in the part that is replayed is kept"),
+    ],
+)
+def test_fractions_that_mean_nothing_are_refused(tmp_path: Path, workload: dict[str, Any], words: str) -> None:
+    section = workload if "arrivals" in workload else of_every_format(tmp_path)["azure"] | workload
+    with pytest.raises(InputError) as refused:
+        run(tmp_path, section)
+    assert words in str(refused.value)
+    assert "workload.fraction" in str(refused.value)
+
+
+def test_a_fraction_of_drawn_requests_is_refused_with_all_else_that_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        load(scenario(tmp_path, DRAWN | {"fraction": 0.5, "requests": "x", "speedup": 2}))
+    assert [problem.path for problem in refused.value.problems] == [
+        f"workload.{key}" for key in ("requests", "fraction", "speedup")
+    ]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the public traces in ../shared/data")

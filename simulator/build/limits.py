@@ -84,7 +84,10 @@ def limits_of(blueprint: Blueprint) -> Limits:
     step_ns = SLACK * _on_grid(prompts, partial(_step_ns, blueprint))
     several = outputs > 1
     e2e_ns = first_ns + (outputs - 1) * step_ns
-    each = {"ttft": first_ns, "tpot": step_ns[several], "e2e": e2e_ns}
+    together = np.minimum(outputs, _first_chunk(blueprint))  # tokens that the client gets as the first
+    token_ns = step_ns * (outputs - together) / np.maximum(outputs - 1, 1)
+    first_ns = first_ns + (together - 1) * step_ns
+    each = {"ttft": first_ns, "tpot": token_ns[several], "e2e": e2e_ns}
     least: dict[str, float] = {}
     whole = alone and _all_finish(blueprint)
     for name, times in each.items():
@@ -92,13 +95,19 @@ def limits_of(blueprint: Blueprint) -> Limits:
             least |= {f"{name}.{how}": ns / NS_PER_S for how, ns in _statistics(times, whole).items()}
     most = {}
     if blueprint.scenario.until is None:
-        most["goodput"] = _good(blueprint, first_ns, np.where(several, step_ns, 0.0), e2e_ns)
+        most["goodput"] = _good(blueprint, first_ns, token_ns, e2e_ns)
     decoded = int((outputs - 1).sum())
     if whole and decoded:
         rate = _decode_rate(blueprint, int(prompts.min())) * float(outputs.sum()) / decoded / SLACK
         most["throughput.output_tokens_per_s"] = rate
         most["throughput.output_tokens_per_s_per_device"] = rate / sum(group.devices for group in blueprint.groups)
     return _priced(blueprint, least, most)
+
+
+def _first_chunk(blueprint: Blueprint) -> int:
+    serving = blueprint.scenario.serving
+    assert serving is not None
+    return max(1, serving.first_chunk)
 
 
 def _priced(blueprint: Blueprint, least: dict[str, float], most: dict[str, float]) -> Limits:

@@ -386,6 +386,11 @@ class System:
         summary["requests"]["rejected_by"] = self.frontend.reasons
         expected = self.blueprint.scenario.expected_of
         self.notes += add_groups(summary, folder, expected, limits, summary["simulated_s"])
+        part = self.blueprint.workload.part
+        if part is not None and part.fraction < 1:
+            summary["requests"]["left_out"] = part.left_out
+            read = part.taken + part.left_out
+            self.notes.append(f"workload.fraction: {part.left_out:,} of {read:,} requests are left out")
         if self._lower:
             summary["tiers"] = tier_figures(self._lower, self.blueprint.workload.unit_tokens)
         return summary

@@ -22,6 +22,7 @@ from simulator.serving.routing import ROUTERS
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from simulator.workload.sampling import Part
     from simulator.workload.trace import Trace
 
 _WITHOUT_EFFECT = {
@@ -62,6 +63,8 @@ class Workload(NamedTuple):
     """Whether clients give requests up at recorded times."""
     drawn: bool = False
     """Whether anything of it comes from the seed."""
+    part: "Part | None" = None
+    """What is taken of a trace, and how many requests its fraction has left out so far."""
 
     def arrivals(self, speedup: float) -> Iterator[Arrivals]:
         """Yield plain columns, arrival times divided by `speedup` and rounded to the nanosecond."""
@@ -142,6 +145,7 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
 
 def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workload:
     from simulator.workload.kept import KEPT
+    from simulator.workload.sampling import Part
 
     section, caches = scenario.workload, _caches(scenario)
     assert isinstance(section, TraceWorkload)
@@ -175,8 +179,9 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     notes.extend(f"trace column {', '.join(columns)} has no effect: {why}" for why, columns in reasons.items())
     hash_tokens = trace.prefix_block_tokens if hashed else None
     unit = _one_unit(caches, hash_tokens) if known and caches else None
-    cancels, drawn_from = "cancel_ns" in present, section.format == "servegen"
-    return Workload(partial(_replayed, scenario, trace, notes), hash_tokens, unit, cancels, drawn_from)
+    part = Part(section.start, section.duration, section.fraction, scenario.seed, section.requests)
+    cancels, drawn_from = "cancel_ns" in present, section.format == "servegen" or section.fraction < 1
+    return Workload(partial(_replayed, trace, part, notes), hash_tokens, unit, cancels, drawn_from, part)
 
 
 def _routed_by_session(scenario: Scenario) -> bool:
@@ -323,19 +328,15 @@ def prefixes_of(kv: KV, blocks: int, unit_tokens: int | None) -> Callable[[], Pr
     return lambda: PrefixCache(unit_tokens, kv.block_tokens, eviction.name, eviction.parameters, pin_units, most)
 
 
-def _replayed(scenario: Scenario, trace: "Trace", notes: list[str]) -> Iterator["pa.RecordBatch"]:
-    from simulator.workload.sampling import first_requests, window
-
-    section, path = scenario.workload, trace.path
-    assert isinstance(section, TraceWorkload)
-    rows = window(trace.batches(section.start), section.start, section.duration)
-    found = 0
-    for batch in rows if section.requests is None else first_requests(rows, section.requests):
-        found += batch.num_rows
-        yield batch
-    if not found:
-        what = f"no request of {path.name} arrives in the part that is replayed"
+def _replayed(trace: "Trace", part: "Part", notes: list[str]) -> Iterator["pa.RecordBatch"]:
+    yield from part.of(trace.batches(part.start_ns), trace.skipped(part.start_ns))
+    if not part.taken and part.left_out:
+        what = f"none of the {part.left_out:,} requests of {trace.path.name} in the part that is replayed is kept"
+        raise InputError(Problem(what, path="workload.fraction", allowed="a larger fraction"))
+    if not part.taken:
+        what = f"no request of {trace.path.name} arrives in the part that is replayed"
         raise InputError(Problem(what, path="workload.start", allowed="times within the trace"))
-    if section.requests is not None and found < section.requests:
-        notes.append(f"workload.requests: {section.requests:,} asked for, the trace has {found:,}")
-    notes.extend(f"trace {path.name}: {reason}" for reason in trace.report.reasons())
+    if part.requests is not None and part.taken < part.requests:
+        has = "the trace has" if part.fraction == 1 else "the fraction leaves"
+        notes.append(f"workload.requests: {part.requests:,} asked for, {has} {part.taken:,}")
+    notes.extend(f"trace {trace.path.name}: {reason}" for reason in trace.report.reasons())

@@ -1,7 +1,7 @@
 """A duration as a chain of straight lines over the context, its knots found as they are asked for; exact at the knots.
 
 Model: time of attention grows with the context, in a line but for the corners of the roofline and of tables; knots are
-a quarter of an octave apart where it bends and end where it is straight.
+a quarter of an octave apart where it bends and six octaves where it is straight.
 """
 
 from bisect import bisect_left
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 KNOTS_PER_OCTAVE = 4
 """Contexts at which a duration is evaluated where it is no straight line, per factor of two."""
+FAR = 64
+"""Factor to the context at which a line that may be straight is looked at again, and ends."""
 
 
 class Line(NamedTuple):
@@ -28,13 +30,14 @@ class Line(NamedTuple):
 class Lines:
     """The lines of one function of the context; the first knot is at `first` tokens."""
 
-    __slots__ = ("_ends", "_evaluate", "_first", "_lines", "_table")
+    __slots__ = ("_ends", "_evaluate", "_first", "_lines", "_table", "_tries")
 
     def __init__(self, evaluate: Callable[[float], float], first: float) -> None:
         self._evaluate = evaluate
         self._first = first
         self._lines: list[Line] = []
         self._ends: list[float] = []
+        self._tries = 2  # knots from which it is looked whether a straight line begins there
         self._table: Any = None  # the lines' ends and coefficients as columns
 
     def at(self, context: float) -> Line:
@@ -58,17 +61,18 @@ class Lines:
         return fixed[index] + slope[index] * contexts
 
     def _next(self) -> Line:
-        """Return the line from the end of the last one on, to the next knot or for ever."""
+        """Return the line from the end of the last one on, to the next knot or, where it is straight, far beyond."""
         lines, evaluate = self._lines, self._evaluate
         start = lines[-1].until if lines else 0.0
         here = lines[-1].at(start) if lines else evaluate(0.0)
         end = max(self._first, start * 2 ** (1 / KNOTS_PER_OCTAVE))
         there = evaluate(end)
         slope = (there - here) / (end - start)
-        straight = len(lines) < 2 and self._goes_on(end, there, slope)
-        return Line(here - slope * start, slope, inf if straight else end)
+        straight = self._tries > 0 and self._goes_on(end, there, slope)
+        self._tries = 2 if straight else self._tries - 1
+        return Line(here - slope * start, slope, FAR * end if straight else end)
 
     def _goes_on(self, end: float, there: float, slope: float) -> bool:
-        """Return whether the line through (end, there) holds for contexts far beyond, so that no knot is needed."""
-        far = self._evaluate(64 * end)
-        return abs(there + slope * 63 * end - far) <= 1e-9 * far
+        """Return whether the line through (end, there) still holds far beyond: no knot is needed up to there."""
+        far = self._evaluate(FAR * end)
+        return abs(there + slope * (FAR - 1) * end - far) <= 1e-9 * far

@@ -8,7 +8,7 @@ its links before it ends. The compiled solver has the same calls and takes over 
 import heapq
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from math import ceil
+from math import ceil, floor
 from typing import NamedTuple
 
 from simulator.network.maxmin import maxmin_rates
@@ -47,16 +47,6 @@ class Start(NamedTuple):
         """Return how much of it crosses a link of its path."""
         return self.portions[self.path.index(link)] if self.portions else 1
 
-    def carried(self, moved: int) -> "Iterable[tuple[int, int]]":
-        """Return (link, whole bytes) for each link of its path when it has moved so many."""
-        if not self.portions:
-            return zip(self.path, repeat(moved), strict=False)
-        return [(link, _portion(moved, part)) for link, part in zip(self.path, self.portions, strict=True)]
-
-    def byte_hops(self, moved: int) -> int:
-        """Return the whole bytes that all links of its path have carried when it has moved so many."""
-        return sum([_portion(moved, part) for part in self.portions]) if self.portions else moved * len(self.path)
-
     def loads(self, rate: float) -> "Iterable[tuple[int, float]]":
         """Return (link, bytes/s) for each link of its path at a rate."""
         if not self.portions:
@@ -72,10 +62,6 @@ class Start(NamedTuple):
     def apart(self) -> "list[Start]":
         """Return the flows that it is made of."""
         return [self._replace(name=name, path=path, parts=()) for name, path in self.parts] or [self]
-
-
-def _portion(moved: int, part: float) -> int:
-    return moved if part == 1 else round(moved * part)
 
 
 class Carried(NamedTuple):
@@ -140,6 +126,7 @@ class ComponentShares:
         self._flow_count = [0] * count
         self._moved: dict[int, None] | None = None
         self._sprayed = 0  # links of sprayed flows under way
+        self._rests: dict[int, float] = {}  # by link: what sprayed flows have carried beyond whole bytes, and a half
 
     @property
     def active(self) -> int:
@@ -238,7 +225,7 @@ class ComponentShares:
         rows = []
         for link in range(len(self.capacities)):
             flows, alone = self._on(link), self._owner.get(link)
-            moved = sum(_portion(f.start.size - ceil(f.left_bytes(now_ns)), f.start.part(link)) for f in flows)
+            moved = sum(round((f.start.size - ceil(f.left_bytes(now_ns))) * f.start.part(link)) for f in flows)
             since_ns = self._busy_since_ns[link] if alone is None else alone.begun_ns
             busy_ns = self._busy_ns[link] + (now_ns - since_ns if flows else 0)
             peak, count = self._peak[link], self._flow_count[link]
@@ -354,7 +341,8 @@ class ComponentShares:
             for link in path:
                 del owner[link]
         self._sprayed -= len(start.portions)
-        self.byte_hops += start.byte_hops(start.size)
+        if not start.portions:
+            self.byte_hops += start.size * len(path)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(path))
         self._ended.append((flow, now_ns))
@@ -382,26 +370,44 @@ class ComponentShares:
         self._ended.clear()
 
     def _settle_sprayed(self, start: Start, peak: float, lasted_ns: int) -> None:
-        for (link, carried), (_, load) in zip(start.carried(start.size), start.loads(peak), strict=True):
-            self._bytes[link] += carried
+        self._credit(start, start.size)
+        for link, load in start.loads(peak):
             self._busy_ns[link] += lasted_ns
             self._flow_count[link] += start.flows
             self._peak[link] = max(self._peak[link], load)
+
+    def _credit(self, start: Start, moved: int) -> None:
+        """Count what the links of a flow have carried when it has moved so many bytes.
+
+        Of a sprayed one in whole bytes, whose rest is kept: a link is never off by more than half a byte.
+        """
+        if not start.portions:
+            for link in start.path:
+                self._bytes[link] += moved
+            self.byte_hops += moved * len(start.path)
+            return
+        for link, part in zip(start.path, start.portions, strict=True):
+            carried = moved
+            if part != 1:
+                exact = moved * part + self._rests.get(link, 0.5)
+                carried = floor(exact)
+                self._rests[link] = exact - carried
+            self._bytes[link] += carried
+            self.byte_hops += carried
 
     def _leave(self, flow: _Flow, now_ns: int, moved: int, touched: list[int]) -> None:
         flow.finish_ns = NEVER_NS
         del self._flows[flow.start.name]
         self._sprayed -= len(flow.start.portions)
-        for link, carried in flow.start.carried(moved):
+        self._credit(flow.start, moved)
+        for link in flow.start.path:
             flows = self._flows_on[link]
             del flows[flow]
-            self._bytes[link] += carried
             if flows:
                 touched.append(link)
             else:
                 self._shared.remove(link)
                 self._busy_ns[link] += now_ns - self._busy_since_ns[link]
-        self.byte_hops += flow.start.byte_hops(moved)
         if self._moved is not None:
             self._moved.update(dict.fromkeys(flow.start.path))
 

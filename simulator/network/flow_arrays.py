@@ -48,6 +48,7 @@ LINK = np.dtype(
         ("moved", "i4"),  # whether it is in `moved`
         ("room", "i8"),
         ("bytes", "i8"),  # of flows that ended
+        ("rest", "f8"),  # what sprayed ones have carried beyond whole bytes, and a half
         ("busy_ns", "i8"),
         ("busy_since_ns", "i8"),
         ("peak", "f8"),
@@ -160,6 +161,7 @@ def empty_state(capacities: Sequence[float], flows: int = 64, hops: int = 8) -> 
 def _idle(capacities: Sequence[float]) -> "NDArray[Any]":
     links = np.zeros(len(capacities), LINK)
     links["capacity"] = capacities
+    links["rest"] = 0.5
     links["finish_ns"] = NEVER_NS
     links["place"] = NOWHERE
     return links

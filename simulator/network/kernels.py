@@ -104,8 +104,12 @@ def _remove(s: State, flow: int, now_ns: int) -> None:
 def _count_bytes(s: State, flow: int, moved: int) -> None:
     first = flow << s.numbers[SHIFT]
     for slot in range(first, first + s.flows[flow].hops):
-        carried = moved if s.part[slot] == 1.0 else int(np.rint(moved * s.part[slot]))
-        s.links[s.path[slot]].bytes += carried
+        carried, link = moved, s.path[slot]
+        if s.part[slot] != 1.0:
+            exact = moved * s.part[slot] + s.links[link].rest
+            carried = int(np.floor(exact))
+            s.links[link].rest = exact - carried
+        s.links[link].bytes += carried
         s.numbers[BYTE_HOPS] += carried
 
 

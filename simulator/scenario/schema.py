@@ -105,8 +105,8 @@ class Serving(Strict):
     kv_transfer: TransferRules = TransferRules()
     """How KV caches move from prefill to decode engines."""
     stream_interval: Count = 1
-    """Output tokens that the engine that decodes a request sends together, the first ones too (SGLang up to 0.5.8); vLLM
-    and TensorRT-LLM send the first at once whatever their interval: 1."""
+    """Output tokens that the engine that decodes a request sends together, the first ones too (SGLang up to 0.5.8).
+    vLLM and TensorRT-LLM send the first at once whatever their interval: 1."""
     first_token: Literal["prefill", "decode"] = "prefill"
     """Which of two pools sends the first token: the prefill engine as it is made, or the decode engine once the KV
     cache is there (SGLang and TensorRT-LLM, with or without Dynamo)."""

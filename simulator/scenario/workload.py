@@ -4,7 +4,8 @@ Laws and formats are those of `simulator.workload`; here they get units, default
 """
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -413,8 +414,10 @@ class TraceWorkload(Callers):
     """Leave out what arrives before this time of the trace; the run's time 0 is here."""
     duration: PositiveDuration | None = None
     """Length of the part that is replayed, in the trace's own time; default: to its end."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the requests that is replayed, chosen by the seed: sessions whole, a smaller share part of a larger."""
     requests: Count | None = None
-    """Replay at most this many requests, counted from `start`."""
+    """Replay at most this many requests, counted from `start`, of those that `fraction` keeps."""
     speedup: PositiveNumber = 1.0
     """Times of arrival are divided by this, after the part was cut out."""
 
@@ -430,6 +433,10 @@ class TraceWorkload(Callers):
 
 class SyntheticWorkload(Callers):
     """Requests drawn from arrival and length laws, each from its own random stream."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        "fraction": "there is no trace to take a fraction of: draw fewer requests, at a lower rate of `arrivals`",
+    }
 
     requests: Count
     """How many requests arrive."""

@@ -48,6 +48,10 @@ class KeptSource:
         report.clear()
         yield from islice(self._source.batches(report, strict, start_ns), at, None)
 
+    def skipped(self, start_ns: int) -> int:
+        """Return zero: only sources that read every row are kept."""
+        return 0
+
     def _at(self, at: int, told: Report) -> tuple[pa.RecordBatch | None, Report] | None:
         """Return a batch and the report after it; None when it is not kept. A fault leaves its report in `told`."""
         with self._lock:

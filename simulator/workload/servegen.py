@@ -92,6 +92,11 @@ class ServeGenSource:
             report.rows_read += batch.num_rows
             yield batch
 
+    def skipped(self, start_ns: int) -> int:
+        """Return the requests of the windows that end by `start_ns`, which are not drawn."""
+        over = (its for timestamp, its in self._windows.items() if timestamp * NS_PER_S + WINDOW_NS <= start_ns)
+        return sum(one.requests for active in over for one in active)
+
     def _drawn(self, start_ns: int) -> Iterator[pa.RecordBatch]:
         pooled: dict[tuple[int, str], Counts] = {}
         for timestamp, active in self._windows.items():

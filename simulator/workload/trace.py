@@ -50,6 +50,9 @@ class Source(Protocol):
     def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield canonical batches and fill `report` on the way; rows before `start_ns` may be left out."""
 
+    def skipped(self, start_ns: int) -> int:
+        """Return how many rows those are that `batches` leaves out."""
+
 
 class TextSource:
     """Rows of text as canonical batches; bad rows are counted, or refused when strict."""
@@ -88,6 +91,10 @@ class TextSource:
             last_ns = int(arrival_ns[-1])
             named = dict(zip(self.reader.targets[1:], others, strict=True))
             yield make_batch({"arrival_ns": arrival_ns, **named}, len(lines))
+
+    def skipped(self, start_ns: int) -> int:
+        """Return zero: every row is read."""
+        return 0
 
     def _check_order(self, arrival_ns: np.ndarray, last_ns: int, lines: list[int]) -> None:
         # Neither skipped nor sorted: one wrong clock would drop all that follows, and a sort is not a stream.
@@ -199,6 +206,10 @@ class Trace:
                 f"none of the {read:,} rows can be used: " + "; ".join(self.report.reasons()) if read else "no requests"
             )
             raise InputError(Problem(what, str(self.path)))
+
+    def skipped(self, start_ns: int) -> int:
+        """Return how many rows before `start_ns` are left out by `batches`: the number of the first that it yields."""
+        return self.source.skipped(start_ns)
 
 
 def open_trace(

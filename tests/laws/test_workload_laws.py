@@ -11,6 +11,8 @@ from simulator.randomness import stream
 from simulator.units import NS_PER_S
 from simulator.workload.arrivals import Arrivals, Constant, Diurnal, Gamma, Mmpp, Poisson
 from simulator.workload.lengths import Exponential, Lengths, Lognormal, Uniform
+from simulator.workload.sampling import Part
+from simulator.workload.schema import make_batch
 
 BLOCKS = 40
 
@@ -128,6 +130,32 @@ def test_centuries_of_arrivals_are_no_coarser_than_one_block() -> None:
     assert arrival_ns[-1] > 2**60
     assert np.diff(arrival_ns).std() == pytest.approx(3.6e9, rel=0.02)
     assert len(np.unique(arrival_ns[-1000:] % 1024)) > 200
+
+
+def thinned(arrival_ns: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
+    ones = np.ones(len(arrival_ns), np.int64)
+    whole = make_batch({"arrival_ns": arrival_ns, "prompt_tokens": ones, "output_tokens": ones}, len(ones))
+    [batch] = Part(fraction=fraction, seed=5).of([whole])
+    kept: NDArray[np.int64] = batch.column("arrival_ns").to_numpy()
+    return kept
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.05])
+@pytest.mark.parametrize(("process", "cv"), [(Poisson(120.0), 1.0), (Gamma(30.0, 2.5), 2.5), (Gamma(30.0, 0.3), 0.3)])
+def test_a_thinned_renewal_process_is_nearer_to_poisson(process: Poisson | Gamma, cv: float, fraction: float) -> None:
+    """A gap is a geometric number of gaps: its squared coefficient of variation less 1 shrinks by the fraction."""
+    gaps = np.diff(thinned(times(process, 200), fraction))
+    assert gaps.mean() * fraction * process.rate_per_s / NS_PER_S == pytest.approx(1, abs=5 * cv / math.sqrt(len(gaps)))
+    assert (gaps.std() / gaps.mean()) ** 2 == pytest.approx(1 + fraction * (cv**2 - 1), rel=0.04)
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.1])
+def test_thinned_counts_are_dispersed_less(fraction: float) -> None:
+    """Of any process, over any window: variance over mean less 1 shrinks by the fraction."""
+    arrival_ns, window_ns = times(Mmpp((5.0, 80.0), (2 * NS_PER_S, NS_PER_S // 2)), 200), 2 * NS_PER_S
+    expected = 1 + fraction * (dispersion(arrival_ns, window_ns) - 1)
+    assert expected > 1.5
+    assert dispersion(thinned(arrival_ns, fraction), window_ns) == pytest.approx(expected, rel=0.05)
 
 
 def draws(law: Lengths, n: int = 200_000) -> NDArray[np.int64]:

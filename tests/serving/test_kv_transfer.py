@@ -45,7 +45,8 @@ def test_caches_cross_the_plane_that_is_named(tmp_path, plane, tiers):
     row = found.requests.iloc[0]
     assert row.kv_transfer_bytes == 2 * row.prompt_tokens * TOKEN_BYTES  # 16 ranks hold two copies of 8 heads
     assert set(found.links.tier) == tiers
-    assert (found.links.groupby("tier").bytes.sum() == 2 * row.kv_transfer_bytes).all()  # in and out
+    tiers = found.links.groupby("tier").bytes  # in and out; of sprayed messages each link counts whole bytes
+    assert ((tiers.sum() - 2 * row.kv_transfer_bytes).abs() <= tiers.size() / 2).all()
     if plane == "ub3":
         assert {name.split(".")[-1] for name in found.links.target if "/l1." in name} == {"3"}
 

@@ -1,4 +1,4 @@
-"""Statistics of a trace against slow, obvious twins, and sampling against the rows it must keep."""
+"""Statistics of a trace against slow, obvious twins."""
 
 import math
 from collections import Counter
@@ -11,14 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.randomness import stream
 from simulator.units import NS_PER_S
-from simulator.workload.arrivals import Poisson
-from simulator.workload.lengths import Fixed
 from simulator.workload.profile import Histogram, profile
-from simulator.workload.sampling import first_requests, thin, window
 from simulator.workload.schema import make_batch
-from simulator.workload.synthesis import synthesize
 from simulator.workload.trace import open_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -118,32 +113,3 @@ def test_the_public_mooncake_trace_reuses_a_third_of_its_prompt() -> None:
             seen.update(blocks)
     assert found.reuse_share == spared / found.prompt_total
     assert found.distinct_blocks == len(seen) == 182_790
-
-
-def test_a_window_keeps_its_arrivals_and_counts_from_its_start() -> None:
-    rows = batches([0, 10, 10, 20, 30, 30, 40], 2, prompt_tokens=[1, 2, 3, 4, 5, 6, 7])
-    cut = pa.Table.from_batches(window(rows, 10, 20)).to_pydict()
-    assert (cut["arrival_ns"], cut["prompt_tokens"]) == ([0, 0, 10], [2, 3, 4])
-    rest = pa.Table.from_batches(window(rows, 25, None)).to_pydict()
-    assert (rest["arrival_ns"], rest["prompt_tokens"]) == ([5, 5, 15], [5, 6, 7])
-    assert list(window(rows, 50, None)) == list(window(rows, 11, 5)) == []
-
-
-@given(st.integers(1, 12), st.integers(1, 5))
-def test_the_first_requests_are_the_first(requests: int, size: int) -> None:
-    rows = batches(list(range(9)), size)
-    kept = pa.Table.from_batches(first_requests(rows, requests))["arrival_ns"].to_pylist()
-    assert kept == list(range(min(requests, 9)))
-
-
-def test_thinning_keeps_order_and_a_poisson_process() -> None:
-    made = list(synthesize(1, 100_000, Poisson(100.0), Fixed(1), Fixed(1)))
-    thinned = pa.Table.from_batches(thin(made, 0.25, stream(1, "sample")))
-    arrivals = thinned["arrival_ns"].to_numpy()
-    assert len(arrivals) == pytest.approx(25_000, abs=5 * math.sqrt(100_000 * 0.25 * 0.75))
-    assert set(arrivals) <= set(pa.Table.from_batches(made)["arrival_ns"].to_numpy())
-    found = profile(thinned.to_batches())
-    assert found.rate_per_s == pytest.approx(25.0, rel=0.03)
-    assert found.interarrival_cv == pytest.approx(1, rel=0.02)
-    small = [piece for batch in made for piece in (batch.slice(0, 999), batch.slice(999))]
-    assert pa.Table.from_batches(thin(small, 0.25, stream(1, "sample"))) == thinned

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from simulator.errors import InputError
 from simulator.trace_cli import trace
 from simulator.units import NS_PER_S
-from simulator.workload.sampling import window
+from simulator.workload.sampling import Part
 from simulator.workload.servegen import WINDOW_NS, ServeGenSource
 from simulator.workload.trace import open_trace
 
@@ -108,8 +108,23 @@ def test_a_part_is_the_same_as_that_part_of_the_whole(tmp_path: Path) -> None:
     whole, seen = drawn(path), drawn(path, start_ns=700 * NS_PER_S)
     assert seen.num_rows == 69
     start_ns = 700 * NS_PER_S
-    parts = [window(table.to_batches(), start_ns, None) for table in (whole, seen)]
+    parts = [Part(start_ns).of(table.to_batches()) for table in (whole, seen)]
     assert pa.Table.from_batches(parts[0]) == pa.Table.from_batches(parts[1])
+
+
+@pytest.mark.parametrize("start_s", [0, 599, 600, 700, 1200, 1500])
+def test_a_fraction_of_a_part_is_that_part_of_the_fraction(tmp_path: Path, start_s: int) -> None:
+    """Windows that are not drawn are numbered all the same."""
+    source, start_ns = open_trace(profile(tmp_path), "servegen", seed=1), start_s * NS_PER_S
+    whole = Part(fraction=0.4, seed=1)
+    rows = pa.Table.from_batches(whole.of(source.batches()))
+    assert whole.taken + whole.left_out == sum(row[2] for row in RATES)
+    part = Part(start_ns, fraction=0.4, seed=1)
+    found = pa.Table.from_batches(part.of(source.batches(start_ns), source.skipped(start_ns)))
+    assert found.combine_chunks() == pa.Table.from_batches(Part(start_ns).of(rows.to_batches())).combine_chunks()
+    if start_s == 1200:
+        assert source.skipped(start_ns) == sum(row[2] for row in RATES if row[1] < 1200)
+        assert part.taken + part.left_out == 60
 
 
 def test_seeds_differ_and_clients_do_not_shift_each_other(tmp_path: Path) -> None:
@@ -178,7 +193,7 @@ def test_a_part_is_converted_by_the_command_line(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "1 of 3 clients, 31% of the requests" in result.stderr
     written = open_trace(out)
-    expected = pa.Table.from_batches(window(drawn(path).to_batches(), 300 * NS_PER_S, 1200 * NS_PER_S))
+    expected = pa.Table.from_batches(Part(300 * NS_PER_S, 1200 * NS_PER_S).of(drawn(path).to_batches()))
     assert pa.Table.from_batches(written.batches()).combine_chunks() == expected.combine_chunks()
     assert written.origin["command"].endswith("--start '5 min' --duration '20 min' --seed 1")
     assert "sha256 of small.dataset.parquet" in written.origin
