@@ -4,6 +4,7 @@ A request is a dict with `prompt` and `made` tokens and, unless it is 1, `sample
 these differ, `answers` has the length of each.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from math import ceil
 
@@ -70,9 +71,13 @@ def whole(r, size, more=0):
 
 def most(r, size, more=0):
     """KV blocks at most at any time, when who has all tokens leaves."""
-    steps = range(max(r["answers"]))
-    held = [[r["prompt"] + made + more for length in r["answers"] if length > made] for made in steps]
-    return max(_distinct(r["prompt"], size, tokens) for tokens in held)
+    return _most(r["prompt"], tuple(r["answers"]), size, more)
+
+
+@lru_cache(1 << 12)
+def _most(prompt, answers, size, more):
+    held = [[prompt + made + more for length in answers if length > made] for made in range(max(answers))]
+    return max(_distinct(prompt, size, tokens) for tokens in held)
 
 
 def total(r):
