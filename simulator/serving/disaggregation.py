@@ -23,6 +23,8 @@ from simulator.serving.samples import most_blocks
 from simulator.serving.transfer_rules import TransferRules
 
 Shards = list[tuple[int, int, int]]
+RETRY_NS = 1_000_000
+"""Time after which a prefill engine that had no seat for a request that falls back is asked again, at least."""
 
 
 class Network(Protocol):
@@ -288,8 +290,12 @@ class KVTransfer:
                 self.unplaced += 1
             if fallback is not None and self._falls_back(move):
                 return False
-            after = fallback.after if fallback is not None else None
-            yield place if after is None else AnyOf(env, [place, env.timeout(max(1, after))])
+            if fallback is None or fallback.after is None:
+                yield place
+                continue
+            waited_ns = env.now - move.handed_ns
+            left_ns = fallback.after - waited_ns if waited_ns < fallback.after else max(fallback.after, RETRY_NS)
+            yield AnyOf(env, [place, env.timeout(left_ns)])
         yield place  # it may have been granted in this very nanosecond
         self._waited(move)
         return not move.finished

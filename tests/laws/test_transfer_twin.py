@@ -16,7 +16,7 @@ from test_decode_jumps import TICK, Costs, Seen
 
 from simulator.clock import Clock
 from simulator.serving.batching import BATCHERS, Continuous
-from simulator.serving.disaggregation import Caches, KVTransfer
+from simulator.serving.disaggregation import RETRY_NS, Caches, KVTransfer
 from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.kv_layout import KVLayout
@@ -236,7 +236,8 @@ class Twin:
             self.wake(source)
             self.give_up(r)
         elif fallback.after is not None:
-            self.at(self.now + max(1, fallback.after), 1, self.may_keep, r, move)
+            left = fallback.after - waited if waited < fallback.after else max(fallback.after, RETRY_NS)
+            self.at(self.now + left, 1, self.may_keep, r, move)
 
     # -- an engine --
 

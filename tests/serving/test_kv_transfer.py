@@ -99,6 +99,19 @@ def test_prefill_engines_decode_what_has_no_place(tmp_path, fallback):
     assert found.kv_wait_ns.mean() < waits.kv_wait_ns.mean() / 2
 
 
+def test_engines_without_a_seat_are_not_asked_in_every_nanosecond(tmp_path):
+    seats = (
+        "serving.prefill.batcher={continuous: {max_running: 1}}",
+        "serving.decode.batcher={continuous: {max_running: 1}}",
+    )
+    waits = run(tmp_path, *seats, "workload.requests=20", name="waits")
+    found = run(tmp_path, *seats, "workload.requests=20", "serving.kv_transfer.fallback={after: 0 s}")
+    assert found.summary["requests"]["finished"] == 20
+    waited_ms = waits.requests.kv_wait_ns.sum() / 1e6
+    assert waited_ms > 100
+    assert found.manifest["events"] < waits.manifest["events"] + 5 * waited_ms  # once a millisecond at most
+
+
 @pytest.mark.parametrize("reserve", ["before_prefill", "on_arrival"])
 def test_a_place_that_is_there_before_the_prefill_ends_is_not_waited_for(tmp_path, reserve):
     tight = "serving.decode={instances: 1, kv: {blocks: 700}}", "workload.arrivals.poisson.rate=60 / s"
