@@ -9,7 +9,7 @@ from simulator.report.page.links import fabric_figures, hottest, tiers
 from simulator.report.page.marks import Marks
 from simulator.results.folder import SCENARIO
 from simulator.results.html import Table, rows_of
-from simulator.results.metrics import METRICS, STATISTICS, lookup
+from simulator.results.metrics import METRICS, STATISTICS, lookup, unit_of
 from simulator.results.run import Run
 from simulator.results.text import NOTHING, duration, number, share
 from simulator.units import NS_PER_S, format_bandwidth, format_bytes
@@ -44,7 +44,10 @@ def _expected(one: Mapping[str, Any]) -> str:
 
 
 def _observed(one: Mapping[str, Any]) -> str:
-    return "no value" if one["observed"] is None else f"{one['observed']:.6g}"
+    if one["observed"] is None:
+        return "no value"
+    unit = unit_of(one["metric"])
+    return duration(one["observed"]) if unit == "s" else f"{one['observed']:.6g} {unit}".rstrip()
 
 
 def statistics_table(summary: Mapping[str, Any], latencies: Mapping[str, str], note: str) -> Block:
