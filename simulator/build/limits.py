@@ -84,7 +84,9 @@ def limits_of(blueprint: Blueprint) -> Limits:
     step_ns = SLACK * _on_grid(prompts, partial(_step_ns, blueprint))
     several = outputs > 1
     e2e_ns = first_ns + (outputs - 1) * step_ns
-    together = np.minimum(outputs, _first_chunk(blueprint))  # tokens that the client gets as the first
+    serving = blueprint.scenario.serving
+    assert serving is not None
+    together = np.minimum(outputs, serving.stream_interval)  # tokens that the client gets as the first
     token_ns = step_ns * (outputs - together) / np.maximum(outputs - 1, 1)
     first_ns = first_ns + (together - 1) * step_ns
     each = {"ttft": first_ns, "tpot": token_ns[several], "e2e": e2e_ns}
@@ -102,12 +104,6 @@ def limits_of(blueprint: Blueprint) -> Limits:
         most["throughput.output_tokens_per_s"] = rate
         most["throughput.output_tokens_per_s_per_device"] = rate / sum(group.devices for group in blueprint.groups)
     return _priced(blueprint, least, most)
-
-
-def _first_chunk(blueprint: Blueprint) -> int:
-    serving = blueprint.scenario.serving
-    assert serving is not None
-    return max(1, serving.first_chunk)
 
 
 def _priced(blueprint: Blueprint, least: dict[str, float], most: dict[str, float]) -> Limits:

@@ -192,15 +192,8 @@ def _sum(values: "npt.NDArray[np.int64]") -> int:
 
 
 _COUNTED = (
-    *(
-        "arrival_ns",
-        "prefill_end_ns",
-        "first_token_ns",
-        "finish_ns",
-        "prompt_tokens",
-        "output_tokens",
-        "generated_tokens",
-    ),
+    *("arrival_ns", "prefill_end_ns", "first_token_ns", "finish_ns"),
+    *("prompt_tokens", "output_tokens", "generated_tokens"),
     *("kv_transfer_ns", "kv_transfer_bytes", "preemptions", "retries"),
 )
 

@@ -406,7 +406,7 @@ class Scenario(Strict):
             faults = []
             if not objectives and metric.startswith(f"{kind}.{name}.goodput"):
                 faults.append(Fault(at, "goodput needs objectives; give at least one of slo.ttft, slo.tpot, slo.e2e"))
-            shares = getattr(self.workload, {"tenant": "tenants", "priority": "priorities"}[kind], None)
+            shares = getattr(self.workload, GROUPS[kind], None)
             known = [str(int(share)) for share in shares or ()] if kind == "priority" else [*(shares or ())]
             if shares is None and isinstance(self.workload, SyntheticWorkload):
                 what = f"the workload draws no {GROUPS[kind]}"

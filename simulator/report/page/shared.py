@@ -44,10 +44,7 @@ def _expected(one: Mapping[str, Any]) -> str:
 
 
 def _observed(one: Mapping[str, Any]) -> str:
-    if one["observed"] is None:
-        return "no value"
-    unit = unit_of(one["metric"])
-    return duration(one["observed"]) if unit == "s" else f"{one['observed']:.6g} {unit}".rstrip()
+    return "no value" if one["observed"] is None else f"{one['observed']:.6g} {unit_of(one['metric'])}".rstrip()
 
 
 def statistics_table(summary: Mapping[str, Any], latencies: Mapping[str, str], note: str) -> Block:
