@@ -78,6 +78,7 @@ class Limits:
         self._tenants: dict[str | None, Count] = {}
         self._held: dict[str | None, deque[Request]] = {}
         self._let_in: dict[int, int] = {}  # tokens of those who count
+        self._asked: dict[int, int] = {}  # of those in line: some will cancel before they have all that they ask for
 
     def ask(self, request: Request) -> str | None:
         """Let a request in and return None, or say why it may not come in now."""
@@ -102,10 +103,12 @@ class Limits:
     def hold(self, request: Request) -> None:
         """Put a request at the end of the line."""
         self._held.setdefault(request.traits.tenant, deque()).append(request)
+        self._asked[request.request_id] = _asked_tokens(request)
 
     def drop(self, request: Request) -> None:
         """Take a request that was not let in out of the line."""
         self._held[request.traits.tenant].remove(request)
+        del self._asked[request.request_id]
 
     def counts(self, request: Request) -> bool:
         """Return whether the request was let in and has not left."""
@@ -120,10 +123,11 @@ class Limits:
     def next_in(self) -> Iterator[Request]:
         """Let in, and yield, those in line for whom there is room now: in order of arrival, full tenants skipped."""
         while (request := self._first_in_line()) is not None:
-            tokens = _asked_tokens(request)
+            tokens = self._asked[request.request_id]
             if not self._all.has_room(tokens):
                 return
             self._held[request.traits.tenant].popleft()
+            del self._asked[request.request_id]
             self._enter(request, tokens)
             yield request
 
@@ -133,7 +137,7 @@ class Limits:
         for tenant, line in self._held.items():
             if line and (first is None or line[0].request_id < first.request_id):
                 request = line[0]
-                if self._tenants[tenant].has_room(_asked_tokens(request)):
+                if self._tenants[tenant].has_room(self._asked[request.request_id]):
                     first = request
         return first
 

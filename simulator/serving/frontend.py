@@ -153,6 +153,8 @@ class Frontend:
                 request = Request(number, arrival_ns, prompt, output, session, turn, keys, traits)
                 number += 1
                 self.arrived = number
+                # whose clients lose patience does not hang on who is let in
+                patience = self._cancellation(request) if self._cancellation is not None else None
                 reason = refusal(request)
                 if reason is not None:
                     self._reject(request, reason)
@@ -160,7 +162,7 @@ class Frontend:
                     in_flight[request.request_id] = request
                     enter(request)
                 else:
-                    self._arrive(request)
+                    self._arrive(request, patience)
         self._all_arrived = True
         if not in_flight:
             self._finished.succeed()
@@ -168,7 +170,7 @@ class Frontend:
     def _submit(self, request: Request) -> None:
         self._pool.choose(request).submit(request)
 
-    def _arrive(self, request: Request) -> None:
+    def _arrive(self, request: Request, cancellation: Cancellation | None) -> None:
         limits = self._limits
         reason = limits.ask(request) if limits is not None else None
         if limits is not None and reason is not None:
@@ -185,8 +187,8 @@ class Frontend:
         self.in_flight[request.request_id] = request
         for deadlines in self._deadlines:
             deadlines.watch(request)
-        if self._cancellation is not None:
-            self._plan_cancellation(request, self._cancellation(request))
+        if cancellation is not None:
+            self._plan_cancellation(request, cancellation)
         if done_ns is not None:
             self._submit_at(request, done_ns)
 

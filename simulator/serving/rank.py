@@ -223,7 +223,8 @@ class Rank:
             self.decoded = 0
         if step.padded and step.prompts:
             longest = max(count for _, count in step.prompts)
-            tokens, pairs = len(step.prompts) * longest, len(step.prompts) * (longest * (longest + 1) // 2)
+            tokens = len(step.prompts) * longest  # each attends to what a cache had of its prompt as well
+            pairs = sum([longest * r.computed + longest * (longest + 1) // 2 for r, _ in step.prompts])
         return tokens, pairs, len(step.prompts)
 
     def adopt(self, request: Request) -> None:

@@ -135,6 +135,33 @@ def test_limits_refuse_or_let_wait():
     assert front.reasons == {"larger than the deployment's limit of tokens": 1}
 
 
+def test_who_waits_counts_for_what_it_asks_for_although_it_will_cancel():
+    """Each asks for 30 tokens, of which 40 may be outstanding, and cancels with its fifth: one after another."""
+    work = [(0, 10, 20)] * 3
+    _, rows = serve(
+        work,
+        limits=Limits(Bound(tokens=40), Bound(), waits=True),
+        cancellation=lambda r: Cancellation(after_tokens=5),
+    )
+    assert [r.queued_ns for r in rows] == [0, 50 * MS, 100 * MS]
+    assert [(r.outcome, r.output_tokens) for r in rows] == [(CANCELLED, 20)] * 3
+
+
+def test_who_cancels_does_not_hang_on_who_is_let_in():
+    def cancelled(limits):
+        draws = iter([False, True] * 6)
+        _, rows = serve(
+            [(40 * MS, 30, 20)] * 12,
+            limits=limits,
+            cancellation=lambda r: Cancellation(after_tokens=5 if next(draws) else -1),
+        )
+        return {r.request_id: r.outcome for r in rows if r.outcome != REJECTED}
+
+    all_in, some = cancelled(None), cancelled(Limits(Bound(requests=3), Bound(), waits=False))
+    assert 3 < len(some) < 12
+    assert some == {number: all_in[number] for number in some}
+
+
 def test_a_full_tenant_does_not_hold_back_another():
     limits, made = Limits(Bound(requests=3), Bound(requests=1), waits=True), []
     for number, tenant in enumerate("aabb"):
