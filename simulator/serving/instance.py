@@ -293,7 +293,7 @@ class Instance:
             if request.last_token_ns >= 0:
                 self._observer.gap(now - request.last_token_ns, request.samples)
             else:
-                request.prefill_end_ns = now
+                request.end_prefill(now)
             request.last_token_ns = now
             whole = request.generated == request.output_tokens
             if request.first_token_ns < 0 and (not self.engine.first_chunk or request.generated == request.shortest):

@@ -121,6 +121,7 @@ class Pool:
         index = self._index.get(instance.name)
         if index is not None:
             self.outstanding[index] -= 1
+            self._backlogs[index].left(request)
         if self._counts_tokens:
             self._finished += 1
             self._finished_tokens += request.made_tokens // request.traits.samples
@@ -138,7 +139,7 @@ class Pool:
             drained(instance)
 
     def backlog(self, index: int) -> int:
-        """Return the prompt tokens of an instance's requests that have no first token yet."""
+        """Return the tokens of an instance's prompts that are still to be computed."""
         assert self._env is not None, "a backlog needs a clock"
         return self._backlogs[index].before(self._env.now + 1)
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from simulator.serving.request import UNFINISHED, Request
+from simulator.serving.request import Request
 
 TOKENS, BACKLOG, KV, PREFIX, PRICE = "tokens", "backlog", "kv", "prefix", "price"
 """What a router may read; a pool counts requests always and the rest for routers that say so."""
@@ -47,7 +47,7 @@ class PoolView(Protocol):
         """Prompt and expected output tokens of those requests."""
 
     def backlog(self, index: int) -> int:
-        """Return the prompt tokens of an engine's requests that are still without a first token."""
+        """Return the tokens of an engine's prompts that are still to be computed."""
 
     def kv_share(self, index: int) -> float:
         """Return the share of an engine's KV blocks that are in use."""
@@ -98,25 +98,37 @@ def in_turn(loads: Sequence[Any], last: int) -> int:
 
 
 class Backlog:
-    """Prompts sent to one engine and not yet prefilled: forgotten from the front, as their first tokens come."""
+    """Prompts sent to one engine and not yet computed, in whatever order they are."""
 
-    __slots__ = ("_sent", "tokens")
+    __slots__ = ("_ended", "_tokens")
 
     def __init__(self) -> None:
-        self._sent: deque[Request] = deque()
-        self.tokens = 0
+        self._tokens = 0
+        self._ended: deque[tuple[int, int]] = deque()  # when prefills ended that a report may precede, and their tokens
 
     def add(self, request: Request) -> None:
-        """Count the prompt of a request that was sent."""
-        self._sent.append(request)
-        self.tokens += request.prompt_tokens
+        """Count the prompt of a request that was sent, unless it is computed already."""
+        if request.prefill_end_ns < 0:
+            self._tokens += request.prompt_tokens
+            request.awaited_by = (*request.awaited_by, self)
+
+    def prefilled(self, request: Request) -> None:
+        """Count a prompt no longer that is computed now; a report from before may ask for it yet."""
+        self._tokens -= request.prompt_tokens
+        self._ended.append((request.prefill_end_ns, request.prompt_tokens))
+
+    def left(self, request: Request) -> None:
+        """Count the prompt of a request no longer that goes; one that is computed does not count anyway."""
+        if request.prefill_end_ns < 0 and self in request.awaited_by:
+            self._tokens -= request.prompt_tokens
+            request.awaited_by = tuple(each for each in request.awaited_by if each is not self)
 
     def before(self, now_ns: int) -> int:
-        """Return the tokens of prompts that had no first token before `now_ns`; one behind such a prompt counts too."""
-        sent = self._sent
-        while sent and (0 <= sent[0].first_token_ns < now_ns or sent[0].outcome != UNFINISHED):
-            self.tokens -= sent.popleft().prompt_tokens
-        return self.tokens
+        """Return the tokens of prompts that were not computed before `now_ns`, which never goes back."""
+        ended = self._ended
+        while ended and ended[0][0] < now_ns:
+            ended.popleft()
+        return self._tokens + sum([tokens for _, tokens in ended])
 
 
 class Reports:
@@ -171,10 +183,10 @@ class Reports:
         if self.adds_sent:
             self.outstanding[index] += 1
             self.tokens[index] += tokens
-            self._backlogs[index] += request.prompt_tokens
+            self._backlogs[index] += request.prompt_tokens if request.prefill_end_ns < 0 else 0
 
     def backlog(self, index: int) -> int:
-        """Return the prompt tokens without a first token at the last report."""
+        """Return the tokens of prompts that were to be computed at the last report."""
         return self._backlogs[index]
 
     def kv_share(self, index: int) -> float:

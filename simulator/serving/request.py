@@ -1,7 +1,7 @@
 """One inference call on its way through the cluster: what was asked, when each phase began, how it ended."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 FINISHED, REJECTED, UNFINISHED = "finished", "rejected", "unfinished"
 TIMED_OUT, CANCELLED = "timed_out", "cancelled"
@@ -26,6 +26,13 @@ class Traits(NamedTuple):
 PLAIN = Traits()
 
 
+class AwaitsPrefill(Protocol):
+    """Whoever counts a request until its prompt is computed."""
+
+    def prefilled(self, request: "Request") -> None:
+        """Hear that the prompt of a request is computed."""
+
+
 class Request:
     """A call of `prompt_tokens` in and `samples` answers out, drawn side by side; the longest has `output_tokens`.
 
@@ -35,6 +42,7 @@ class Request:
 
     __slots__ = (
         "arrival_ns",
+        "awaited_by",
         "blocks",
         "cached_tokens",
         "complete_tokens",
@@ -98,6 +106,7 @@ class Request:
             lengths = sorted((output_tokens, *traits.sample_tokens), reverse=True)
             if lengths[0] > lengths[-1]:
                 self.lengths, self.output_tokens, self.shortest = lengths, lengths[0], lengths[-1]
+        self.awaited_by: tuple[AwaitsPrefill, ...] = ()  # until its prefill ends
         self.rank = 0  # which of its engine's ranks has it
         self.cached_tokens = 0  # prompt tokens that a cache held when it was admitted
         self.shared_blocks = 0  # KV blocks of its context that it shares, so that they are not its own
@@ -141,6 +150,12 @@ class Request:
     def made_tokens(self) -> int:
         """Tokens that all its answers have together."""
         return self.complete_tokens + self.samples * self.generated
+
+    def end_prefill(self, now_ns: int) -> None:
+        """Note that the prompt is computed, and tell whoever waits for that."""
+        self.prefill_end_ns = now_ns
+        for each in self.awaited_by:
+            each.prefilled(self)
 
     def stop_after(self, tokens: int) -> None:
         """Let no answer be longer than so many tokens."""

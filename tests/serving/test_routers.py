@@ -261,13 +261,15 @@ def test_reports_hold_what_was_at_the_last_multiple_of_the_interval(steps, inter
                     value[look.next] += more
             waiting.append((sent, look.next))
         elif what == "first" and waiting:
-            sent, index = waiting.pop(0)
-            sent.first_token_ns = env.now
+            sent, index = waiting.pop(which % len(waiting))  # in any order: not all queues are first come, first served
+            sent.end_prefill(env.now)
             live[2][index] -= sent.prompt_tokens
             running.append((sent, index))
-        elif what == "end" and running:
-            sent, index = running.pop(which % len(running))
+        elif what == "end" and (running or waiting):  # finished, or given up before it was prefilled
+            came = running or waiting
+            sent, index = came.pop(which % len(came))
             pool.left(pool.instances[index], sent)
+            live[2][index] -= sent.prompt_tokens if sent.prefill_end_ns < 0 else 0
             live[0][index] -= 1
             live[1][index] -= sent.prompt_tokens + sent.traits.predicted_tokens
 
