@@ -306,3 +306,33 @@ def test_public_workloads_are_replayed(tmp_path: Path, name: str, form: str, sta
     assert len(made.requests) > 10
     seeded = [line for line in warnings(made) if line.startswith("seed")]
     assert bool(seeded) == (form != "servegen")
+
+
+def test_one_answer_is_not_several(tmp_path: Path) -> None:
+    """With sessions, units above a block are refused for several answers only."""
+    sessions = {"turns": 2, "think_time": {"constant": {"value": "1 s"}}}
+    pool = {"kv": {"prefix_cache": {"unit_tokens": 32}}}
+    plain = run(tmp_path, DRAWN | {"sessions": sessions}, pool)
+    one = run(tmp_path, DRAWN | {"sessions": sessions, "samples": 1}, pool)
+    assert one.manifest["digest"] == plain.manifest["digest"]
+    with pytest.raises(InputError, match="several answers"):
+        run(tmp_path, DRAWN | {"sessions": sessions, "samples": 2}, pool)
+
+
+def test_clients_that_are_rejected_at_once_are_warned_of(tmp_path: Path) -> None:
+    work = DRAWN | {"requests": 20, "arrivals": {"closed_loop": {"clients": 8}}}
+    limits: dict[str, Any] = {"max_outstanding": {"requests": 4}}
+    found = run(tmp_path, work, admission=limits)
+    assert found.summary["requests"]["rejected"] == 16
+    assert any("8 clients of a closed loop meet a limit of 4" in line for line in found.summary["warnings"])
+    waits = run(tmp_path, work, admission=limits | {"when_full": "queue"})
+    assert waits.summary["requests"]["finished"] == 20
+    assert not any("closed loop" in line for line in waits.summary["warnings"])
+
+
+def test_a_run_that_stops_before_the_first_arrival_says_so(tmp_path: Path) -> None:
+    path = scenario(tmp_path, DRAWN)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"until": "1 ns"}))
+    found = simulate(load(path), out=tmp_path / "none")
+    assert "until: the run stopped before the first request arrived" in found.summary["warnings"]

@@ -43,9 +43,18 @@ def as_recorded(drawn: Callable[[Request], Cancellation]) -> Callable[[Request],
     return when
 
 
-def front_notes(serving: Serving, reads_loads: bool) -> list[str]:
-    """Return the inputs before the engines that have no effect; `reads_loads`: some router looks at loads."""
-    notes, timeout = [], serving.timeout
+def front_notes(serving: Serving, reads_loads: bool, clients: int | None = None) -> list[str]:
+    """Return the inputs before the engines that have no effect, or another than one may think.
+
+    `reads_loads`: some router looks at loads; `clients` are those of a closed loop.
+    """
+    notes, timeout, admission = [], serving.timeout, serving.admission
+    most = admission.max_outstanding.requests
+    if clients is not None and most is not None and clients > most and admission.when_full == "reject":
+        notes.append(
+            f"serving.admission: {clients} clients of a closed loop meet a limit of {most} requests: one that is "
+            "rejected sends its next request at once, so most are rejected in no time; `when_full: queue` has them wait"
+        )
     if serving.router_view.report_interval and not reads_loads:
         notes.append("serving.router_view has no effect: no router looks at the load of an engine")
     if timeout.queue is not None and timeout.total is not None and timeout.queue >= timeout.total:

@@ -122,7 +122,9 @@ def plan(scenario: Scenario) -> Blueprint:
     admission = _admission(serving.max_context or model.max_context, pools)
     _note_limits(serving, model, notes)
     routers = [serving.router_of(role)[0].name for role in serving.roles]
-    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers))
+    arrivals = getattr(scenario.workload, "arrivals", None)
+    clients = arrivals.parameters.clients if arrivals is not None and arrivals.name == "closed_loop" else None
+    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers), clients)
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
@@ -356,6 +358,8 @@ class System:
         if self.transfer is not None:
             self.transfer.settle()
         self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
+        if not self.frontend.arrived:
+            self.notes.append("until: the run stopped before the first request arrived")
         open_requests = list(self.frontend.in_flight.values())
         if open_requests and expected_end and all(self.fabric.capacities):
             raise InvariantError(f"{len(open_requests)} requests never ended, the first is {open_requests[0]!r}")

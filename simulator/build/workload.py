@@ -73,7 +73,7 @@ class Workload(NamedTuple):
         for batch in self.batches():
             times = batch.column("arrival_ns").to_numpy()
             if speedup != 1:
-                if len(times) and times[-1] / speedup >= 2**62:
+                if len(times) and int(times[-1]) / speedup >= 2**62:
                     what = f"with speedup {speedup:g} requests arrive more than 146 years from the start"
                     raise InputError(Problem(what, path="workload.speedup", allowed="a larger speedup"))
                 times = np.rint(times / speedup).astype(np.int64)
@@ -131,7 +131,7 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     _check_samples(scenario, False)
     choices = section.arrivals, section.prompt_tokens, section.output_tokens
     arrivals, prompts, outputs = (choice.parameters.law() for choice in choices)
-    several, further = section.samples is not None, section.laws().sample_tokens
+    several, further = _wants_several(section, False), section.laws().sample_tokens
     differ = several and not (isinstance(outputs, Fixed) and further == outputs)
     notes += _check_answers(scenario, several, differ, section.sessions is not None)
     prefixes = section.prefixes.law() if section.prefixes is not None else None
@@ -159,7 +159,7 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     notes += [f"trace {path.name}: {note}" for note in trace.notes]
     hashed, known = "prefix_hashes" in present, bool(present & {"prefix_hashes", "session", "prefix"})
     differ = section.sample_tokens is not None or ("sample_tokens" in present and section.samples is None)
-    several = section.samples is not None or "samples" in present
+    several = _wants_several(section, "samples" in present)
     notes += _check_answers(scenario, several, differ, "session" in present and not hashed)
     if caches and not known:
         what = f"trace {path.name} has no prefix_hashes, session or prefix, so no prompts begin alike"
@@ -253,14 +253,18 @@ def _check_expected(scenario: Scenario, present: set[str]) -> None:
             raise InputError(scenario.located(Problem(what, path=f"expect.{each.metric}", allowed=allowed)))
 
 
-def _check_samples(scenario: Scenario, recorded: bool) -> None:
-    """Raise InputError where tokens are drafted for requests that want several answers of one prompt."""
+def _wants_several(section: Callers, recorded: bool) -> bool:
+    """Return whether some request may want several answers of one prompt; `recorded`: the trace says how many."""
     from simulator.workload.lengths import Fixed
 
+    return recorded if section.samples is None else section.samples.parameters.law() != Fixed(1)
+
+
+def _check_samples(scenario: Scenario, recorded: bool) -> None:
+    """Raise InputError where tokens are drafted for requests that want several answers of one prompt."""
     assert scenario.serving is not None
     assert scenario.workload is not None
-    drawn = scenario.workload.samples
-    if not recorded if drawn is None else drawn.parameters.law() == Fixed(1):
+    if not _wants_several(scenario.workload, recorded):
         return
     for group in scenario.serving.groups:
         if group.pool.speculation is not None:
