@@ -287,14 +287,11 @@ class RooflineCost:
         engine, busy_ns = self.engine, sum(row.ns for row in table)
         gap_ns = self.step_ns(work) - engine.step_overhead - busy_ns
         if abs(gap_ns) > 1e-9 * busy_ns:
-            name, bound = self._gap(gap_ns)
+            name, bound = engine.gap(gap_ns, self.experts_elsewhere)
             table.append(OperatorTime(name, 1, 0.0, 0.0, gap_ns, bound))
         if engine.step_overhead:
             table.append(OperatorTime("step overhead", 1, 0.0, 0.0, engine.step_overhead, "host"))
         return table
-
-    def _gap(self, gap_ns: float) -> tuple[str, str]:
-        return self.engine.gap(gap_ns)
 
     def kernels(self, work: Work) -> list[tuple[Operator, Kernel]]:
         """Return the operators of one step with the kernel of one call of each, in order."""

@@ -144,7 +144,7 @@ def test_an_engine_that_joins_a_pool_shares_its_tiers(tmp_path, tier):
 
 APART = """
 schema: 1
-topology: {preset: clos-h100, nodes: 4}
+topology: {preset: clos-h100, nodes: 5}
 workload: {requests: 60, arrivals: {poisson: {rate: 20 / s}}, prompt_tokens: 2000, output_tokens: 100}
 serving:
   model: deepseek-v2-lite
