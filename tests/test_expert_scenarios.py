@@ -66,6 +66,19 @@ def test_all_experts_on_every_device_have_no_balance(tmp_path):
     assert "serving.colocated.experts: no effect with `layout.expert: 1`" in " ".join(notes)
 
 
+def test_rebalancing_without_drift_changes_nothing(tmp_path):
+    # the mean over the time since the last placement differed from what is constant in its last digits, and so did ties
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    law = "popularity: {zipf: {exponent: 0.5}}, placement: eplb, redundant: 16"
+    kinds = {"layout": "{tensor: 2, data: 16, expert: 16}", "model": "deepseek-v2-lite"}
+    still = tables(tmp_path / "a", f"{{{law}}}", **kinds)[1]
+    run, looked, events = tables(tmp_path / "b", f"{{{law}, rebalance: {{interval: 200 ms}}}}", **kinds)
+    pd.testing.assert_frame_equal(still, looked)
+    assert set(events[events.kind == "experts rebalanced"].detail.str.split(" ").str[0]) == {"0"}
+    assert "experts.rebalance: no effect" in " ".join(run.summary["warnings"])
+
+
 def _end_ns(requests):
     return requests["finish_ns"].max()
 

@@ -87,6 +87,17 @@ def test_layers_that_leave_early_hide_the_transfer(tmp_path):
     assert layered.kv_transfer_bytes.sum() == whole.kv_transfer_bytes.sum() == pulled.kv_transfer_bytes.sum()
 
 
+def test_a_cache_that_leaves_as_one_message_leaves_whole(tmp_path):
+    # a place for a whole cache was asked for when its prefill ended, whatever the rules said
+    tight = "serving.decode.kv={blocks: 520}"
+    one = "serving.kv_transfer={mode: layerwise, layers_per_message: 1000}"
+    layers = run(tmp_path, tight, one, name="layers").requests
+    whole = run(tmp_path, tight, "serving.kv_transfer.reserve=on_prefill_start", name="whole").requests
+    late = run(tmp_path, tight, name="late").requests
+    assert whole.equals(layers)
+    assert 0 < whole.kv_wait_ns.mean() < late.kv_wait_ns.mean()
+
+
 @pytest.mark.parametrize("fallback", ["{after: 100 ms}", "{waiting: 2}"])
 def test_prefill_engines_decode_what_has_no_place(tmp_path, fallback):
     tight = "serving.decode={instances: 1, kv: {blocks: 700}}", "workload.arrivals.poisson.rate=60 / s"
