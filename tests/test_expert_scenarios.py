@@ -135,6 +135,23 @@ def test_measured_windows_drift_by_themselves(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("section", "layout", "note"),
+    [
+        ("{drift: {interval: 1 s, share: 0.5}}", 32, "experts.drift: no effect"),
+        ("{popularity: {zipf: {exponent: 1}}, drift: {interval: 1 s, share: 0}}", 32, "experts.drift: no effect"),
+        ("{nodes_per_token: 1, redundant: 8}", 12, "experts.nodes_per_token: no effect, the ranks of an engine do not"),
+        ("{nodes_per_token: 3}", 32, None),
+        ("{popularity: {zipf: {exponent: 1}}, drift: {interval: 1 s, share: 0.5}}", 32, None),
+    ],
+)
+def test_what_has_no_effect_is_said(tmp_path, section, layout, note):
+    notes = plan(load(scenario(tmp_path, section, f"{{data: {layout}, expert: {layout}}}", "deepseek-v2-lite"))).notes
+    said = [line for line in notes if ".experts." in line]
+    assert len(said) == (note is not None)
+    assert all(line.startswith(f"serving.colocated.{note}") for line in said)
+
+
+@pytest.mark.parametrize(
     ("section", "where", "what"),
     [
         ("{redundant: 3}", "experts.redundant", "allowed: 0, or that and a multiple of 32"),
