@@ -238,6 +238,26 @@ def test_engines_that_change_roles_keep_their_experts(tmp_path):
         load(path)
 
 
+def test_an_engine_that_leaves_its_pool_goes_by_the_popularity_of_the_day(tmp_path):
+    path = scenario(tmp_path, model="deepseek-v2-lite")
+    head = path.read_text().split("  colocated:")[0].replace("median: 60", "median: 400")
+    head = head.replace("median: 400, sigma: 0.7", "median: 3000, sigma: 0.1").replace("requests: 300", "requests: 128")
+    experts = "{popularity: {zipf: {exponent: 0.5}}, placement: eplb, drift: {interval: 100 ms, share: 0.5}, %s}"
+    pool = f"{{instances: 2, layout: {{data: 8, expert: 8}}, experts: {experts % 'rebalance: {interval: 50 ms}'}}}"
+    switch = "{policy: {balance: {prefill_requests: 1, decode_requests: 32}}, interval: 330 ms, delay: 0 s}"
+    path.write_text(f"{head}  prefill: {pool}\n  decode: {pool}\n  role_switch: {switch}\n")
+    simulate(load(path), out=tmp_path / "run", check=True)
+    events = pd.read_parquet(tmp_path / "run" / "events.parquet")
+    lasts = []
+    for left in events[events.kind == "leaves pool"].itertuples():
+        back = events[(events.kind == "joins pool") & (events.detail == f"was {left.subject}")].time_ns
+        if len(back) and back.iloc[0] - left.time_ns > 200_000_000:
+            mine = events[(events.kind == "experts rebalanced") & (events.subject == left.subject)].time_ns
+            lasts.append(((mine > left.time_ns) & (mine < back.iloc[0])).any())
+    assert lasts
+    assert all(lasts)
+
+
 def test_a_decode_layer_over_320_dies_is_near_the_published_one():
     # CloudMatrix384, 48 requests a die at 4,096 tokens, no drafts: 874 us (arXiv:2506.12708v2); nothing is fitted on it
     cost = plan(load("serving/experts-on-a-supernode")).pools[-1].groups[0].engine.cost

@@ -309,8 +309,8 @@ class System:
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
             return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
-        def members() -> list[Instance]:
-            return [instance for instance in pool.instances if self._group[instance.name] == group]
+        def members() -> list[Instance]:  # those too that leave their pool, and still serve what they have
+            return [instance for name, instance in self.instances.items() if self._group[name] == group]
 
         self._experts[group] = ExpertBalancing(self.env, group, plan, members, cost.rebalanced, transfer, self.event)
 
