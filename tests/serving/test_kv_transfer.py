@@ -3,6 +3,7 @@
 import pytest
 
 from simulator import load, simulate
+from simulator.build.serving import plan
 from simulator.errors import InputError
 from simulator.model.transformer import load_model
 
@@ -173,6 +174,15 @@ def test_what_has_no_effect_is_said(tmp_path):
     notes = run(tmp_path, *alone, "serving.kv_transfer.lane=2", "serving.role_switch={}").summary["warnings"]
     assert any(note.startswith("serving.kv_transfer.lane:") for note in notes)
     assert any(note.startswith("serving.role_switch:") for note in notes)
+
+
+def test_weights_of_experts_cross_the_network_beside_the_caches(tmp_path):
+    model = "serving.model=deepseek-v2-lite", "serving.kv_transfer.lane=2", "workload.requests=2"
+    experts = "{placement: eplb, popularity: {zipf: {exponent: 1}}, rebalance: {interval: 1 s}}"
+    path = tmp_path / "scenario.yaml"
+    path.write_text(SCENARIO)
+    decode = f"serving.decode={{instances: 1, layout: {{data: 8, expert: 8}}, experts: {experts}}}"
+    assert not [note for note in plan(load(path, [*model, decode])).notes if "kv_transfer.lane" in note]
 
 
 PINNED = """
