@@ -263,3 +263,16 @@ def test_a_decode_layer_over_320_dies_is_near_the_published_one():
     cost = plan(load("serving/experts-on-a-supernode")).pools[-1].groups[0].engine.cost
     layer_ns = cost.step_ns(Work(batch=48 * 320, context=48 * 320 * 4096)) / 61
     assert 874_000 / 1.4 < layer_ns < 874_000 * 1.4
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "said"),
+    [
+        ("deepseek-v2-lite", "{data: 8, expert: 8}", False),
+        ("deepseek-v2-lite", "{tensor: 8}", True),
+        ("llama-3.1-8b", "{data: 8}", True),
+    ],
+)
+def test_overlap_without_an_exchange_is_said(tmp_path, model, layout, said):
+    notes = plan(load(scenario(tmp_path, "", layout, model), ["serving.cost={roofline: {overlap: {}}}"])).notes
+    assert any(note.startswith("serving.cost.roofline.overlap: no effect") for note in notes) == said

@@ -169,6 +169,11 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
     if serving.max_context is not None and serving.max_context > model.max_context:
         most = f"{model.max_context:,} tokens"
         notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
+    pools = [group.pool for group in serving.groups]
+    exchange = any(p.layout.data * p.layout.context > 1 and p.expert_servers is None for p in pools)
+    if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
+        what = "no effect, no tokens go to experts on other ranks of their engine"
+        notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
     if serving.cost.name == "linear":
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
