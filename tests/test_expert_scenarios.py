@@ -66,6 +66,19 @@ def test_all_experts_on_every_device_have_no_balance(tmp_path):
     assert "serving.colocated.experts: no effect with `layout.expert: 1`" in " ".join(notes)
 
 
+def test_rebalancing_without_drift_changes_nothing(tmp_path):
+    # the mean over the time since the last placement differed from what is constant in its last digits, and so did ties
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    law = "popularity: {zipf: {exponent: 0.5}}, placement: eplb, redundant: 16"
+    kinds = {"layout": "{tensor: 2, data: 16, expert: 16}", "model": "deepseek-v2-lite"}
+    still = tables(tmp_path / "a", f"{{{law}}}", **kinds)[1]
+    run, looked, events = tables(tmp_path / "b", f"{{{law}, rebalance: {{interval: 200 ms}}}}", **kinds)
+    pd.testing.assert_frame_equal(still, looked)
+    assert set(events[events.kind == "experts rebalanced"].detail.str.split(" ").str[0]) == {"0"}
+    assert "experts.rebalance: no effect" in " ".join(run.summary["warnings"])
+
+
 def _end_ns(requests):
     return requests["finish_ns"].max()
 
@@ -119,6 +132,23 @@ def test_measured_windows_drift_by_themselves(tmp_path):
     assert events[events["kind"] == "experts drifted"]["time_ns"].tolist() == [3_000_000_000]
     notes = " ".join(run.summary["warnings"])
     assert "counts.csv has 2 layers, they stand for all 58" in notes
+
+
+@pytest.mark.parametrize(
+    ("section", "layout", "note"),
+    [
+        ("{drift: {interval: 1 s, share: 0.5}}", 32, "experts.drift: no effect"),
+        ("{popularity: {zipf: {exponent: 1}}, drift: {interval: 1 s, share: 0}}", 32, "experts.drift: no effect"),
+        ("{nodes_per_token: 1, redundant: 8}", 12, "experts.nodes_per_token: no effect, the ranks of an engine do not"),
+        ("{nodes_per_token: 3}", 32, None),
+        ("{popularity: {zipf: {exponent: 1}}, drift: {interval: 1 s, share: 0.5}}", 32, None),
+    ],
+)
+def test_what_has_no_effect_is_said(tmp_path, section, layout, note):
+    notes = plan(load(scenario(tmp_path, section, f"{{data: {layout}, expert: {layout}}}", "deepseek-v2-lite"))).notes
+    said = [line for line in notes if ".experts." in line]
+    assert len(said) == (note is not None)
+    assert all(line.startswith(f"serving.colocated.{note}") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +238,41 @@ def test_engines_that_change_roles_keep_their_experts(tmp_path):
         load(path)
 
 
+def test_an_engine_that_leaves_its_pool_goes_by_the_popularity_of_the_day(tmp_path):
+    path = scenario(tmp_path, model="deepseek-v2-lite")
+    head = path.read_text().split("  colocated:")[0].replace("median: 60", "median: 400")
+    head = head.replace("median: 400, sigma: 0.7", "median: 3000, sigma: 0.1").replace("requests: 300", "requests: 128")
+    experts = "{popularity: {zipf: {exponent: 0.5}}, placement: eplb, drift: {interval: 100 ms, share: 0.5}, %s}"
+    pool = f"{{instances: 2, layout: {{data: 8, expert: 8}}, experts: {experts % 'rebalance: {interval: 50 ms}'}}}"
+    switch = "{policy: {balance: {prefill_requests: 1, decode_requests: 32}}, interval: 330 ms, delay: 0 s}"
+    path.write_text(f"{head}  prefill: {pool}\n  decode: {pool}\n  role_switch: {switch}\n")
+    simulate(load(path), out=tmp_path / "run", check=True)
+    events = pd.read_parquet(tmp_path / "run" / "events.parquet")
+    lasts = []
+    for left in events[events.kind == "leaves pool"].itertuples():
+        back = events[(events.kind == "joins pool") & (events.detail == f"was {left.subject}")].time_ns
+        if len(back) and back.iloc[0] - left.time_ns > 200_000_000:
+            mine = events[(events.kind == "experts rebalanced") & (events.subject == left.subject)].time_ns
+            lasts.append(((mine > left.time_ns) & (mine < back.iloc[0])).any())
+    assert lasts
+    assert all(lasts)
+
+
 def test_a_decode_layer_over_320_dies_is_near_the_published_one():
     # CloudMatrix384, 48 requests a die at 4,096 tokens, no drafts: 874 us (arXiv:2506.12708v2); nothing is fitted on it
     cost = plan(load("serving/experts-on-a-supernode")).pools[-1].groups[0].engine.cost
     layer_ns = cost.step_ns(Work(batch=48 * 320, context=48 * 320 * 4096)) / 61
     assert 874_000 / 1.4 < layer_ns < 874_000 * 1.4
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "said"),
+    [
+        ("deepseek-v2-lite", "{data: 8, expert: 8}", False),
+        ("deepseek-v2-lite", "{tensor: 8}", True),
+        ("llama-3.1-8b", "{data: 8}", True),
+    ],
+)
+def test_overlap_without_an_exchange_is_said(tmp_path, model, layout, said):
+    notes = plan(load(scenario(tmp_path, "", layout, model), ["serving.cost={roofline: {overlap: {}}}"])).notes
+    assert any(note.startswith("serving.cost.roofline.overlap: no effect") for note in notes) == said

@@ -50,8 +50,7 @@ def check_joined(
 def without_effect(serving: Serving) -> list[str]:
     """Return a note for each input about two pools that changes nothing."""
     notes = []
-    alone = all(group.pool.kv.fabric_tier is None for group in serving.groups)
-    if serving.kv_transfer.lane and alone:
+    if serving.kv_transfer.lane and not (serving.pooled or serving.moves_experts):
         notes.append("serving.kv_transfer.lane: nothing but KV caches crosses the network, one lane is like another")
     if serving.role_switch is not None and all(group.pool.instances == 1 for group in serving.groups):
         notes.append("serving.role_switch: no pool gives its last engine, and each has but one")

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import MixtureOfExperts
 from simulator.model.expert_balance import ExpertBalance
@@ -68,6 +70,10 @@ def plan_experts(
 
     if section.shared_copies and not shared:
         notes.append("experts.shared_copies: one for every rank, as without copies")
+    if section.nodes_per_token is not None and group.nodes == 1 and layout.stage_devices > devices_per_node:
+        notes.append("experts.nodes_per_token: no effect, the ranks of an engine do not fill whole nodes")
+    if section.drift is not None and (not section.drift.share or not np.ptp(windows[0], axis=1).any()):
+        notes.append("experts.drift: no effect, experts that are all alike, or none, change places")
     interval = section.rebalance.interval if section.rebalance else None
     if interval is not None and section.drift is None and len(windows) == 1:
         notes.append("experts.rebalance: no effect, popularity does not change")

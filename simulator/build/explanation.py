@@ -1,6 +1,6 @@
 """From a scenario, or from a model on a device, to the explanation of its steps, its memory and its ceilings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simulator.device.accelerator import load_accelerator
@@ -13,7 +13,7 @@ from simulator.device.breakdown import (
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
-from simulator.device.memory import ledger
+from simulator.device.memory import Ledger, ledger
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.documents import parse_document
@@ -21,8 +21,10 @@ from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
-from simulator.model.split import kv_bytes_per_token_per_rank
+from simulator.model.split import Held, kv_bytes_per_token_per_rank
 from simulator.model.transformer import load_model
+from simulator.scenario.experts import held
+from simulator.scenario.reference import ledger_of
 from simulator.scenario.schema import Scenario
 from simulator.strict import ModelT, validate
 
@@ -43,13 +45,8 @@ class Ask:
     phases: tuple[str, ...] = ("prefill", "decode")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What an engine's largest step has, for the memory ledger."""
-
-    batch_tokens: int = 8192
-    sequences: int = 256
-    utilisation: float = 0.9
+MOST_TOKENS, MOST_SEQUENCES = 8192, 256
+"""Of the largest step of an engine of which no scenario says more, for its memory."""
 
 
 def explain_model(
@@ -64,7 +61,8 @@ def explain_model(
     card = load_model(model)
     form = precision or card.checkpoint or Precision()
     cost = RooflineCost(card, layout, load_accelerator(device), form, engine)
-    return explain(f"{model} on {device}", cost, ask, Limits())
+    book = ledger(card, layout, cost.accelerator, MOST_TOKENS, MOST_SEQUENCES, precision=form)
+    return explain(f"{model} on {device}", cost, ask, MOST_SEQUENCES, book)
 
 
 def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
@@ -76,17 +74,19 @@ def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
     blueprint = plan(scenario)
     found = []
     for group in blueprint.groups:
-        role, section, cost = group.section.role, group.section.pool, group.engine.cost
-        limits = section.batcher.parameters
-        ranks = section.layout.data
-        engine = Limits(limits.max_batch_tokens * ranks, limits.max_running * ranks, section.kv.memory_utilisation)
+        role, section = group.section.role, group.section.pool
+        cost = _with_operators(group.engine.cost, scenario.serving.cost.name)
+        book = ledger_of(section, cost.model, cost.accelerator, cost.precision)
         phases = ask.phases if role == "colocated" else (role,)
         found.append(
             explain(
                 f"{scenario.name}: {group.name}, {section.instances} instances",
-                _with_operators(cost, scenario.serving.cost.name),
-                Ask(ask.prompt, ask.cached, ask.batch, ask.context, phases),
-                engine,
+                cost,
+                replace(ask, phases=phases),
+                section.batcher.parameters.max_running * section.layout.data,
+                book,
+                section.kv.blocks and section.kv.blocks * section.kv.block_tokens,
+                held(section.experts, cost.model, section.layout),
             )
         )
     return found
@@ -102,25 +102,37 @@ def _with_operators(cost: Any, name: str) -> RooflineCost:
     return cost
 
 
-def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explanation:
-    """Return the explanation of one instance whose steps last as `cost` says."""
-    most = limits.batch_tokens, limits.sequences, limits.utilisation
-    book = ledger(cost.model, cost.layout, cost.accelerator, *most, cost.precision)
-    best = ceilings(cost, book, ask.context)
-    batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, limits.sequences))
+def explain(
+    title: str,
+    cost: RooflineCost,
+    ask: Ask,
+    sequences: int,
+    book: Ledger,
+    kv_tokens: int | None = None,
+    experts: Held | None = None,
+) -> Explanation:
+    """Return the explanation of one instance whose steps last as `cost` says and whose memory is as in `book`.
+
+    It decodes for so many sequences at most. Its KV cache holds `kv_tokens` if the scenario sets them, in the place of
+    what its memory leaves; a rank holds `experts` if it has copies.
+    """
+    token_bytes = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
+    best = ceilings(cost, ask.context, book.kv_bytes / token_bytes if kv_tokens is None else kv_tokens)
+    batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, sequences))
     notes = provenance(cost)
+    if kv_tokens is not None:
+        notes.append(f"`kv.blocks` sets a KV cache of {kv_tokens:,} tokens, in the place of what the memory leaves")
     if batch > best.batch:
         notes.append(f"the KV cache holds {best.batch:,} sequences of {ask.context:,} tokens, not {batch:,}")
-    steps = tuple(step_of(cost, phase, ask, batch) for phase in ask.phases)
     return Explanation(
         title,
         cost,
-        steps,
+        tuple(step_of(cost, phase, ask, batch) for phase in ask.phases),
         book,
-        memory_parts(cost, book),
+        memory_parts(cost, book, experts),
         best,
         ask.context,
-        kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision),
+        token_bytes,
         tuple(notes),
     )
 

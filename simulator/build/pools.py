@@ -4,7 +4,7 @@ Every group has its own devices: their data sheet sets its costs, its memory, it
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from simulator.build.disaggregation import cost_with_servers
@@ -162,14 +162,29 @@ class Planning:
         per_h = section.layout.devices * (hourly or 0.0)
         switched = None
         if self.serving.role_switch is not None:
-            [other] = [each for each in self.serving.groups if each.role != group.role]
-            check_reach(other, self.topology, devices)
-            its = other.pool.model_copy(update={"layout": section.layout})
-            there = self._engine_of(other.role, its, accelerator, cost, shared[other.at])
+            there = self._switched(group, accelerator, cost, devices, shared)
             switched = Switched(there, engine_traits(there, per_h))
         traits = engine_traits(engine, per_h)
         pooled = shared[group.at].pooled
         return GroupPlan(group, name, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
+
+    def _switched(
+        self,
+        group: Group,
+        accelerator: Accelerator,
+        cost: Cost,
+        devices: list[int],
+        shared: Mapping[str, SharedTiers],
+    ) -> Engine:
+        """Return what an engine of a group is in the other role: its layout and its experts' servers stay its own."""
+        [other] = [each for each in self.serving.groups if each.role != group.role]
+        check_reach(other, self.topology, devices)
+        own = {"layout": group.pool.layout, "expert_servers": group.pool.expert_servers}
+        try:
+            return self._engine_of(other.role, other.pool.model_copy(update=own), accelerator, cost, shared[other.at])
+        except InputError as error:
+            found = [replace(each, what=f"in the role of {other.role}, {each.what}") for each in error.at(group.at)]
+            raise InputError([self.scenario.located(each) for each in found]) from None
 
     def _cost(
         self,

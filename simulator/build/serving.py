@@ -171,6 +171,11 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
     if serving.max_context is not None and serving.max_context > model.max_context:
         most = f"{model.max_context:,} tokens"
         notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
+    pools = [group.pool for group in serving.groups]
+    exchange = any(p.layout.data * p.layout.context > 1 and p.expert_servers is None for p in pools)
+    if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
+        what = "no effect, no tokens go to experts on other ranks of their engine"
+        notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
     if serving.cost.name == "linear":
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
@@ -311,8 +316,8 @@ class System:
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
             return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
-        def members() -> list[Instance]:
-            return [instance for instance in pool.instances if self._group[instance.name] == group]
+        def members() -> list[Instance]:  # those too that leave their pool, and still serve what they have
+            return [instance for name, instance in self.instances.items() if self._group[name] == group]
 
         self._experts[group] = ExpertBalancing(self.env, group, plan, members, cost.rebalanced, transfer, self.event)
 

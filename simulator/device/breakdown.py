@@ -13,7 +13,7 @@ from simulator.device.memory import Ledger
 from simulator.device.power import activity_of, drawn_w
 from simulator.model.forward import Work
 from simulator.model.precision import FORMATS
-from simulator.model.split import OTHER_WEIGHTS, kv_bytes_per_token_per_rank, weight_bits, weights_per_rank
+from simulator.model.split import OTHER_WEIGHTS, Held, weight_bits, weights_per_rank
 from simulator.units import NS_PER_S
 
 
@@ -101,14 +101,16 @@ class Ceilings:
     """Operations per byte from which arithmetic, and not memory, is the limit."""
 
 
-def ceilings(cost: RooflineCost, book: Ledger, context: int) -> Ceilings:
-    """Return the ceilings of one instance at sequences of `context` tokens."""
+def ceilings(cost: RooflineCost, context: int, kv_tokens: float) -> Ceilings:
+    """Return the ceilings of one instance at sequences of `context` tokens, when its KV cache holds so many tokens."""
     model, layout, device = cost.model, cost.layout, cost.accelerator
     peak = device.rate(FORMATS[cost.precision.weights].compute)
     bandwidth = device.memory.bandwidth
     flops = 2 * (model.active_parameters - model.vocabulary * model.hidden)
-    token_bytes = kv_bytes_per_token_per_rank(model, layout, cost.precision) * context
-    batch = int(book.kv_bytes / token_bytes)
+    if cost.experts_elsewhere and model.experts is not None:
+        part = model.experts
+        flops -= 2 * part.layers * part.active * model.mlp_parameters(part.intermediate)
+    batch = int(kv_tokens / context)
 
     def decode(sequences: int) -> float:
         table = cost.operators(Work(batch=sequences, context=sequences * context)) if sequences else []
@@ -117,9 +119,10 @@ def ceilings(cost: RooflineCost, book: Ledger, context: int) -> Ceilings:
     return Ceilings(peak * layout.devices / flops if flops else inf, decode(1), decode(batch), batch, peak / bandwidth)
 
 
-def memory_parts(cost: RooflineCost, book: Ledger) -> dict[str, int]:
+def memory_parts(cost: RooflineCost, book: Ledger, held: Held | None = None) -> dict[str, int]:
     """Return the bytes of one device by what they hold, weights by part; they add up to what is usable."""
-    bits = weight_bits(weights_per_rank(cost.model, cost.layout, cost.precision), cost.precision)
+    weights = weights_per_rank(cost.model, cost.layout, cost.precision, cost.experts_elsewhere, held)
+    bits = weight_bits(weights, cost.precision)
     parts = {name: round(size / 8) for name, size in bits.items() if size and name != OTHER_WEIGHTS}
     parts[OTHER_WEIGHTS] = book.weight_bytes - sum(parts.values())
     parts["activations"], parts["communication buffers"] = book.activation_bytes, book.buffer_bytes

@@ -123,6 +123,9 @@ class RooflineCost:
     multiply in the precision.
     """
 
+    experts_elsewhere = False
+    """Whether routed experts are on other devices than those of the layout."""
+
     def __init__(
         self,
         model: Transformer,
@@ -233,7 +236,7 @@ class RooflineCost:
             return 0.0
         if not self._overlaps(work):
             return self._rest_of(work).kernels_ns + self._attention_ns(work)
-        half, share = work.halved(), self._attention_share
+        half, share = work.halved_on(self.layout), self._attention_share
         return self._rest_of(half, share).kernels_ns + self._attention_ns(half, share)
 
     def _joined(self, own_ns: Any, busiest: Work, whole: Work) -> Any:
@@ -244,7 +247,7 @@ class RooflineCost:
         engine = self.engine
         if engine.overlap is not None and self._overlaps(busiest):
             share = self._attention_share
-            exchange_ns = self._rest_of(busiest.halved(), share).exchange_ns
+            exchange_ns = self._rest_of(busiest.halved_on(self.layout), share).exchange_ns
             experts_ns = self._rest_of(whole.halved(), share).experts_ns
             streams = (own_ns + experts_ns, exchange_ns) if share == 1 else (own_ns, experts_ns + exchange_ns)
             busy_ns = overlapped_ns(*streams, self.model.layers, engine.overlap)
@@ -262,7 +265,10 @@ class RooflineCost:
         return (self.engine.overlap and self.engine.overlap.attention_share) or 1.0
 
     def _overlaps(self, work: Work) -> bool:
-        return self.engine.overlap is not None and work.tokens > 1 and self._rest_of(work).exchange_ns > 0
+        if self.engine.overlap is None or not self._rest_of(work).exchange_ns:
+            return False
+        rank = work.of_rank(self.layout)
+        return rank.prompt_tokens + rank.batch > 1  # one token alone is no two batches
 
     def decode(self, batch: int, context: float) -> Line:
         """Return the line of a decode iteration about `context`; see `Cost.decode`."""
@@ -281,9 +287,8 @@ class RooflineCost:
         engine, busy_ns = self.engine, sum(row.ns for row in table)
         gap_ns = self.step_ns(work) - engine.step_overhead - busy_ns
         if abs(gap_ns) > 1e-9 * busy_ns:
-            slower = "two smaller micro-batches" if engine.overlap else "waiting for launches"
-            name = "hidden behind the other micro-batch" if gap_ns < 0 else slower
-            table.append(OperatorTime(name, 1, 0.0, 0.0, gap_ns, "overlap" if engine.overlap else "host"))
+            name, bound = engine.gap(gap_ns, self.experts_elsewhere)
+            table.append(OperatorTime(name, 1, 0.0, 0.0, gap_ns, bound))
         if engine.step_overhead:
             table.append(OperatorTime("step overhead", 1, 0.0, 0.0, engine.step_overhead, "host"))
         return table

@@ -44,6 +44,14 @@ class RooflineParameters(Strict):
     overlap: TwoBatches | None = None
     """Two micro-batches on two streams; goes with expert-parallel layouts over data-parallel ranks."""
 
+    def gap(self, ns: float, experts_elsewhere: bool = False) -> tuple[str, str]:
+        """Return what a step lasts longer, or shorter, than its kernels one after the other, and what bounds that."""
+        if experts_elsewhere:
+            return "links and experts on servers" if ns > 0 else "hidden behind the other micro-batches", "elsewhere"
+        if self.overlap is None:
+            return "waiting for launches", "host"
+        return "hidden behind the other micro-batch" if ns < 0 else "two smaller micro-batches", "overlap"
+
     def is_captured(self, has_prompts: bool) -> bool:
         """Return whether a step is launched as one graph."""
         return self.graphs == "all" or (self.graphs == "decode" and not has_prompts)

@@ -101,6 +101,8 @@ class ExpertServersCost(RooflineCost):
     Raises InputError for a layout with more than tensor-parallel ranks; the model has experts (see `check_servers`).
     """
 
+    experts_elsewhere = True
+
     def __init__(
         self,
         model: Transformer,

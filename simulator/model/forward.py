@@ -63,14 +63,22 @@ class Work(NamedTuple):
 
     def halved(self) -> "Work":
         """Return the larger of two equal micro-batches."""
+        tokens = -(-self.prompt_tokens // 2)
         return Work(
-            -(-self.prompt_tokens // 2),
-            self.pairs / 2,
+            tokens,
+            self.pairs * tokens / (self.prompt_tokens or 1),
             -(-self.prompts // 2),
             -(-self.batch // 2),
             self.context / 2,
             self.queries,
         )
+
+    def halved_on(self, layout: Layout) -> "Work":
+        """Return the larger of two micro-batches into which every data-parallel rank cuts what it has.
+
+        A rank with one prompt cuts that in the middle.
+        """
+        return self.of_rank(layout).halved().times(layout.data)
 
     def times(self, ranks: int) -> "Work":
         """Return the work of so many ranks with as much each."""

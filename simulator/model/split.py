@@ -158,14 +158,19 @@ def _tables(model: Transformer, layout: Layout, stage: Stage) -> int:
 
 
 def weights_per_rank(
-    model: Transformer, layout: Layout, precision: Precision | None = None, held: Held | None = None
+    model: Transformer,
+    layout: Layout,
+    precision: Precision | None = None,
+    experts_elsewhere: bool = False,
+    held: Held | None = None,
 ) -> Weights:
-    """Return the parameters on the fullest rank, the one whose weights take most bytes."""
+    """Return the parameters on the fullest rank, whose weights take most bytes; routed experts may be elsewhere."""
     form = precision or Precision()
-    return max(
+    fullest = max(
         (weights_of(model, layout, stage, held=held) for stage in stages(model, layout)),
         key=lambda w: weight_bytes(w, form),
     )
+    return fullest._replace(experts=0) if experts_elsewhere else fullest
 
 
 OTHER_WEIGHTS = "norms, routers and other weights"
@@ -196,8 +201,7 @@ def weight_bytes_per_rank(
     held: Held | None = None,
 ) -> int:
     """Return the weight bytes on the fullest rank, each part in its format; routed experts may be on other devices."""
-    weights = weights_per_rank(model, layout, precision, held)
-    return weight_bytes(weights._replace(experts=0) if experts_elsewhere else weights, precision or Precision())
+    return weight_bytes(weights_per_rank(model, layout, precision, experts_elsewhere, held), precision or Precision())
 
 
 def expert_bytes(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:

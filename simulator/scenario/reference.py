@@ -16,7 +16,7 @@ from simulator.cluster.inventory import Inventory
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.cost import Subject
 from simulator.device.expert_servers import check_servers
-from simulator.device.memory import kv_blocks, ledger
+from simulator.device.memory import Beside, Ledger, kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
 from simulator.model.precision import Precision
@@ -306,21 +306,27 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
 
     Raises InputError when none fits, or fewer than one for each rank.
     """
-    limits, layout = pool.batcher.parameters, pool.layout
-    blocks = pool.kv.blocks
+    layout, blocks = pool.layout, pool.kv.blocks
     if blocks is None:
-        fed, beside = 1, None
-        if pool.speculation is not None:
-            fed, beside = pool.speculation.tokens + 1, pool.speculation.beside(model, layout, precision)
-        most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data * fed
-        share, elsewhere = pool.kv.memory_utilisation, pool.expert_servers is not None
-        experts = held(pool.experts, model, layout)
-        book = ledger(model, layout, device, *most, share, precision, elsewhere, experts, beside)
+        beside = pool.speculation.beside(model, layout, precision) if pool.speculation is not None else None
+        book = ledger_of(pool, model, device, precision, beside)
         blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside)
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
         raise InputError(Problem(what, path="kv.blocks", allowed="a block for each rank at least"))
     return blocks
+
+
+def ledger_of(
+    pool: Pool, model: Transformer, device: Accelerator, precision: Precision, beside: Beside | None = None
+) -> Ledger:
+    """Return where the memory of a device of one engine goes; raises InputError when nothing is left for its KV."""
+    limits, layout = pool.batcher.parameters, pool.layout
+    fed = pool.speculation.tokens + 1 if pool.speculation is not None else 1
+    most = limits.max_batch_tokens * layout.data, limits.max_running * layout.data * fed
+    share, elsewhere = pool.kv.memory_utilisation, pool.expert_servers is not None
+    experts = held(pool.experts, model, layout)
+    return ledger(model, layout, device, *most, share, precision, elsewhere, experts, beside)
 
 
 def _check_devices(

@@ -211,10 +211,20 @@ class Serving(Strict):
         """What of these engines crosses the network as flows, None when nothing does."""
         if len(self.roles) > 1:
             return "KV caches that move between pools"
-        if any(group.pool.kv.fabric_tier for group in self.groups):
+        if self.pooled:
             return "a cache tier on the fabric"
+        return "experts that move" if self.moves_experts else None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a tier below a prefix cache lies on the fabric."""
+        return any(group.pool.kv.fabric_tier for group in self.groups)
+
+    @property
+    def moves_experts(self) -> bool:
+        """Whether weights of experts cross the network."""
         rebalanced = [group.pool.experts and group.pool.experts.rebalance for group in self.groups]
-        return "experts that move" if any(each and each.moves == "fabric" for each in rebalanced) else None
+        return any(each and each.moves == "fabric" for each in rebalanced)
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -150,7 +150,7 @@ class KVTransfer:
 
     def began(self, prompts: Sequence[tuple[Request, int]], end_ns: int, source: Instance) -> None:
         """Hear of an iteration that prefills so many tokens of each of `prompts`, from now to `end_ns`."""
-        if not self._by_layers:
+        if not self._by_layers and self._rules.reserves != "on_prefill_start":
             return
         for request, count in prompts:
             if request.decode_instance == source.name:
@@ -158,6 +158,8 @@ class KVTransfer:
             move = self._moves.get(request.request_id)
             if move is None:
                 move = self._ask(request, request.generated)
+            if not self._by_layers:
+                continue
             if move.source is None:
                 move.source = source
                 self._env.process(self._carry(move))

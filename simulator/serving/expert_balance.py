@@ -65,17 +65,20 @@ class ExpertBalancing:
         change = next(changes, None)
         due_ns = plan.interval_ns
         seen, since_ns, last_ns = np.zeros_like(self._popularity), env.now, env.now
+        steady = (
+            True  # a mean of what is alike would differ in its last digits, and experts of equal load change places
+        )
         while change is not None or due_ns is not None:
             at_ns = min(at for at in (change[0] if change else None, due_ns) if at is not None)
             yield env.timeout(at_ns - env.now)
             seen += self._popularity * (env.now - last_ns)
             last_ns = env.now
             if due_ns is not None and due_ns <= env.now:
-                self._rebalance(seen / (env.now - since_ns))
-                seen, since_ns = np.zeros_like(seen), env.now
+                self._rebalance(self._popularity if steady else seen / (env.now - since_ns))
+                seen, since_ns, steady = np.zeros_like(seen), env.now, True
                 due_ns += plan.interval_ns or 0
             if change is not None and change[0] <= env.now:
-                self._popularity = change[1]
+                self._popularity, steady = change[1], env.now == since_ns
                 self._drifted()
                 change = next(changes, None)
 

@@ -42,6 +42,10 @@ def read_choices(path: Path, experts: int, active: int) -> list[NDArray[np.float
         raise InputError(Problem(what, str(path)))
     layers, layer = np.unique(values["layer"], return_inverse=True)
     windows, window = np.unique(values.get("window", np.zeros(len(layer), dtype=np.int64)), return_inverse=True)
+    after = np.flatnonzero(np.diff(windows) > 1)
+    if len(after):
+        what = f"window {windows[after[0]] + 1} has no rows, so those after it would come too early"
+        raise InputError(Problem(what, str(path), allowed="windows without gaps, each as long as the others"))
     counts = np.zeros(len(windows) * len(layers) * experts)
     weights = None if choices else values["tokens"].astype(np.float64)
     for column in chosen:

@@ -4,6 +4,7 @@ Symbols: c kernels and x exchange of one micro-batch, L layers, s the share of t
 Serially the two take 2 (c + x); perfectly hidden max(2 c, 2 x) and one layer of what has nothing to hide behind.
 """
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,3 +121,22 @@ def test_a_slow_host_sets_the_pace_of_what_is_not_captured() -> None:
     assert cost(**slow, graphs="none").operators(work)[-1].name == "waiting for launches"
     fast = {"launch": "1 ns", "graphs": "none"}
     assert cost(**fast).step_ns(work) == cost().step_ns(work)
+
+
+@pytest.mark.parametrize("overlap", [{}, {"processor_share": 0.15}, {"attention_share": 0.6}])
+@pytest.mark.parametrize("tokens", [512, 4096])
+def test_a_rank_cuts_its_one_prompt_into_two_micro_batches(overlap: dict, tokens: int) -> None:
+    # both micro-batches had all of it: a step with an exchange to hide lasted twice as long as without overlap
+    prompt, two = Work(tokens, tokens * (tokens + 1) / 2, 1), cost(overlap=overlap)
+    as_two = [Work(tokens, 2 * (tokens // 2) * (tokens // 2 + 1) / 2, 2)] * 8  # of half the length each
+    lasts = two.together_ns([prompt] * 8)
+    assert two.together_ns(as_two) < lasts < 1.1 * two.together_ns(as_two)  # less attention, nothing else
+    assert two.step_ns(prompt) == pytest.approx(two.together_ns([prompt, *[Work()] * 7]))
+
+
+def test_one_token_is_no_two_batches() -> None:
+    two, serial = cost(overlap={}), cost()
+    for work in (Work(batch=1, context=500), Work(1, 1, 1)):
+        assert two.together_ns([work] * 8) == serial.together_ns([work] * 8)
+    [lasts] = two.decode_together([1] * 8).at(np.full((1, 8), 500.0))
+    assert lasts == pytest.approx(serial.step_ns(Work(batch=8, context=4000)))

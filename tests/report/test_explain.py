@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.build.explanation import Ask, explain_model
+from simulator import load
+from simulator import simulate as run
+from simulator.build.explanation import Ask, explain_model, explain_scenario
 from simulator.device.accelerator import load_accelerator
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
@@ -102,3 +104,47 @@ def test_bad_asks(simulate, words: tuple[str, ...], complaint: str) -> None:
     assert outcome.code == 2
     assert complaint.lower() in outcome.err.lower()
     assert "Traceback" not in outcome.err
+
+
+COPIES = """
+schema: 1
+topology: {preset: clos-h100, nodes: 9}
+workload: {requests: 1, arrivals: {constant: {rate: 1 / s}}, prompt_tokens: 2048, output_tokens: 9}
+serving:
+  model: deepseek-r1
+  %s
+  prefill: {instances: 1, layout: {data: 32, expert: 32}}
+  decode: {instances: 1, %s}
+"""
+SERVERS = "layout: {tensor: 8}, expert_servers: {devices: 32, merge: all}"
+RANKS = "layout: {data: 32, expert: 32}"
+
+
+@pytest.mark.parametrize(
+    ("cost", "decode"),
+    [
+        ("", RANKS),
+        ("", f"{RANKS}, experts: {{redundant: 64, placement: eplb}}"),
+        ("", f"{RANKS}, experts: {{redundant: 16, shared_copies: 16}}"),
+        ("", f"{RANKS}, kv: {{blocks: 32000}}"),
+        ("cost: {roofline: {overlap: {processor_share: 0.15}}}", RANKS),
+        ("cost: {roofline: {overlap: {attention_share: 0.6}, step_overhead: 1 ms}}", RANKS),
+        ("", SERVERS),
+        ("", SERVERS.replace("all", "ready")),
+    ],
+)
+def test_what_is_explained_is_what_is_run(tmp_path: Path, cost: str, decode: str) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(COPIES % (cost, decode))
+    found = run(load(file))
+    [row] = found.requests.itertuples()
+    explained = explain_scenario(load(file), Ask(prompt=2048, batch=1, context=2049))
+    [prefill], [step] = (one.steps for one in explained)
+    assert prefill.ns == pytest.approx(row.prefill_end_ns - row.prefill_start_ns, rel=1e-6)
+    assert step.ns == pytest.approx((row.finish_ns - row.decode_start_ns) / 8, rel=1e-4)
+    assert sum(line.ns for line in step.rows) == pytest.approx(step.ns)
+    for role, one in zip(("prefill", "decode"), explained, strict=True):
+        [blocks] = set(found.instances[found.instances.role == role].kv_total_blocks)
+        assert one.ceilings.batch == pytest.approx(16 * blocks / 2049, abs=2)
+        assert sum(one.memory.values()) == one.book.usable_bytes
+        assert (one.memory.get("expert weights", 0) == 0) == ("expert_servers" in decode and role == "decode")

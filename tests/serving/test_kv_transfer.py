@@ -3,6 +3,7 @@
 import pytest
 
 from simulator import load, simulate
+from simulator.build.serving import plan
 from simulator.errors import InputError
 from simulator.model.transformer import load_model
 
@@ -87,6 +88,17 @@ def test_layers_that_leave_early_hide_the_transfer(tmp_path):
     assert layered.kv_transfer_bytes.sum() == whole.kv_transfer_bytes.sum() == pulled.kv_transfer_bytes.sum()
 
 
+def test_a_cache_that_leaves_as_one_message_leaves_whole(tmp_path):
+    # a place for a whole cache was asked for when its prefill ended, whatever the rules said
+    tight = "serving.decode.kv={blocks: 520}"
+    one = "serving.kv_transfer={mode: layerwise, layers_per_message: 1000}"
+    layers = run(tmp_path, tight, one, name="layers").requests
+    whole = run(tmp_path, tight, "serving.kv_transfer.reserve=on_prefill_start", name="whole").requests
+    late = run(tmp_path, tight, name="late").requests
+    assert whole.equals(layers)
+    assert 0 < whole.kv_wait_ns.mean() < late.kv_wait_ns.mean()
+
+
 @pytest.mark.parametrize("fallback", ["{after: 100 ms}", "{waiting: 2}"])
 def test_prefill_engines_decode_what_has_no_place(tmp_path, fallback):
     tight = "serving.decode={instances: 1, kv: {blocks: 700}}", "workload.arrivals.poisson.rate=60 / s"
@@ -162,6 +174,15 @@ def test_what_has_no_effect_is_said(tmp_path):
     notes = run(tmp_path, *alone, "serving.kv_transfer.lane=2", "serving.role_switch={}").summary["warnings"]
     assert any(note.startswith("serving.kv_transfer.lane:") for note in notes)
     assert any(note.startswith("serving.role_switch:") for note in notes)
+
+
+def test_weights_of_experts_cross_the_network_beside_the_caches(tmp_path):
+    model = "serving.model=deepseek-v2-lite", "serving.kv_transfer.lane=2", "workload.requests=2"
+    experts = "{placement: eplb, popularity: {zipf: {exponent: 1}}, rebalance: {interval: 1 s}}"
+    path = tmp_path / "scenario.yaml"
+    path.write_text(SCENARIO)
+    decode = f"serving.decode={{instances: 1, layout: {{data: 8, expert: 8}}, experts: {experts}}}"
+    assert not [note for note in plan(load(path, [*model, decode])).notes if "kv_transfer.lane" in note]
 
 
 PINNED = """

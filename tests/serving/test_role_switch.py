@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import load, simulate
+from simulator.errors import InputError
 from simulator.serving.role_policies import Balance, PoolLoad, Thresholds, View, balance, thresholds
 
 SCENARIO = """
@@ -139,3 +140,32 @@ def test_an_engine_that_joins_a_pool_shares_its_tiers(tmp_path, tier):
     [tiers] = found.summary["tiers"]["prefill"]
     unit_bytes = 512 * 2 * 32 * 8 * 128 * 2  # tokens, keys and values, layers, heads, channels, bf16
     assert tiers["written_bytes"] == 8 * 4096 // 512 * unit_bytes  # whoever computes a unit, it is kept once
+
+
+APART = """
+schema: 1
+topology: {preset: clos-h100, nodes: 5}
+workload: {requests: 60, arrivals: {poisson: {rate: 20 / s}}, prompt_tokens: 2000, output_tokens: 100}
+serving:
+  model: deepseek-v2-lite
+  prefill: {instances: 2, layout: {tensor: 8}}
+  decode: {instances: 2, layout: {tensor: 4}, expert_servers: {devices: 4}, %s}
+  role_switch: {policy: {balance: {prefill_requests: 1, decode_requests: 2}}, interval: 300 ms, delay: 50 ms}
+"""
+
+
+def test_memory_goes_by_where_the_experts_of_an_engine_lie_whatever_its_role(tmp_path):
+    # an engine that came from prefill had the KV blocks of one whose experts are on servers, and computed them itself
+    file = tmp_path / "scenario.yaml"
+    file.write_text(APART % "")
+    found = simulate(load(file), out=tmp_path / "run", check=True)
+    assert "decode-2" in set(found.events[found.events.kind == "joins pool"].subject)
+    blocks = found.instances.groupby("instance").kv_total_blocks.first()
+    assert blocks["decode-2"] == blocks["prefill-0"] < blocks["decode-0"]  # the batcher and KV settings are alike
+
+
+def test_an_engine_that_does_not_fit_in_its_other_role_is_refused_in_its_place(tmp_path):
+    file = tmp_path / "scenario.yaml"
+    file.write_text((APART % "batcher: {continuous: {max_batch_tokens: 1100000}}").replace("tensor: 4", "tensor: 8"))
+    with pytest.raises(InputError, match=r"scenario.yaml:7:\d+: serving.prefill: in the role of decode, .* not fit"):
+        simulate(load(file), out=tmp_path / "run")

@@ -22,7 +22,7 @@ def test_choices_and_counts_say_the_same(tmp_path):
 
 def test_windows(tmp_path):
     path = tmp_path / "counts.csv"
-    path.write_text("window,layer,expert,tokens\n7,0,0,5\n7,0,1,1\n9,0,1,8\n")
+    path.write_text("window,layer,expert,tokens\n7,0,0,5\n7,0,1,1\n8,0,1,8\n")
     assert [window.tolist() for window in read_choices(path, 2, 1)] == [[[5, 1]], [[0, 8]]]
 
 
@@ -35,6 +35,7 @@ def test_windows(tmp_path):
         ("layer,expert,tokens\n0,1,-9\n", "column tokens has empty or negative values"),
         ("layer,expert,tokens\n0,1,some\n", "column tokens"),
         ("layer,expert,tokens\n", "no rows"),
+        ("window,layer,expert,tokens\n0,0,1,9\n1,0,1,9\n4,0,2,9\n", "window 2 has no rows"),
         ("layer,expert,tokens\n0,1\n", "no table of chosen experts"),
     ],
 )
