@@ -65,9 +65,8 @@ class ExpertBalancing:
         change = next(changes, None)
         due_ns = plan.interval_ns
         seen, since_ns, last_ns = np.zeros_like(self._popularity), env.now, env.now
-        steady = (
-            True  # a mean of what is alike would differ in its last digits, and experts of equal load change places
-        )
+        # A mean of what is all alike would differ from it in its last digits, and experts of equal load change places.
+        steady = True
         while change is not None or due_ns is not None:
             at_ns = min(at for at in (change[0] if change else None, due_ns) if at is not None)
             yield env.timeout(at_ns - env.now)
