@@ -51,6 +51,13 @@ tables: $(VENV)/.dev bench
 	$(BIN)/python benchmarks/accuracy_tables.py
 	$(BIN)/python benchmarks/performance_page.py
 
+# Contraction of a product and a sum into one rounding would make figures depend on the processor.
+compiled: $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt build
+	rm -rf build/compiled
+	CFLAGS=-ffp-contract=off HATCH_BUILD_HOOKS_ENABLE=true $(BIN)/python -m build --outdir build/compiled .
+	$(PIP) install --constraint constraints.txt --force-reinstall --no-deps build/compiled/*.whl
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 

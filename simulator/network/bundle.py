@@ -32,7 +32,7 @@ class Flow:
         self.path = path
         self.wire_bytes = wire_bytes
         self.lane = lane
-        self.weight: float = 1
+        self.weight = 1.0
         self.portions: tuple[float, ...] = ()  # of it, that cross each link of the path; none: all of it
         self.ends: tuple[int, int] | None = None  # devices, of a flow that may be routed again
         self.private: int | None = None  # the link that stands for its cap

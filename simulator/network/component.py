@@ -79,14 +79,14 @@ class _Flow:
     def __init__(self, start: Start, now_ns: int) -> None:
         self.start = start
         self.remaining = start.left  # at `since_ns`
-        self.rate: float = 0
+        self.rate = 0.0
         self.since_ns = now_ns
         self.finish_ns = NEVER_NS
         self.seen = 0
         self.alone = True  # it has had all its links to itself since it began, and no row of them knows of it yet
         self.begun_ns = now_ns
         self.entry = 0  # the number of its finish among equal ones
-        self.peak: float = 0  # its highest rate while alone
+        self.peak = 0.0  # its highest rate while alone
 
     def left_bytes(self, now_ns: int) -> float:
         return max(0.0, self.remaining - self.rate * (now_ns - self.since_ns) / NS_PER_S)

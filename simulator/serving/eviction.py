@@ -3,55 +3,14 @@
 Sources: least recently used of whole prefixes (vLLM, SGLang); a lifetime since the last use (prompt caches of clouds).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from pydantic import Field
 
-from simulator.serving.stretches import Stretch
+from simulator.serving.stretches import Cached
 from simulator.strict import PositiveDuration, Strict
-
-
-class Cached(Stretch):
-    """Units that the same requests hold and have held; unless they are pinned, those that nobody holds may go."""
-
-    __slots__ = ("born", "pinned", "place", "references", "since_ns", "uses")
-
-    def __init__(self, keys: Sequence[int], begin: int, end: int, born: int, pinned: bool) -> None:
-        super().__init__(keys, begin, end)
-        self.references = self.uses = 1  # requests that hold each of them, and that ever did
-        self.born = born  # the first came in as number `born` of the cache, the others right after it
-        self.pinned = pinned
-        self.place = -1  # the first became free as number `place`, the others right before it; not free: -1
-        self.since_ns = -1  # when that was
-
-    @property
-    def free(self) -> bool:
-        """Whether it may be given up."""
-        return self.place >= 0
-
-    def goes_on(self, before: "Cached") -> bool:
-        """Return whether both have one history; neither is free, for it has just come in, held once."""
-        return (
-            self.references == before.references
-            and self.uses == before.uses
-            and self.pinned == before.pinned
-            and self.born == before.born + len(before)
-        )
-
-    def skip(self, units: int) -> None:
-        """Begin so many units later, or earlier."""
-        self.begin += units
-        self.born += units
-        if self.free:
-            self.place -= units
-
-    def copy(self) -> "Cached":
-        """Return another one of the same units in the same state."""
-        twin = Cached(self.keys, self.begin, self.end, self.born, self.pinned)
-        twin.references, twin.uses, twin.place, twin.since_ns = self.references, self.uses, self.place, self.since_ns
-        return twin
 
 
 class Order(NamedTuple):

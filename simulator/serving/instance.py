@@ -54,10 +54,12 @@ class Instance:
         self.devices = tuple(devices)
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
         self._copies = stand_on_copies(self.ranks, engine, devices, env, self._look_again)  # whether any come
-        self._only = self.ranks[0] if engine.ranks == 1 else None
+        self._first = self.ranks[0]
+        self._only = self._first if engine.ranks == 1 else None
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
         self.state = IDLE
+        self._does = IDLE  # what the alarm that calls an engine of one rank is to end
         self._observer = observer
         self._finished = finished
         self._prefilled = prefilled

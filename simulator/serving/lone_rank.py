@@ -16,16 +16,11 @@ from simulator.serving.engine_view import DECODE_ON
 from simulator.serving.instance import Instance
 from simulator.serving.iteration import begin_alone
 from simulator.serving.jump import Jump
-from simulator.serving.rank import Rank
 from simulator.units import TICK_BITS, TICKS_PER_NS
 
 
 class LoneRank(Instance):
     """An instance of an engine of one rank; see `kind_of`."""
-
-    _jump: Jump | None
-    _only: Rank
-    _does = IDLE
 
     # -- the actor ------------------------------------------------------------------------------------------------
 
@@ -34,7 +29,7 @@ class LoneRank(Instance):
 
     def _woken(self) -> None:
         """End what was under way and begin what comes next: a turn of the general engine's process, without it."""
-        rank, now, does = self._only, self.env.now, self._does
+        rank, now, does = self._first, self.env.now, self._does
         if does == DECODE:
             self._end_jump()
         elif does == PREFILL:
@@ -57,7 +52,7 @@ class LoneRank(Instance):
 
     def _prompts(self, now: int) -> bool:
         """Let the rank say what it does next; return whether that is an iteration with prompts."""
-        rank = self._only
+        rank = self._first
         rank.now_ns = now
         if rank.arrived or rank.kv.prefixes is not None:
             rank.take_stock(now, self.name)
@@ -73,7 +68,7 @@ class LoneRank(Instance):
         return bool(step.prompts)
 
     def _begin_prefill(self) -> None:
-        rank, now = self._only, self.env.now
+        rank, now = self._first, self.env.now
         lasts_ns, size = begin_alone(rank, self.cost, now)
         ticks = round(lasts_ns * TICKS_PER_NS)
         if size:
@@ -89,7 +84,7 @@ class LoneRank(Instance):
             self._grant(rank)
 
     def _begin_jump(self, wake_ns: int | None = None) -> None:
-        rank, now = self._only, self.env.now
+        rank, now = self._first, self.env.now
         batch, kv = cast(DecodeBatch, rank.batch), rank.kv
         steps = batch.steps_to_finish()
         if kv.prefixes is not None or batch.blocks_at_most(steps) > kv.total - kv.held:
@@ -112,12 +107,12 @@ class LoneRank(Instance):
         self._begins(DECODE)
 
     def _end_jump(self) -> None:
-        jump = self._jump
+        jump = cast(Jump | None, self._jump)
         if jump is None:
             return
         self._jump = None
         self._ticks = jump.end
-        rank, account, now, steps = self._only, self._account, self.env.now, jump.steps
+        rank, account, now, steps = self._first, self._account, self.env.now, jump.steps
         batch, kv, observer = cast(DecodeBatch, rank.batch), rank.kv, self._observer
         first, growth = jump.first, jump.growth
         rank.report_gaps((jump.start + first) >> TICK_BITS, observer.gap)
@@ -139,7 +134,7 @@ class LoneRank(Instance):
             self._let_finished_go(rank)
 
     def _end_prefill(self) -> None:
-        rank = self._only
+        rank = self._first
         done = rank.computed(rank.step.prompts)
         made = sum([request.samples for request in done])
         self._account.passed(self.state, rank.kv.used, made)
@@ -151,7 +146,7 @@ class LoneRank(Instance):
     # -- what it tells its observer -------------------------------------------------------------------------------
 
     def _mark(self) -> int:
-        account, jump, kv, now = self._account, self._jump, self._only.kv, self.env.now
+        account, jump, kv, now = self._account, cast(Jump | None, self._jump), self._first.kv, self.env.now
         begun = made = 0
         if jump is None:
             blocks = kv.used
@@ -168,7 +163,7 @@ class LoneRank(Instance):
 
     def _begins(self, state: int) -> None:
         self.state = state
-        account, rank, kv = self._account, self._only, self._only.kv
+        account, rank, kv = self._account, self._first, self._first.kv
         running = rank.batch.sequences
         if rank.partial:
             running += sum([request.samples for request in rank.partial])

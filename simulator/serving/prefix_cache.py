@@ -7,10 +7,10 @@ a request that computed what another had cached meanwhile takes the cached copy 
 from collections.abc import Iterator, Sequence
 
 from simulator.errors import InvariantError
-from simulator.serving.eviction import EVICTIONS, Cached, Victims
+from simulator.serving.eviction import EVICTIONS, Victims
 from simulator.serving.prefix_index import PrefixIndex
 from simulator.serving.request import Request
-from simulator.serving.stretches import Stretches
+from simulator.serving.stretches import Cached, Stretches
 from simulator.strict import Strict
 
 

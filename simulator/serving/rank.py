@@ -13,7 +13,6 @@ from simulator.errors import InvariantError
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.engine import Engine
 from simulator.serving.engine_view import DECODE_ON, Step, Victim
-from simulator.serving.eviction import Cached
 from simulator.serving.first_chunk import FirstChunks
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.lower_tiers import LowerTiers
@@ -22,6 +21,7 @@ from simulator.serving.request import Request
 from simulator.serving.reservation import Holding, Reservation
 from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks, whole_blocks
 from simulator.serving.speculation import SpeculativeBatch
+from simulator.serving.stretches import Cached
 from simulator.serving.swap import SwapSpace
 
 
