@@ -1,10 +1,11 @@
 # Two commands do everything on a fresh machine with Python 3.11 or newer: `make quickstart` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+COMPILED ?= $(VENV)-compiled
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test nightly lint bench tables golden docs site clean
+.PHONY: quickstart compiled test nightly lint bench tables golden docs site clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/simulate scenarios/quickstart.yaml
@@ -12,8 +13,10 @@ quickstart: $(VENV)/.run
 test: $(VENV)/.dev lint
 	$(BIN)/pytest -n auto
 
-nightly: $(VENV)/.dev
+nightly: $(VENV)/.dev compiled
 	$(BIN)/pytest -m nightly
+	$(PIP) --python $(COMPILED) install --constraint constraints.txt pytest pytest-xdist hypothesis
+	$(COMPILED)/bin/pytest -n auto tests/golden tests/laws tests/network
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,6 +32,14 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/cost.py
+
+# An environment with the actors compiled. A product and a sum may not be rounded as one (-ffp-contract): figures would
+# depend on the processor. From a source distribution, so that no compiled module is left beside its source.
+compiled:
+	$(PYTHON) -m venv --clear $(COMPILED)
+	$(COMPILED)/bin/python -m pip --quiet install --constraint constraints.txt build
+	CFLAGS=-ffp-contract=off HATCH_BUILD_HOOKS_ENABLE=true $(COMPILED)/bin/python -m build --outdir $(COMPILED)/wheel .
+	$(COMPILED)/bin/python -m pip --quiet install --constraint constraints.txt $(COMPILED)/wheel/*.whl
 
 golden: $(VENV)/.dev
 	$(BIN)/python tests/golden/regenerate.py
@@ -51,13 +62,6 @@ tables: $(VENV)/.dev bench
 	$(BIN)/python benchmarks/accuracy_tables.py
 	$(BIN)/python benchmarks/performance_page.py
 
-# Contraction of a product and a sum into one rounding would make figures depend on the processor.
-compiled: $(VENV)/bin/python
-	$(PIP) install --constraint constraints.txt build
-	rm -rf build/compiled
-	CFLAGS=-ffp-contract=off HATCH_BUILD_HOOKS_ENABLE=true $(BIN)/python -m build --outdir build/compiled .
-	$(PIP) install --constraint constraints.txt --force-reinstall --no-deps build/compiled/*.whl
-
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -70,4 +74,4 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $(VENV)/.run $@
 
 clean:
-	rm -rf $(VENV) results build dist
+	rm -rf $(VENV) $(COMPILED) results build dist

@@ -341,8 +341,9 @@ class Fabric:
         if link in self._limits:
             return self._limits[link]
         taken = self._taken.get(link)
-        capacity = self.capacities[link]
-        return capacity * max(0.0, 1 - sum(taken.values())) if taken else capacity
+        if not taken:
+            return self.capacities[link]
+        return self.capacities[link] * max(0.0, 1.0 - sum(taken.values()))
 
     def _crosses_dead(self, flow: Flow) -> bool:
         return any(link in self._dead for link in flow.path)
