@@ -268,7 +268,7 @@ def _pools(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
     ]
     for name, pool in rows:
         busy, kv_mean, kv_max = (Text(share(pool[key])) for key in ("busy", "kv_mean", "kv_max"))
-        table.add_row(Text(name), _bar(pool, symbols), busy, Text(f"{pool['instances']:,}"), kv_mean, kv_max)
+        table.add_row(Text(name), _bar(pool, symbols), busy, Text(number(pool["instances"])), kv_mean, kv_max)
     _indented(table, console)
 
 

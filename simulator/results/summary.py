@@ -246,14 +246,16 @@ def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]
 def _utilisation(path: Path) -> dict[str, Any]:
     """Per role: shares of its instances' time and of their KV blocks, weighted by time; by group where it has several.
 
-    An engine `decode-small-3` is of the group `small` of its role.
+    An engine `decode-small-3` is of the group `small` of its role. `instances` is how many a role has on average over
+    the run: an engine that changes roles counts for each as long as it is there.
     """
     if not path.exists():
         return {}
     import numpy as np
 
     sums: dict[tuple[str, str], dict[str, float]] = {}
-    instances: dict[tuple[str, str], dict[str, None]] = {}
+    spent_ns: dict[tuple[str, str], int] = {}
+    end_ns = 0
     numbers = ("start_ns", "end_ns", "prefill_ns", "decode_ns", "idle_ns", "kv_blocks_max", "kv_total_blocks")
     for rows in row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
         columns = _integers(rows, numbers)
@@ -271,14 +273,14 @@ def _utilisation(path: Path) -> dict[str, Any]:
             pool = sums.setdefault(group, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
             for state in ("prefill", "decode", "idle"):
                 pool[state] += float(columns[f"{state}_ns"][mine].sum(dtype=np.float64))
+            spent_ns[group] = spent_ns.get(group, 0) + int((columns["end_ns"] - columns["start_ns"])[mine].sum())
             pool["kv"] += float((kv_blocks * length_ns)[mine].sum())
             pool["kv_total"] += float((columns["kv_total_blocks"] * length_ns)[mine].sum())
             most = columns["kv_blocks_max"][mine] / np.maximum(columns["kv_total_blocks"][mine], 1)
             pool["kv_max"] = max(pool["kv_max"], float(most.max()))
-            instances.setdefault(group, {}).update((name, None) for name, owner in owners.items() if owner == group)
+        end_ns = max(end_ns, int(columns["end_ns"].max()))
     roles_there = dict.fromkeys(role for role, _ in sums)
-    sizes = {group: len(names) for group, names in instances.items()}
-    return {role: _role(role, sums, sizes) for role in roles_in_order(roles_there)}
+    return {role: _role(role, sums, spent_ns, end_ns) for role in roles_in_order(roles_there)}
 
 
 def roles_in_order(found: Iterable[str]) -> list[str]:
@@ -294,15 +296,20 @@ def _group(role: str, instance: str) -> tuple[str, str]:
 
 
 def _role(
-    role: str, sums: Mapping[tuple[str, str], Mapping[str, float]], instances: Mapping[tuple[str, str], int]
+    role: str,
+    sums: Mapping[tuple[str, str], Mapping[str, float]],
+    spent_ns: Mapping[tuple[str, str], int],
+    end_ns: int,
 ) -> dict[str, Any]:
     groups = [group for group in sums if group[0] == role]
     whole = {key: sum(sums[group][key] for group in groups) for key in sums[groups[0]]}
     whole["kv_max"] = max(sums[group]["kv_max"] for group in groups)
-    figures = _pool(whole, sum(instances[group] for group in groups))
+    figures = _pool(whole, _mean_count(sum(spent_ns[group] for group in groups), end_ns))
     if len(groups) == 1:
         return figures
-    return figures | {"groups": {group[1]: _pool(sums[group], instances[group]) for group in groups}}
+    return figures | {
+        "groups": {group[1]: _pool(sums[group], _mean_count(spent_ns[group], end_ns)) for group in groups}
+    }
 
 
 def _price(hourly: float | None, seconds: float, totals: Mapping[str, int]) -> dict[str, float | None]:
@@ -340,7 +347,12 @@ def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
     }
 
 
-def _pool(sums: Mapping[str, float], instances: int) -> dict[str, Any]:
+def _mean_count(spent_ns: int, end_ns: int) -> float:
+    whole, rest = divmod(spent_ns, end_ns) if end_ns else (0, 0)
+    return spent_ns / end_ns if rest else whole
+
+
+def _pool(sums: Mapping[str, float], instances: float) -> dict[str, Any]:
     whole_ns = sums["prefill"] + sums["decode"] + sums["idle"]
     return {
         "instances": instances,

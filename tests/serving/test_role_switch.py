@@ -93,6 +93,12 @@ def test_engines_that_switch_lose_nothing_and_help(tmp_path, extra):
     assert instances[instances.instance == "decode-2"].start_ns.min() == joins.iloc[0].time_ns
     mean = [(r.finish_ns - r.arrival_ns).mean() for r in (stays, requests)]
     assert mean[1] < mean[0] / 2
+    roles = found.summary["utilisation"]
+    end_ns = instances.end_ns.max()
+    more = joins.subject.str.startswith("prefill") * 2 - 1  # one on its way is still of its old role
+    there = 6 + sum(more * (end_ns - joins.time_ns)) / end_ns
+    assert roles["prefill"]["instances"] == pytest.approx(there)
+    assert roles["prefill"]["instances"] + roles["decode"]["instances"] == pytest.approx(8)
 
 
 def test_engines_that_need_not_switch_do_not(tmp_path):

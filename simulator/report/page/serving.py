@@ -170,7 +170,7 @@ def _cost(run: Run, engines: InstanceFigures | None, marks: Sequence[Marks]) -> 
         rows.append(
             (
                 pool,
-                f"{figures['instances']:,}",
+                number(figures["instances"]),
                 share(figures["busy"]),
                 share(figures["kv_mean"]),
                 share(figures["kv_max"]),
