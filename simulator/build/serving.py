@@ -326,7 +326,7 @@ class System:
         for name in (request.decode_instance, request.prefill_instance):
             if name in self.instances and self.instances[name].cancel(request):
                 return
-        if self.transfer is not None and self.transfer.withdraw(request):
+        if self.transfer is not None and self.transfer.withdraw(request, self.frontend.finish):
             return
         raise InvariantError(f"nobody has {request!r}, which is to be withdrawn")
 

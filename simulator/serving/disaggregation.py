@@ -7,7 +7,7 @@ Sources: Splitwise (ISCA 2024), DistServe (OSDI 2024), CloudMatrix384 (arXiv:250
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -136,11 +136,23 @@ class KVTransfer:
             return
         self._prefill.choose(move.request).submit(move.request)
 
-    def withdraw(self, request: Request) -> bool:
-        """Cancel a request as soon as an engine has it, and return True, if it waits for one or moves to it."""
-        if request.request_id not in self._moves:
+    def withdraw(self, request: Request, gone: Callable[[Request], None]) -> bool:
+        """Part with a request that is given up, if it is on its way, and return whether it is.
+
+        One that waits for a place goes at once and `gone` hears of it. One whose cache moves goes when that has
+        arrived: what is on its way is read from the blocks of one engine and written to those of the other.
+        """
+        move = self._moves.get(request.request_id)
+        if move is None:
             return False
-        self._withdrawn.add(request.request_id)
+        if not move.waits:
+            self._withdrawn.add(request.request_id)
+            return True
+        assert move.source is not None
+        move.finished = True
+        self._give_up(move)
+        self._free(move, move.source.detach(request))
+        gone(request)
         return True
 
     def _cancel_withdrawn(self, request: Request, instance: Instance) -> None:
@@ -273,10 +285,13 @@ class KVTransfer:
         return holding
 
     def _release(self, move: _Move, holding: Holding) -> None:
+        self._free(move, holding)
+        self._cancel_withdrawn(move.request, move.target)
+
+    def _free(self, move: _Move, holding: Holding) -> None:
         assert move.source is not None
         move.source.release(holding)
         self._prefill.left(move.source, move.request)
-        self._cancel_withdrawn(move.request, move.target)
 
     def _placed(self, move: _Move) -> Generator[Event, Any, bool]:
         """Wait for the place; return False when the request will not need it."""
@@ -325,10 +340,11 @@ class KVTransfer:
         return source.keep(request)
 
     def _give_up(self, move: _Move) -> None:
-        """Give the place back: the request ended, or its prefill engine decodes it."""
+        """Give the place back, unless that is done: the request ended, or its prefill engine decodes it."""
+        if self._moves.pop(move.request.request_id, None) is None:
+            return
         self._waited(move)
         self.kept += not move.finished
-        del self._moves[move.request.request_id]
         move.target.withdraw(move.place)
         self._decode.left(move.target, move.request)
         if move.source is not None and not move.finished:

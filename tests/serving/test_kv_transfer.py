@@ -211,3 +211,35 @@ def test_a_prefill_engine_keeps_only_who_fits_beside_its_pinned_units(tmp_path, 
     rows = run(tmp_path, f"workload.output_tokens={output}", text=PINNED).requests
     assert (rows.outcome == "finished").all()
     assert rows.decode_instance.str.startswith("prefill").any() == kept
+
+
+@pytest.mark.parametrize(
+    ("reserve", "mode", "fallback"),
+    [
+        ("on_prefill_end", "whole", "null"),
+        ("on_prefill_end", "whole", "{after: 1500 ms}"),
+        ("on_prefill_start", "whole", "null"),
+        ("on_prefill_start", "layerwise", "null"),
+        ("before_prefill", "whole", "null"),
+        ("before_prefill", "layerwise", "null"),
+        ("on_arrival", "whole", "null"),
+        ("on_arrival", "layerwise", "{waiting: 50}"),
+    ],
+)
+def test_who_is_given_up_while_waiting_for_a_place_goes_at_once(tmp_path, reserve, mode, fallback):
+    """Decode has room for some two requests, so most wait for a place until their time is up."""
+    few = ["serving.prefill={instances: 2, layout: {tensor: 4}, kv: {blocks: 4000}}"]
+    few += ["serving.decode={instances: 1, layout: {tensor: 2}, kv: {blocks: 600}}", "workload.output_tokens=400"]
+    few += ["workload.arrivals={poisson: {rate: 2000 / s}}"]  # nearly at once: their time is up at once too
+    rules = f"serving.kv_transfer={{reserve: {reserve}, mode: {mode}, fallback: {fallback}}}"
+    found = run(tmp_path, *few, rules, "serving.timeout={total: 2 s}").requests
+    assert set(found.outcome) <= {"timed_out", "finished", "rejected"}
+    late = found[found.outcome == "timed_out"]
+    waited = late[late.decode_start_ns.isna() & (late.kv_transfer_bytes == 0)]
+    assert len(waited) > 15
+    computed = waited[waited.kv_wait_ns > 0]
+    assert (computed.prefill_end_ns + computed.kv_wait_ns - computed.arrival_ns == 2_000_000_000).all()
+    if reserve == "before_prefill":
+        assert waited.prefill_start_ns.isna().sum() > 15  # nothing is computed for them
+    else:
+        assert len(computed) > 15
