@@ -73,7 +73,7 @@ EXPERTS = HERE.parent / "scenarios/serving/experts-on-a-supernode.yaml"
 
 def process(arguments: list[str], repeat: int) -> dict[str, float]:
     """Return medians of wall and CPU seconds and of the largest resident set (MiB) of a `simulate` process."""
-    command = [sys.executable, "-m", "simulator.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "simulator.cli", *arguments]  # the installed one, not what lies here
     rows = []
     for _ in range(repeat):
         begun = time.perf_counter()

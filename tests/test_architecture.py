@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +155,25 @@ def test_a_scenario_is_read_without_what_only_runs_need() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "simulator.scenario.load" in loaded
     assert not {"numpy", "pyarrow", "pandas", "numba", "simulator.serving.instance"} & set(loaded)
+
+
+def test_what_is_compiled_can_be() -> None:
+    """No model of pydantic is compiled, and nothing interpreted inherits from what is compiled: neither would work."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    compiled = settings["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["mypyc"]["include"]
+    assert compiled == sorted(set(compiled))
+    bases: set[str] = set()
+    for name in compiled:
+        for node, inherited in classes(ROOT / name):
+            assert not inherited & {"Strict", "OneOf", "BaseModel"}, f"{name}: {node}"
+            bases.add(node)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if relative(path) not in compiled:
+            for node, inherited in classes(path):
+                assert not inherited & bases, f"{relative(path)}: {node}"
+
+
+def classes(path: Path) -> Iterator[tuple[str, set[str]]]:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, {base.id for base in node.bases if isinstance(base, ast.Name)}
