@@ -13,7 +13,7 @@ from simulator.device.breakdown import (
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
-from simulator.device.memory import ledger
+from simulator.device.memory import ledger, window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.documents import parse_document
@@ -108,7 +108,7 @@ def explain(title: str, cost: RooflineCost, ask: Ask, limits: Limits) -> Explana
     book = ledger(cost.model, cost.layout, cost.accelerator, *most, cost.precision)
     best = ceilings(cost, book, ask.context)
     batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, limits.sequences))
-    notes = provenance(cost)
+    notes = provenance(cost) + window_lines(cost.model, ask.context)
     if batch > best.batch:
         notes.append(f"the KV cache holds {best.batch:,} sequences of {ask.context:,} tokens, not {batch:,}")
     steps = tuple(step_of(cost, phase, ask, batch) for phase in ask.phases)

@@ -251,10 +251,8 @@ def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
     """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
     tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
     pairs = tokens * (tokens + 1) // 2
-    if ranks == 1:
-        prefill_ns = cost.prefill_ns(tokens, pairs, 1)
-    else:  # the ranks meet at the experts, which then have the prompts of all
-        prefill_ns = cost.together_ns([Work(tokens, pairs, 1)] * ranks)
+    full = Work(tokens, pairs, 1)  # of each rank: at the experts they meet with the prompts of all
+    prefill_ns = cost.together_ns([full] * ranks) if ranks > 1 else cost.prefill_ns(tokens, pairs, 1)
 
     drafted, gain = 0, 1.0
     if engine.speculation is not None:

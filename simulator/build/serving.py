@@ -31,6 +31,7 @@ from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory
 from simulator.device.cost import RooflineCost
 from simulator.device.expert_servers import ExpertServersCost
+from simulator.device.memory import window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InvariantError
@@ -169,6 +170,7 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
     if serving.max_context is not None and serving.max_context > model.max_context:
         most = f"{model.max_context:,} tokens"
         notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
+    notes += window_lines(model, serving.max_context or model.max_context)
     if serving.cost.name == "linear":
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]

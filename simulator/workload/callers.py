@@ -44,7 +44,9 @@ def with_callers(batches: Iterable[pa.RecordBatch], seed: int, callers: Callers)
         rows = batch.num_rows
         columns: dict[str, Any] = dict(zip(SCHEMA.names, batch.columns, strict=True))
         if callers.tenants is not None:
-            columns["tenant"] = pa.array(sorted(callers.tenants)).take(pa.array(_chosen(tenants, callers.tenants, rows)))
+            columns["tenant"] = pa.array(sorted(callers.tenants)).take(
+                pa.array(_chosen(tenants, callers.tenants, rows))
+            )
         if callers.priorities is not None:
             chosen = _chosen(priorities, callers.priorities, rows)
             columns["priority"] = np.array(sorted(callers.priorities), np.int32)[chosen]

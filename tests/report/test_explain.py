@@ -102,3 +102,12 @@ def test_bad_asks(simulate, words: tuple[str, ...], complaint: str) -> None:
     assert outcome.code == 2
     assert complaint.lower() in outcome.err.lower()
     assert "Traceback" not in outcome.err
+
+
+def test_layers_with_a_window_are_said_to_keep_every_position() -> None:
+    def notes(context: int) -> list[str]:
+        ask = Ask(context=context, batch=1)
+        found = explain_model("gpt-oss-20b", "h100-sxm-80gb", Layout(tensor=1), None, ask)
+        return [note for note in found.notes if note.startswith("kv: 12 of the 24 layers of gpt-oss-20b see 128")]
+
+    assert (len(notes(128)), len(notes(129))) == (0, 1)
