@@ -246,14 +246,16 @@ def _met(name: str, limit_ns: int, columns: "Columns") -> "npt.NDArray[np.bool_]
 def _utilisation(path: Path) -> dict[str, Any]:
     """Per role: shares of its instances' time and of their KV blocks, weighted by time; by group where it has several.
 
-    An engine `decode-small-3` is of the group `small` of its role.
+    An engine `decode-small-3` is of the group `small` of its role. Instances are the mean number over the run: engines
+    that change roles have another name each time, so names are no count.
     """
     if not path.exists():
         return {}
     import numpy as np
 
     sums: dict[tuple[str, str], dict[str, float]] = {}
-    instances: dict[tuple[str, str], dict[str, None]] = {}
+    lives_ns: dict[tuple[str, str], int] = {}
+    run_ns = 0
     numbers = ("start_ns", "end_ns", "prefill_ns", "decode_ns", "idle_ns", "kv_blocks_max", "kv_total_blocks")
     for rows in row_groups(path, ("instance", "role", "kv_blocks", *numbers)):
         columns = _integers(rows, numbers)
@@ -265,7 +267,9 @@ def _utilisation(path: Path) -> dict[str, Any]:
         owners = {found[place]: _group(roles[first], found[place]) for place, first in zip(places, firsts, strict=True)}
         known = {group: at for at, group in enumerate(sorted(set(owners.values())))}
         group_of = np.array([known[owners[name]] for name in found], dtype=np.int64)[names.indices.to_numpy()]
-        length_ns = (columns["end_ns"] - columns["start_ns"]).astype(np.float64)
+        whole_ns = columns["end_ns"] - columns["start_ns"]
+        length_ns = whole_ns.astype(np.float64)
+        run_ns = max(run_ns, int(columns["end_ns"].max()))
         for group, at in known.items():
             mine = group_of == at
             pool = sums.setdefault(group, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
@@ -275,9 +279,9 @@ def _utilisation(path: Path) -> dict[str, Any]:
             pool["kv_total"] += float((columns["kv_total_blocks"] * length_ns)[mine].sum())
             most = columns["kv_blocks_max"][mine] / np.maximum(columns["kv_total_blocks"][mine], 1)
             pool["kv_max"] = max(pool["kv_max"], float(most.max()))
-            instances.setdefault(group, {}).update((name, None) for name, owner in owners.items() if owner == group)
+            lives_ns[group] = lives_ns.get(group, 0) + int(whole_ns[mine].sum())
     roles_there = dict.fromkeys(role for role, _ in sums)
-    sizes = {group: len(names) for group, names in instances.items()}
+    sizes = {group: life_ns / run_ns for group, life_ns in lives_ns.items()}
     return {role: _role(role, sums, sizes) for role in roles_in_order(roles_there)}
 
 
@@ -294,7 +298,7 @@ def _group(role: str, instance: str) -> tuple[str, str]:
 
 
 def _role(
-    role: str, sums: Mapping[tuple[str, str], Mapping[str, float]], instances: Mapping[tuple[str, str], int]
+    role: str, sums: Mapping[tuple[str, str], Mapping[str, float]], instances: Mapping[tuple[str, str], float]
 ) -> dict[str, Any]:
     groups = [group for group in sums if group[0] == role]
     whole = {key: sum(sums[group][key] for group in groups) for key in sums[groups[0]]}
@@ -340,10 +344,10 @@ def _energy(path: Path, seconds: float, tokens: int) -> dict[str, Any]:
     }
 
 
-def _pool(sums: Mapping[str, float], instances: int) -> dict[str, Any]:
+def _pool(sums: Mapping[str, float], instances: float) -> dict[str, Any]:
     whole_ns = sums["prefill"] + sums["decode"] + sums["idle"]
     return {
-        "instances": instances,
+        "instances": int(instances) if instances == int(instances) else round(instances, 3),
         "busy": _ratio(sums["prefill"] + sums["decode"], whole_ns),
         **{state: _ratio(sums[state], whole_ns) for state in ("prefill", "decode", "idle")},
         "kv_mean": _ratio(sums["kv"], sums["kv_total"]),
