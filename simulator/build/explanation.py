@@ -13,7 +13,7 @@ from simulator.device.breakdown import (
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
-from simulator.device.memory import Ledger, ledger
+from simulator.device.memory import Ledger, ledger, window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.documents import parse_document
@@ -119,7 +119,7 @@ def explain(
     token_bytes = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
     best = ceilings(cost, ask.context, book.kv_bytes / token_bytes if kv_tokens is None else kv_tokens)
     batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, sequences))
-    notes = provenance(cost)
+    notes = provenance(cost) + window_lines(cost.model, ask.context)
     if kv_tokens is not None:
         notes.append(f"`kv.blocks` sets a KV cache of {kv_tokens:,} tokens, in the place of what the memory leaves")
     if batch > best.batch:

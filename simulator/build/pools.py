@@ -16,6 +16,7 @@ from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import Accelerator, load_accelerator
 from simulator.device.cost import Cost, Subject
 from simulator.errors import InputError, Problem
+from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer
 from simulator.network.collectives import Collectives
@@ -264,15 +265,16 @@ def _engine(
 def engine_traits(engine: Engine, price_per_h: float) -> EngineTraits:
     """Return what routers may know of an engine: a prefill of a full batch, and decode steps of its ranks."""
     tokens, ranks, cost = engine.limits.max_batch_tokens, engine.ranks, engine.cost
-    prefill_ns = cost.prefill_ns(tokens, tokens * (tokens + 1) // 2, 1)
+    pairs = tokens * (tokens + 1) // 2
+    full = Work(tokens, pairs, 1)  # of each rank: at the experts they meet with the prompts of all
+    prefill_ns = cost.together_ns([full] * ranks) if ranks > 1 else cost.prefill_ns(tokens, pairs, 1)
 
     drafted, gain = 0, 1.0
     if engine.speculation is not None:
         drafted, gain = engine.speculation.tokens, engine.speculation.mean_gain
 
     def step_ns(batch: int, context: int) -> float:
-        each = context / ranks + drafted * -(-batch // ranks)
-        fixed_ns, slope_ns, _ = cost.decode(-(-batch // ranks), each)
-        return (fixed_ns + slope_ns * each) / gain
+        attended = float(context + drafted * batch)
+        return cost.decode(batch, attended).at(attended) / gain
 
     return EngineTraits("", prefill_ns / (tokens * ranks), step_ns, price_per_h)

@@ -31,6 +31,7 @@ from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory
 from simulator.device.cost import RooflineCost
 from simulator.device.expert_servers import ExpertServersCost
+from simulator.device.memory import window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InvariantError
@@ -176,6 +177,7 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
     if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
         what = "no effect, no tokens go to experts on other ranks of their engine"
         notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
+    notes += window_lines(model, serving.max_context or model.max_context)
     if serving.cost.name == "linear":
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]

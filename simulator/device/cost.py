@@ -303,12 +303,13 @@ class RooflineCost:
         """Return what one micro-batch of a decode step has.
 
         A pipeline of p stages decodes p of them at once, each waiting for its own last token: an iteration of all lasts
-        as long as one takes through every stage.
+        as long as the fullest takes through every stage.
         """
         stages = self.layout.pipeline
-        if stages == 1 or work.prompt_tokens:
+        if stages == 1 or work.prompt_tokens or not work.batch:
             return work
-        return work._replace(batch=-(-work.batch // stages), context=work.context / stages)
+        size = -(-work.batch // stages)
+        return work._replace(batch=size, context=work.context * (size / work.batch))
 
     def _time(self, operator: Operator) -> Kernel:
         shape = operator.shape
@@ -431,15 +432,19 @@ class LinearCost:
         return max(prompt[0], step.fixed) + rest
 
     def decode(self, batch: int, context: float) -> Line:
-        """Return the line of a decode iteration; see `Cost.decode`."""
+        """Return the line of a decode iteration of sequences spread evenly over the ranks; see `Cost.decode`."""
+        ranks = self._layout.data * self._layout.pipeline
+        fixed_ns, slope_ns, until = self._of_rank(-(-batch // ranks))
+        return Line(fixed_ns, slope_ns / ranks, until)
+
+    def _of_rank(self, batch: int) -> Line:
         return Line(self._decode.fixed + self._decode.per_sequence * batch, self._decode.per_context_token)
 
     def together_ns(self, works: Sequence[Work]) -> float:
         """Return the duration of a step of several ranks; see `Cost.together_ns`."""
         from simulator.device.ranks import round_of
 
-        own = [self._own_ns(work) for work in works]
-        data = self._layout.data
+        own, data = [self._own_ns(work) for work in works], self._layout.data
         slowest = [max(own[first : first + data]) for first in range(0, len(own), data)]
         return float(round_of(slowest, self._layout.pipeline))
 
@@ -450,12 +455,12 @@ class LinearCost:
         return RankLines(batches, self._layout.data, self._own_lines, lambda own_ns, sizes: own_ns)
 
     def _own_lines(self, size: int) -> Lines:
-        return Lines(self.decode(size, 0.0).at, 1.0)
+        return Lines(self._of_rank(size).at, 1.0)
 
     def _own_ns(self, work: Work) -> float:
         prompts = work.prompt_tokens, round(work.pairs), work.prompts
         if not work.prompt_tokens:
-            return self.decode(work.batch, work.context).at(work.context) if work.batch else 0.0
+            return self._of_rank(work.batch).at(work.context) if work.batch else 0.0
         return self.mixed_ns(*prompts, work.batch, work.context) if work.batch else self.prefill_ns(*prompts)
 
 

@@ -128,6 +128,15 @@ def ledger(
     return Ledger(usable, weights, activations, buffers, context, rest)
 
 
+def window_lines(model: Transformer, context: int) -> list[str]:
+    """Return a line when some layers see but a window of so long a context: their keys and values are kept whole."""
+    window = getattr(model.attention, "window", None)
+    if window is None or context <= window.tokens:
+        return []
+    seen = f"{window.layers} of the {model.layers} layers of {model.name} see {window.tokens:,} positions"
+    return [f"kv: {seen} and keep them all here; engines that free the others hold more contexts, or longer ones"]
+
+
 def kv_blocks(
     book: Ledger,
     model: Transformer,

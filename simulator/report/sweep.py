@@ -1,6 +1,7 @@
 """A sweep on a terminal: what was run, its figures with intervals over the seeds, frontiers, answers and errors."""
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,7 @@ def print_sweep(result: SweepResult, console: Console) -> None:
 
 WHOLE = 16
 """Characters of a cell below which it stays on one line."""
+_ANY_WIDTH = 10_000
 
 
 def _print_table(found: html.Table, console: Console) -> None:
@@ -40,9 +42,18 @@ def _print_table(found: html.Table, console: Console) -> None:
     for row in found.rows:
         table.add_row(*row)
     console.print()
-    console.print(table)
+    _print_whole(table, console)
     if found.note:
         console.print(Text(found.note, style="dim"))
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table at the console's width or, when that would cut columns away, at its own; then lines are longer."""
+    needs = Measurement.get(console, console.options.update_width(_ANY_WIDTH), table)
+    if needs.minimum <= console.width:
+        console.print(table)
+    else:
+        console.print(table, width=needs.maximum, crop=False, no_wrap=True, overflow="ignore")
 
 
 def _print_lines(lines: list[str], console: Console) -> None:

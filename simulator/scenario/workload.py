@@ -360,7 +360,7 @@ Shares = Annotated[dict[str, PositiveNumber], Field(min_length=1)]
 
 def _whole_numbers(shares: dict[str, float]) -> dict[str, float]:
     for name in shares:
-        if not re.fullmatch(r"-?\d{1,9}", name):
+        if not re.fullmatch(r"0|-?[1-9]\d{0,8}", name):  # one way to write each, so that no two are one
             raise ValueError(f"priority {name!r} is no whole number")
     return shares
 

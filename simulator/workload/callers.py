@@ -44,10 +44,12 @@ def with_callers(batches: Iterable[pa.RecordBatch], seed: int, callers: Callers)
         rows = batch.num_rows
         columns: dict[str, Any] = dict(zip(SCHEMA.names, batch.columns, strict=True))
         if callers.tenants is not None:
-            columns["tenant"] = pa.array(list(callers.tenants)).take(pa.array(_chosen(tenants, callers.tenants, rows)))
+            columns["tenant"] = pa.array(sorted(callers.tenants)).take(
+                pa.array(_chosen(tenants, callers.tenants, rows))
+            )
         if callers.priorities is not None:
             chosen = _chosen(priorities, callers.priorities, rows)
-            columns["priority"] = np.array(list(callers.priorities), np.int32)[chosen]
+            columns["priority"] = np.array(sorted(callers.priorities), np.int32)[chosen]
         if callers.samples is not None:
             columns["samples"] = pa.array(callers.samples.draw(samples, rows), pa.int32())
             columns["sample_tokens"] = pa.nulls(rows, SCHEMA.field("sample_tokens").type)  # they were of other answers
@@ -63,6 +65,9 @@ def with_callers(batches: Iterable[pa.RecordBatch], seed: int, callers: Callers)
 
 
 def _chosen(random: np.random.Generator, shares: Mapping[Any, float], rows: int) -> NDArray[np.int64]:
-    """Return which of the shares each of the next rows falls into."""
-    edges = np.cumsum(list(shares.values()))
+    """Return which of the shares, in the order of their names, each of the next rows falls into.
+
+    The order in which they are written means nothing, as of any mapping: a scenario's digest does not cover it.
+    """
+    edges = np.cumsum([shares[name] for name in sorted(shares)])
     return np.searchsorted(edges / edges[-1], random.random(rows), side="right")

@@ -101,6 +101,14 @@ def test_lines_of_micro_batches_are_rounds():
     assert lengths[0] == pytest.approx(round_of(each, 4), rel=2e-3)
 
 
+def test_one_micro_batch_of_a_few_sequences_keeps_their_whole_context():
+    for sequences in (1, 3, 5, 8):
+        spread = [sequences // 4 + (stage < sequences % 4) for stage in range(4)]
+        works = [Work(batch=n, context=2000 * n) if n else Work() for n in spread]
+        whole = Work(batch=sequences, context=2000 * sequences)
+        assert PIPELINE.step_ns(whole) == pytest.approx(PIPELINE.together_ns(works), rel=1e-12)
+
+
 def test_rounds_by_hand():
     # four stages of 1, 1, 1 and 1: four micro-batches of 4 go round in 4, one of 8 alone in 8, both kinds in the longer
     assert round_of([4.0, 4.0, 4.0, 4.0], 4) == 4

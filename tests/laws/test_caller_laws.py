@@ -41,6 +41,12 @@ def test_shares_are_met() -> None:
     assert set(table["samples"].to_pylist()) == {1, 2, 3, 4}
 
 
+def test_the_order_in_which_shares_are_written_means_nothing() -> None:
+    """A scenario's digest does not cover the order of keys, and equal digests promise equal runs."""
+    turned = Callers({"b": 1.0, "a": 3.0}, {7: 1.0, 0: 5.0, -2: 2.0}, Uniform(1, 4), 0.4)
+    assert called(made(500), turned).equals(called(made(500), EVERYTHING))
+
+
 def test_errors_of_prediction_are_lognormal() -> None:
     table = called(made(output_tokens=Fixed(100_000)), Callers(prediction_error=0.4))
     logs = np.sort(np.log(table["predicted_tokens"].to_numpy() / 100_000))

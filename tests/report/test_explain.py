@@ -106,6 +106,15 @@ def test_bad_asks(simulate, words: tuple[str, ...], complaint: str) -> None:
     assert "Traceback" not in outcome.err
 
 
+def test_layers_with_a_window_are_said_to_keep_every_position() -> None:
+    def notes(context: int) -> list[str]:
+        ask = Ask(context=context, batch=1)
+        found = explain_model("gpt-oss-20b", "h100-sxm-80gb", Layout(tensor=1), None, ask)
+        return [note for note in found.notes if note.startswith("kv: 12 of the 24 layers of gpt-oss-20b see 128")]
+
+    assert (len(notes(128)), len(notes(129))) == (0, 1)
+
+
 COPIES = """
 schema: 1
 topology: {preset: clos-h100, nodes: 9}

@@ -75,8 +75,14 @@ def run(tmp_path, *overrides, name="run"):
 
 @pytest.mark.parametrize("extra", [(), ("serving.kv_transfer={mode: layerwise, reserve: on_arrival}",)])
 def test_engines_that_switch_lose_nothing_and_help(tmp_path, extra):
-    stays = run(tmp_path, "serving.role_switch=null", *extra, name="stays").requests
+    still = run(tmp_path, "serving.role_switch=null", *extra, name="stays")
     found = run(tmp_path, *extra)
+    stays, counts = (
+        still.requests,
+        [[p["instances"] for p in r.summary["utilisation"].values()] for r in (still, found)],
+    )
+    assert sum(counts[1]) == pytest.approx(sum(counts[0]), abs=2e-3)  # an engine is counted once, whatever it is called
+    assert counts[1] != counts[0]
     requests, instances, events = found.requests, found.instances, found.events
     assert (requests.outcome == "finished").all()
     assert (requests.generated_tokens == requests.output_tokens).all()
