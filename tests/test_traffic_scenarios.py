@@ -5,6 +5,7 @@ import json
 import pytest
 
 from simulator import load, simulate
+from simulator.errors import InputError
 
 LINE = {  # a>b at 1 GB/s and 1 us, b>c likewise
     "directed": True,
@@ -142,6 +143,14 @@ def test_a_lost_plane_is_passed_by_relay(tmp_path):
     assert flows(found).iloc[0].finish_ns == pytest.approx(2_000_000, abs=20_000)
     links = found.table("links").to_pandas()
     assert links[links.tier == "nvlink"].bytes.sum() > 0
+
+
+def test_ends_that_nothing_joins_are_what_a_collective_lacks(tmp_path):
+    text = "traffic: {collectives: [{run: {all_to_all: {bytes: 1 MB, algorithm: direct}}}]}"
+    with pytest.raises(
+        InputError, match=r"all_to_all \(direct\) needs ways between ranks that no working network joins"
+    ):
+        run(tmp_path, "{preset: multi-plane-h800, nodes: 2, relay: false}", text)
 
 
 def test_a_degraded_link_slows_by_its_share(tmp_path):

@@ -249,19 +249,23 @@ def choices(
     forms = FORMS.get(operation)
     if forms is None:
         raise ValueError(f"unknown operation {operation!r}; allowed: {', '.join(FORMS)}")
-    found = []
+    found, apart = [], []
     for algorithm in algorithms or LIBRARY[operation]:
         if algorithm not in forms:
             raise ValueError(f"{operation} has no algorithm {algorithm!r}; allowed: {', '.join(forms)}")
         family, form = forms[algorithm]
         load = form(shape)
         kernels = kernels_of(constants, family)
-        if load is not None and not cut_off(load, shape):
+        if load is not None and cut_off(load, shape):
+            apart.append(algorithm)
+        elif load is not None:
             found += [
                 Choice(algorithm, name, *line(kernel, load, shape))
                 for name, kernel in kernels.items()
                 if protocol in (None, name)
             ]
+    if not found and apart:
+        raise ValueError(f"{operation} ({', '.join(apart)}) needs ways between ranks that no working network joins")
     if not found:
         what = f"no constants or algorithm for {operation} on {shape.ranks} ranks in {shape.nodes} nodes"
         raise ValueError(f"{what}: {', '.join(algorithms or LIBRARY[operation])}, protocol {protocol or 'any'}")

@@ -79,16 +79,19 @@ def draw(law: Distribution, share: float, path: str) -> Any:
 
 
 def independent(sample: Sample) -> list[Setting]:
-    """Return points drawn independently of each other."""
-    source = random.Random(f"sweep random {sample.seed}")
-    return [{path: draw(law, source.random(), path) for path, law in sample.axes.items()} for _ in range(sample.points)]
+    """Return points drawn independently of each other; another axis, or another order of them, changes none."""
+    sources = {path: random.Random(f"sweep random {sample.seed} {path}") for path in sample.axes}
+    return [
+        {path: draw(law, sources[path].random(), path) for path, law in sample.axes.items()}
+        for _ in range(sample.points)
+    ]
 
 
 def latin_hypercube(sample: Sample) -> list[Setting]:
     """Return n points of which, on every axis, one lies in each n-th of the distribution."""
-    source = random.Random(f"sweep latin hypercube {sample.seed}")
     columns = {}
     for path, law in sample.axes.items():
+        source = random.Random(f"sweep latin hypercube {sample.seed} {path}")
         cells = list(range(sample.points))
         source.shuffle(cells)
         # a share that rounds up to the next cell would leave this one empty

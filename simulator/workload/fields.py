@@ -10,7 +10,7 @@ from simulator.workload.schema import MAX_NS, MAX_TOKENS
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,2}))?", re.ASCII)
 _MINUTE = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):", re.ASCII)
-_SECONDS = re.compile(r"([0-5]\d)(?:[.,](\d{1,30}))?\s*(Z|[+-]\d\d:?\d\d)?", re.ASCII)
+_SECONDS = re.compile(r"([0-5]\d)(?:[.,](\d{1,30}))?\s*(Z|[+-]\d\d(?::?\d\d)?)?", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 UNITS_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
@@ -133,7 +133,7 @@ def iso_ns(text: str) -> int:
     if fraction:
         value_ns += int(fraction.ljust(9, "0")) if len(fraction) <= 9 else round(Fraction(f"0.{fraction}") * 10**9)
     if offset and offset not in ("Z", "+00:00"):
-        minutes = int(offset[1:3]) * 60 + int(offset[-2:])
+        minutes = int(offset[1:3]) * 60 + int(offset[3:].removeprefix(":") or "0")
         value_ns -= minutes * 60 * 10**9 * (-1 if offset[0] == "-" else 1)
     return in_range(value_ns)
 

@@ -77,14 +77,24 @@ class ServeGenSource:
         self._windows = _windows(_read(path, _RATE_COLUMNS), path)
         self._distributions = _distributions(_read(lengths, _LENGTH_COLUMNS), lengths)
         self._length_windows = sorted({window for _, window, _ in self._distributions})
-        known = {client for client, _, _ in self._distributions}
-        every = {one.client for window in self._windows.values() for one in window}
-        self.requests = sum(one.requests for window in self._windows.values() for one in window)
-        lacking = sum(one.requests for w in self._windows.values() for one in w if one.client not in known)
-        self.notes: tuple[str, ...] = ()
-        if lacking:
-            what = f"{len(every - known)} of {len(every)} clients, {lacking / self.requests:.0%} of the requests,"
-            self.notes = (f"{what} have no token lengths in {lengths.name}: they draw from those of all others",)
+        self.requests = sum(one.requests for its in self._windows.values() for one in its)
+        self.notes: tuple[str, ...] = self._lacking(lengths.name)
+
+    def _lacking(self, name: str) -> tuple[str, ...]:
+        """Return a note on clients whose token lengths are not known at the time of their requests."""
+        known = {(client, window) for client, window, _ in self._distributions}
+        every, lacking, requests = set(), set(), 0
+        for timestamp, its in self._windows.items():
+            at = self._lengths_at(timestamp)
+            for one in its:
+                every.add(one.client)
+                if (one.client, at) not in known:
+                    lacking.add(one.client)
+                    requests += one.requests
+        if not lacking:
+            return ()
+        what = f"{len(lacking)} of {len(every)} clients, {requests / self.requests:.0%} of the requests,"
+        return (f"{what} have no token lengths in {name}: they draw from those of all others",)
 
     def batches(self, report: Report, strict: bool, start_ns: int = 0) -> Iterator[pa.RecordBatch]:
         """Yield canonical batches in order of arrival, from the window of `start_ns` on; clients are tenants."""
@@ -103,7 +113,7 @@ class ServeGenSource:
             begin_ns = timestamp * NS_PER_S
             if begin_ns + WINDOW_NS <= start_ns or not active:
                 continue
-            at = self._length_windows[max(bisect_right(self._length_windows, timestamp) - 1, 0)]
+            at = self._lengths_at(timestamp)
             if (at, _FIELDS[0]) not in pooled:
                 pooled = {(at, field): self._pool(at, field) for field in _FIELDS}
             parts = []
@@ -126,6 +136,10 @@ class ServeGenSource:
                 "tenant": pa.array([f"client-{name}" for name in names]).take(pa.array(which)),
             }
             yield make_batch(columns, len(order))
+
+    def _lengths_at(self, timestamp: int) -> int:
+        """Return the window of lengths that holds at a time: the last that has begun, or the first."""
+        return self._length_windows[max(bisect_right(self._length_windows, timestamp) - 1, 0)]
 
     def _pool(self, at: int, field: str) -> Counts:
         """Return the distribution over all clients of a window of lengths, each by its requests in that time."""
@@ -204,7 +218,12 @@ def _windows(columns: dict[str, Any], path: Path) -> dict[int, list[Activity]]:
     if not busy.any():
         raise InputError(Problem("no client has any request", str(path)))
     found: dict[int, list[Activity]] = {}
-    for row in np.lexsort((columns["client"], start)).tolist():
+    order = np.lexsort((columns["client"], start))
+    again = (np.diff(start[order]) == 0) & (np.diff(columns["client"][order]) == 0)
+    if again.any():
+        row = int(order[int(np.flatnonzero(again)[0]) + 1]) + 1
+        raise InputError(Problem(f"row {row}: a client that has this window already", str(path)))
+    for row in order.tolist():
         active = found.setdefault(int(start[row]), [])
         if busy[row]:
             client = int(columns["client"][row])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import InputError
-from simulator.sweep.axes import draw, ends, latin_hypercube, over_seeds, quantity, value_text
+from simulator.sweep.axes import draw, ends, independent, latin_hypercube, over_seeds, quantity, value_text
 from simulator.sweep.axes import settings as settings_of
 from simulator.sweep.schema import Distribution, Sample, Sweep
 
@@ -73,6 +73,16 @@ def test_a_latin_hypercube_has_one_point_in_each_part_of_each_axis(points, seed)
     for axis in "ab":
         assert sorted(row[axis] for row in found) == list(range(points))
     assert found == latin_hypercube(sample)
+
+
+@pytest.mark.parametrize("drawn", [independent, latin_hypercube])
+def test_neither_the_order_of_axes_nor_another_one_changes_what_is_drawn(drawn):
+    law = {"uniform": {"from": "1 / s", "to": "9 / s"}}
+    found = [
+        drawn(Sample.model_validate({"points": 5, "seed": 3, "axes": dict.fromkeys(paths, law)}))
+        for paths in ("ab", "ba", "bca")
+    ]
+    assert found[0] == found[1] == [{path: point[path] for path in "ab"} for point in found[2]]
 
 
 def test_values_read_as_they_are_written():

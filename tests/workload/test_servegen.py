@@ -103,6 +103,14 @@ def test_a_client_without_lengths_draws_from_those_of_the_others(tmp_path: Path)
     assert note.startswith("1 of 3 clients, 31% of the requests, have no token lengths in small.dataset.parquet")
 
 
+def test_a_client_without_lengths_at_the_time_is_told(tmp_path: Path) -> None:
+    """Of client 2 none are known in the second 6 h; what it had before does not hold then."""
+    rates = [(client, start, 60, "Gamma", 1.0) for start in (0, 21_600) for client in (0, 2)]
+    later = [(0, 21_600, *row[2:]) for row in LENGTHS if row[0] == 0]
+    (note,) = open_trace(profile(tmp_path, rates, [*LENGTHS, *later]), "servegen").notes
+    assert note.startswith("1 of 2 clients, 25% of the requests, have no token lengths")
+
+
 def test_a_part_is_the_same_as_that_part_of_the_whole(tmp_path: Path) -> None:
     path = profile(tmp_path)
     whole, seen = drawn(path), drawn(path, start_ns=700 * NS_PER_S)
@@ -144,6 +152,7 @@ def test_seeds_differ_and_clients_do_not_shift_each_other(tmp_path: Path) -> Non
         ([(0, 0, 1, "Pareto", 1.0)], LENGTHS, "row 1: a law of gaps that is not one of Gamma, Weibull"),
         ([(0, 0, 1, "Gamma", 0.0)], LENGTHS, "row 1: a shape of gaps that is not above zero"),
         ([(0, 0, 0, "Gamma", 1.0)], LENGTHS, "no client has any request"),
+        ([(0, 0, 1, "Gamma", 1.0), (0, 0, 2, "Gamma", 1.0)], LENGTHS, "row 2: a client that has this window already"),
         (RATES, LENGTHS[:2], "no lengths of output_tokens; it has input_tokens"),
         (RATES, [(0, 0, "text_tokens", 1, 1.0)], "no lengths of input_tokens and output_tokens; it has text_tokens"),
         (RATES, [*LENGTHS[:4], (0, 1, "input_tokens", 1, 1.0)], "window 1: no output_tokens of any client"),
