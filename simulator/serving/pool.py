@@ -121,7 +121,8 @@ class Pool:
         index = self._index.get(instance.name)
         if index is not None:
             self.outstanding[index] -= 1
-            self._backlogs[index].left(request)
+            if self._counts_backlog:
+                self._backlogs[index].left(request)
         if self._counts_tokens:
             self._finished += 1
             self._finished_tokens += request.made_tokens // request.traits.samples
