@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 from fractions import Fraction
-from math import ceil
+from math import ceil, nan
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from simulator.build.run import simulate as run_of
 from simulator.errors import InputError
 from simulator.report.page import html, instances, marks, requests, traffic
-from simulator.report.page.charts import plain
+from simulator.report.page.charts import Axis, Line, lines, plain
 from simulator.report.page.grid import Grid, cut, distribution, grid_over, quantiles_by_window
 from simulator.report.page.links import fabric_figures, topology_of
 from simulator.report.page.run_page import run_page
@@ -354,3 +354,19 @@ def test_a_browser_draws_every_chart_without_a_complaint(request, tmp_path: Path
     assert dom.count('<svg class="fabric"') == 1
     assert 'data-title="Share' not in dom  # plotly's button that would send the data away
     assert "All figures by name" in dom
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        ([3.0], "lines+markers"),
+        ([3.0, 4.0], "lines"),
+        ([3.0, nan, 4.0], "lines+markers"),
+        ([nan, 3.0, 4.0], "lines"),
+        ([], "lines"),
+    ],
+)
+def test_a_value_without_a_neighbour_is_drawn_as_a_point(values: list[float], mode: str) -> None:
+    """A run shorter than a window has one value; a line through it alone would not be seen."""
+    spec = lines(np.arange(len(values)), [Line("running", np.array(values))], Axis("s"), Axis("requests"))
+    assert spec["data"][0]["mode"] == mode

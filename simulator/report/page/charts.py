@@ -102,7 +102,7 @@ def lines(
         traces.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers" if line.points else "lines",
+                "mode": "lines+markers" if line.points or _stands_alone(line.y) else "lines",
                 "name": escape(line.name),
                 "x": plain(own),
                 "y": plain(line.y),
@@ -124,6 +124,14 @@ def lines(
         layout["yaxis2"] = {"overlaying": "y", "range": [0, 1], "visible": False, "fixedrange": True}
     layout["showlegend"] = len(traces) > 1
     return {"data": traces, "layout": layout}
+
+
+def _stands_alone(values: "Numbers") -> bool:
+    """Return whether some value has no neighbour to be joined with: as a line it would not be seen."""
+    import numpy as np
+
+    there = np.pad(np.isfinite(np.asarray(values, dtype=float)), 1)
+    return bool((there[1:-1] & ~there[:-2] & ~there[2:]).any())
 
 
 def _band(x: "Numbers | None", band: "tuple[Numbers, Numbers]", colour: str) -> Spec:
