@@ -215,7 +215,8 @@ def _observations(first: Run, second: Run) -> tuple[dict[str, list[float]], str,
     number = min(BATCHES, count // LEAST_PER_BATCH)
     if number < 4:
         return {}, f"{count} requests: too few for intervals", ()
-    notes = (f"the first {cut:,} requests are warm-up and left out of the intervals",) if cut else ()
+    said = f"the first {cut:,} requests are warm-up and left out of the intervals; B - A is of all and may lie outside"
+    notes = (said,) if cut else ()
     series: dict[str, list[float]] = {}
     for what in LATENCIES:
         pairs = [(mine[what][cut:][part], its[what][cut:][part]) for part in batches(count, number)]
