@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from simulator.build.pools import GroupPlan
 from simulator.build.serving import Blueprint, plan
-from simulator.device.cost import LinearCost, RooflineCost
+from simulator.device.cost import RooflineCost
+from simulator.device.linear_cost import LinearCost
 from simulator.device.timing import Roofline
 from simulator.errors import InputError
 from simulator.model.forward import Work

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import COSTS, Cost, LinearCost, LinearParameters, RooflineCost, RooflineParameters, Subject
+from simulator.device.cost import COSTS, Cost, RooflineCost, RooflineParameters, Subject
+from simulator.device.linear_cost import LinearCost, LinearParameters
 from simulator.device.provenance import provenance
 from simulator.documents import parse_document
 from simulator.errors import InputError

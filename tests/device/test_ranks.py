@@ -6,8 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simulator.device.accelerator import load_accelerator
-from simulator.device.cost import LinearCost, LinearDecode, LinearParameters, LinearPrefill, RooflineCost
+from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters, TwoBatches
+from simulator.device.linear_cost import LinearCost, LinearDecode, LinearParameters, LinearPrefill
 from simulator.device.ranks import round_of
 from simulator.model.forward import Work, longest
 from simulator.model.layout import Layout
