@@ -61,6 +61,12 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def classes(path: Path) -> Iterator[tuple[str, set[str]]]:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, {base.id for base in node.bases if isinstance(base, ast.Name)}
+
+
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -171,9 +177,3 @@ def test_what_is_compiled_can_be() -> None:
         if relative(path) not in compiled:
             for node, inherited in classes(path):
                 assert not inherited & bases, f"{relative(path)}: {node}"
-
-
-def classes(path: Path) -> Iterator[tuple[str, set[str]]]:
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.ClassDef):
-            yield node.name, {base.id for base in node.bases if isinstance(base, ast.Name)}

@@ -123,9 +123,7 @@ def plan(scenario: Scenario) -> Blueprint:
     admission = _admission(serving.max_context or model.max_context, pools)
     _note_limits(serving, model, notes)
     routers = [serving.router_of(role)[0].name for role in serving.roles]
-    arrivals = getattr(scenario.workload, "arrivals", None)
-    clients = arrivals.parameters.clients if arrivals is not None and arrivals.name == "closed_loop" else None
-    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers), clients)
+    notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers), _clients(scenario))
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
@@ -168,6 +166,10 @@ def _set(scenario: Scenario, key: str) -> bool:
     return bool(getattr(scenario, key) != type(scenario).model_fields[key].default)
 
 
+def _clients(scenario: Scenario) -> int | None:
+    return scenario.workload.clients if isinstance(scenario.workload, SyntheticWorkload) else None
+
+
 def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
     if serving.max_context is not None and serving.max_context > model.max_context:
         most = f"{model.max_context:,} tokens"
@@ -202,15 +204,13 @@ class System:
         age = Age(view.report_interval, view.counts_sent)
         self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
         self.transfer = self._transfer() if len(self.pools) > 1 else None
-        drawn = scenario.workload if isinstance(scenario.workload, SyntheticWorkload) else None
-        clients = drawn.arrivals.closed_loop if drawn is not None else None  # type: ignore[attr-defined]
         self.frontend = Frontend(
             self.env,
             self.pools[0],
             blueprint.admission,
             recording.ended,
             self.finished,
-            clients.clients if clients else None,
+            _clients(scenario),
             serving.request_overhead,
             enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
@@ -228,7 +228,7 @@ class System:
                     instance = self._instance(group.engine, lease.owner, lease.devices, group.name)
                     pool.add(instance, group.traits._replace(name=lease.owner))
                 if group.experts is not None and isinstance(group.engine.cost, RooflineCost | SpeculativeCost):
-                    self._balance(pool, group.name, group.experts, group.engine.cost)
+                    self._balance(group.name, group.experts, group.engine.cost)
         if serving.role_switch is not None:
             self._let_roles_switch(serving.role_switch)
         assert scenario.workload is not None
@@ -310,7 +310,7 @@ class System:
         times = Times(rules.interval, rules.delay, rules.cooldown)
         RoleSwitching(self.env, (self.pools[0], self.pools[1]), decide, times, joins, self.event)
 
-    def _balance(self, pool: Pool, group: str, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
+    def _balance(self, group: str, plan: ExpertPlan, cost: RooflineCost | SpeculativeCost) -> None:
         of = cost.target if isinstance(cost, SpeculativeCost) else cost
         if not isinstance(of, RooflineCost):
             return

@@ -267,13 +267,14 @@ def _utilisation(path: Path) -> dict[str, Any]:
         owners = {found[place]: _group(roles[first], found[place]) for place, first in zip(places, firsts, strict=True)}
         known = {group: at for at, group in enumerate(sorted(set(owners.values())))}
         group_of = np.array([known[owners[name]] for name in found], dtype=np.int64)[names.indices.to_numpy()]
-        length_ns = (columns["end_ns"] - columns["start_ns"]).astype(np.float64)
+        whole_ns = columns["end_ns"] - columns["start_ns"]
+        length_ns = whole_ns.astype(np.float64)
         for group, at in known.items():
             mine = group_of == at
             pool = sums.setdefault(group, dict.fromkeys(("prefill", "decode", "idle", "kv", "kv_total", "kv_max"), 0.0))
             for state in ("prefill", "decode", "idle"):
                 pool[state] += float(columns[f"{state}_ns"][mine].sum(dtype=np.float64))
-            spent_ns[group] = spent_ns.get(group, 0) + int((columns["end_ns"] - columns["start_ns"])[mine].sum())
+            spent_ns[group] = spent_ns.get(group, 0) + int(whole_ns[mine].sum())
             pool["kv"] += float((kv_blocks * length_ns)[mine].sum())
             pool["kv_total"] += float((columns["kv_total_blocks"] * length_ns)[mine].sum())
             most = columns["kv_blocks_max"][mine] / np.maximum(columns["kv_total_blocks"][mine], 1)

@@ -455,9 +455,14 @@ class SyntheticWorkload(Callers):
     def _further_answers(self) -> OneOf | None:
         return self.sample_tokens if self.samples is None else self.sample_tokens or self.output_tokens
 
+    @property
+    def clients(self) -> int | None:
+        """How many clients a closed loop has; None of other arrivals."""
+        return self.arrivals.parameters.clients if self.arrivals.name == "closed_loop" else None
+
     @model_validator(mode="after")
     def _sessions_arrive(self) -> Self:
-        if self.sessions is not None and self.arrivals.name == "closed_loop":
+        if self.sessions is not None and self.clients is not None:
             raise LocatedError(Fault(("sessions",), "a closed loop has no times of arrival for sessions"))
         return self
 

@@ -54,8 +54,7 @@ class Instance:
         self.devices = tuple(devices)
         self.ranks = [Rank(engine) for _ in range(engine.ranks)]
         self._copies = stand_on_copies(self.ranks, engine, devices, env, self._look_again)  # whether any come
-        self._first = self.ranks[0]
-        self._only = self._first if engine.ranks == 1 else None
+        self._first = self.ranks[0]  # the only one of most engines
         self.cost = engine.cost
         self._step_ticks = engine.step_ticks
         self.state = IDLE
@@ -255,8 +254,8 @@ class Instance:
 
     def _begin_prefill(self) -> None:
         now = self.env.now
-        if self._only is not None:
-            lasts_ns, size = begin_alone(self._only, self.cost, now)
+        if len(self.ranks) == 1:
+            lasts_ns, size = begin_alone(self._first, self.cost, now)
         else:
             lasts_ns, size = begin_together(self.ranks, self.cost, now, self._fit)
         if self._copies:
@@ -386,7 +385,7 @@ class Instance:
 
     def _choose(self) -> int:
         """Return the rank that takes a request: the one with the fewest, among equals the next in turn."""
-        if self._only is None:
+        if len(self.ranks) > 1:
             self._turn = in_turn(self._loads, self._turn)
         self._loads[self._turn] += 1
         return self._turn

@@ -107,7 +107,7 @@ class LoneRank(Instance):
         self._begins(DECODE)
 
     def _end_jump(self) -> None:
-        jump = cast(Jump | None, self._jump)
+        jump = cast("Jump | None", self._jump)
         if jump is None:
             return
         self._jump = None
@@ -146,7 +146,7 @@ class LoneRank(Instance):
     # -- what it tells its observer -------------------------------------------------------------------------------
 
     def _mark(self) -> int:
-        account, jump, kv, now = self._account, cast(Jump | None, self._jump), self._first.kv, self.env.now
+        account, jump, kv, now = self._account, cast("Jump | None", self._jump), self._first.kv, self.env.now
         begun = made = 0
         if jump is None:
             blocks = kv.used

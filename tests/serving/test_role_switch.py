@@ -77,10 +77,7 @@ def run(tmp_path, *overrides, name="run"):
 def test_engines_that_switch_lose_nothing_and_help(tmp_path, extra):
     still = run(tmp_path, "serving.role_switch=null", *extra, name="stays")
     found = run(tmp_path, *extra)
-    stays, counts = (
-        still.requests,
-        [[p["instances"] for p in r.summary["utilisation"].values()] for r in (still, found)],
-    )
+    counts = [[pool["instances"] for pool in one.summary["utilisation"].values()] for one in (still, found)]
     assert sum(counts[1]) == pytest.approx(sum(counts[0]), abs=2e-3)  # an engine is counted once, whatever it is called
     assert counts[1] != counts[0]
     requests, instances, events = found.requests, found.instances, found.events
@@ -97,7 +94,7 @@ def test_engines_that_switch_lose_nothing_and_help(tmp_path, extra):
     mine = instances[instances.instance == left.subject]
     assert mine.end_ns.max() == joins.iloc[0].time_ns
     assert instances[instances.instance == "decode-2"].start_ns.min() == joins.iloc[0].time_ns
-    mean = [(r.finish_ns - r.arrival_ns).mean() for r in (stays, requests)]
+    mean = [(r.finish_ns - r.arrival_ns).mean() for r in (still.requests, requests)]
     assert mean[1] < mean[0] / 2
     roles = found.summary["utilisation"]
     end_ns = instances.end_ns.max()
