@@ -12,7 +12,7 @@ from simulator.model.transformer import Transformer
 from simulator.network.collectives_constants import CollectiveConstants, Phase
 from simulator.scenario.schema import Serving
 from simulator.serving.disaggregation import Caches
-from simulator.serving.kv_layout import KVLayout
+from simulator.serving.kv_layout import Kind, KVLayout
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import shard_loads
 from simulator.units import NS_PER_S
@@ -61,7 +61,11 @@ def caches_of(model: Transformer, serving: Serving, layouts: Mapping[str, Layout
     """Return where the caches of instances lie, by name."""
     each = model.attention.stored_per_token(1) * serving.precision.kv_bytes
     places = {name: KVLayout.of(model, layout) for name, layout in layouts.items()}
-    return Caches(places, model.layers, round(each))
+    window = model.attention.window
+    if window is None or not any(group.pool.sheds_windows for group in serving.groups):
+        return Caches(places, model.layers, round(each))
+    kinds = Kind(model.layers, window.layers, False), Kind(model.layers, window.layers, True)
+    return Caches(places, model.layers, round(each), ((kinds[0], None), (kinds[1], window.tokens - 1)))
 
 
 def cost_with_servers(

@@ -1,8 +1,9 @@
 """From a scenario, or from a model on a device, to the explanation of its steps, its memory and its ceilings."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from simulator.build.kv_memory import windows_of
 from simulator.device.accelerator import load_accelerator
 from simulator.device.breakdown import (
     Explanation,
@@ -13,7 +14,7 @@ from simulator.device.breakdown import (
 )
 from simulator.device.cost import RooflineCost
 from simulator.device.engine import RooflineParameters
-from simulator.device.memory import Ledger, ledger, window_lines
+from simulator.device.memory import Ledger, kv_block_bytes, ledger, window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.documents import parse_document
@@ -21,11 +22,14 @@ from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
-from simulator.model.split import Held, kv_bytes_per_token_per_rank
+from simulator.model.split import Held, kv_bytes_per_token_per_rank, kv_groups, layers_per_stage
 from simulator.model.transformer import load_model
 from simulator.scenario.experts import held
+from simulator.scenario.pool import Pool as PoolSection
 from simulator.scenario.reference import ledger_of
 from simulator.scenario.schema import Scenario
+from simulator.serving.paging import Paging, WindowedPaging, paging_of
+from simulator.serving.request import Request
 from simulator.strict import ModelT, validate
 
 PHASES = ("prefill", "decode", "mixed")
@@ -62,7 +66,12 @@ def explain_model(
     form = precision or card.checkpoint or Precision()
     cost = RooflineCost(card, layout, load_accelerator(device), form, engine)
     book = ledger(card, layout, cost.accelerator, MOST_TOKENS, MOST_SEQUENCES, precision=form)
-    return explain(f"{model} on {device}", cost, ask, MOST_SEQUENCES, book)
+    section = PoolSection.model_validate({"instances": 1, "layout": layout.model_dump()})
+    windows, ranks = windows_of(section, card), layout.data * layout.pipeline
+    size = section.kv.block_tokens
+    blocks = book.kv_bytes // kv_block_bytes(card, layout, size, form, windows=windows is not None)
+    cache = KVCeiling(paging_of(size, windows), blocks // ranks, ranks)
+    return explain(f"{model} on {device}", cost, ask, MOST_SEQUENCES, book, cache)
 
 
 def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
@@ -85,11 +94,28 @@ def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
                 replace(ask, phases=phases),
                 section.batcher.parameters.max_running * section.layout.data,
                 book,
-                section.kv.blocks and section.kv.blocks * section.kv.block_tokens,
+                KVCeiling(
+                    group.engine.paging, group.engine.kv_blocks, group.engine.ranks, section.kv.blocks is not None
+                ),
                 held(section.experts, cost.model, section.layout),
             )
         )
     return found
+
+
+class KVCeiling(NamedTuple):
+    """What limits the sequences of an engine: the KV blocks of each of its ranks, and how contexts take them."""
+
+    paging: Paging
+    blocks: int
+    ranks: int
+    given: bool = False
+    """Whether the scenario says how many, in the place of what the memory leaves."""
+
+    def sequences(self, context: int) -> int:
+        """Return how many sequences of so many tokens fit."""
+        one = self.paging.held(Request(0, 0, context, 1), context)
+        return self.ranks * (self.blocks // one)
 
 
 def _with_operators(cost: Any, name: str) -> RooflineCost:
@@ -108,20 +134,23 @@ def explain(
     ask: Ask,
     sequences: int,
     book: Ledger,
-    kv_tokens: int | None = None,
+    cache: KVCeiling,
     experts: Held | None = None,
 ) -> Explanation:
     """Return the explanation of one instance whose steps last as `cost` says and whose memory is as in `book`.
 
-    It decodes for so many sequences at most. Its KV cache holds `kv_tokens` if the scenario sets them, in the place of
-    what its memory leaves; a rank holds `experts` if it has copies.
+    It decodes for so many sequences at most; a rank holds `experts` if it has copies.
     """
     token_bytes = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
-    best = ceilings(cost, ask.context, book.kv_bytes / token_bytes if kv_tokens is None else kv_tokens)
+    windows = isinstance(cache.paging, WindowedPaging)
+    groups = kv_groups(cost.model, cost.layout, windows)
+    beyond = token_bytes * groups.layers * groups.full / layers_per_stage(cost.model, cost.layout)
+    best = ceilings(cost, ask.context, cache.sequences(ask.context))
     batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, sequences))
-    notes = provenance(cost) + window_lines(cost.model, ask.context)
-    if kv_tokens is not None:
-        notes.append(f"`kv.blocks` sets a KV cache of {kv_tokens:,} tokens, in the place of what the memory leaves")
+    notes = provenance(cost) + ([] if windows else window_lines(cost.model, ask.context, "serving"))
+    if cache.given:
+        blocks = f"{cache.ranks * cache.blocks:,} blocks of {cache.paging.size} tokens"
+        notes.append(f"`kv.blocks` sets a KV cache of {blocks}, in the place of what the memory leaves")
     if batch > best.batch:
         notes.append(f"the KV cache holds {best.batch:,} sequences of {ask.context:,} tokens, not {batch:,}")
     return Explanation(
@@ -133,6 +162,7 @@ def explain(
         best,
         ask.context,
         token_bytes,
+        beyond if windows else token_bytes,
         tuple(notes),
     )
 

@@ -6,18 +6,24 @@ from math import ceil
 from typing import NamedTuple
 
 from simulator.build.disaggregation import check_joined
+from simulator.device.memory import kv_block_bytes
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
-from simulator.model.split import kv_bytes_per_token_per_rank
+from simulator.model.split import kv_groups
 from simulator.model.transformer import Transformer
 from simulator.scenario.pool import Group, Pool
 from simulator.scenario.schema import Serving
+from simulator.serving.batching import BATCHERS
 from simulator.serving.fabric_tier import NOWHERE, FabricTier, Memories, Reach
 from simulator.serving.kv_layout import KVLayout, Piece, pieces
 from simulator.serving.lower_tiers import LowerTiers
+from simulator.serving.paging import Windows
 from simulator.serving.swap import Swap, SwapSpace, spaces
 from simulator.serving.tiers import Tier
 from simulator.topology.graph import Topology
+
+WHOLE = 1 << 40
+"""Tokens of a part of a prompt, where prompts are not computed in parts."""
 
 
 def unit_bytes_of(model: Transformer, precision: Precision, unit_tokens: int) -> int:
@@ -197,5 +203,18 @@ def swap_of(section: Pool, model: Transformer, precision: Precision) -> Callable
     if not isinstance(terms, Swap):
         return None
     layout = section.layout
-    token = kv_bytes_per_token_per_rank(model, layout, precision) * layout.data  # a block is all of one data rank's
-    return partial(spaces, terms, ceil(section.kv.block_tokens * token), layout.data, layout.pipeline)
+    # a block is all of one data rank's
+    size = kv_block_bytes(model, layout, section.kv.block_tokens * layout.data, precision, None, section.sheds_windows)
+    return partial(spaces, terms, size, layout.data, layout.pipeline)
+
+
+def windows_of(section: Pool, model: Transformer) -> Windows | None:
+    """Return the layers of an engine that give back what has left their window, if there are any."""
+    window = model.attention.window
+    if window is None or not section.sheds_windows:
+        return None
+    groups, limits = kv_groups(model, section.layout), section.batcher.parameters
+    chunk = min(limits.max_batch_tokens, getattr(limits, "long_prefill_threshold", None) or limits.max_batch_tokens)
+    if not BATCHERS[section.batcher.name].slices:
+        chunk = WHOLE
+    return Windows(groups.full, groups.windowed, window.tokens, chunk)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from simulator.build.disaggregation import cost_with_servers
 from simulator.build.experts import experts_of
 from simulator.build.front import router_of
-from simulator.build.kv_memory import SharedTiers, check_reach, lower_of, shared_of, swap_of
+from simulator.build.kv_memory import SharedTiers, check_reach, lower_of, shared_of, swap_of, windows_of
 from simulator.build.workload import prefixes_of
 from simulator.cluster.inventory import Inventory, Lease
 from simulator.device.accelerator import Accelerator, load_accelerator
@@ -259,6 +259,7 @@ def _engine(
         swap=swap,
         first_chunk=scenario.serving.first_chunk,
         lower=lower_of(section, model, scenario.serving.precision, unit_tokens, shared),
+        windows=windows_of(section, model),
     )
 
 

@@ -151,14 +151,12 @@ def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
     last += [group.switched.engine for group in pools[0].groups if group.switched is not None]
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
     seats = min(engine.limits.max_running for engine in (*first, *last))
-    return Admission(
-        max_context, prefill, decode, seats, {(engine.request_blocks, engine.block_tokens) for engine in last}
-    )
+    return Admission(max_context, prefill, decode, seats, [(engine.request_blocks, engine.paging) for engine in last])
 
 
 def _most_tokens(engine: Engine) -> int:
     """Return the tokens of a request that a rank holds beside those that are drafted for it."""
-    return engine.request_blocks * engine.block_tokens - (engine.speculation.tokens if engine.speculation else 0)
+    return engine.paging.longest(engine.request_blocks) - (engine.speculation.tokens if engine.speculation else 0)
 
 
 def _set(scenario: Scenario, key: str) -> bool:
@@ -179,7 +177,11 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
     if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
         what = "no effect, no tokens go to experts on other ranks of their engine"
         notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
-    notes += window_lines(model, serving.max_context or model.max_context)
+    for group in serving.groups:
+        if not group.pool.sheds_windows:
+            notes += window_lines(model, serving.max_context or model.max_context, group.at)
+        if group.pool.kv.hybrid and model.attention.window is None:
+            notes.append(f"{group.at}.kv.hybrid has no effect: no layer of {model.name} has a window")
     if serving.cost.name == "linear":
         phases = serving.cost.parameters.model_dump(mode="python")
         free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
@@ -270,7 +272,7 @@ class System:
             assert isinstance(engine.cost, RooflineCost)
             power = self._power.get(id(engine))
             if power is None:
-                power = InstancePower(engine.cost, engine.block_tokens, engine.limits.max_batch_tokens)
+                power = InstancePower(engine.cost, engine.paging, engine.limits.max_batch_tokens)
                 self._power[id(engine)] = power
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)

@@ -101,8 +101,8 @@ class Ceilings:
     """Operations per byte from which arithmetic, and not memory, is the limit."""
 
 
-def ceilings(cost: RooflineCost, context: int, kv_tokens: float) -> Ceilings:
-    """Return the ceilings of one instance at sequences of `context` tokens, when its KV cache holds so many tokens."""
+def ceilings(cost: RooflineCost, context: int, batch: int) -> Ceilings:
+    """Return the ceilings of one instance at sequences of `context` tokens, `batch` of which its KV cache holds."""
     model, layout, device = cost.model, cost.layout, cost.accelerator
     peak = device.rate(FORMATS[cost.precision.weights].compute)
     bandwidth = device.memory.bandwidth
@@ -110,7 +110,6 @@ def ceilings(cost: RooflineCost, context: int, kv_tokens: float) -> Ceilings:
     if cost.experts_elsewhere and model.experts is not None:
         part = model.experts
         flops -= 2 * part.layers * part.active * model.mlp_parameters(part.intermediate)
-    batch = int(kv_tokens / context)
 
     def decode(sequences: int) -> float:
         table = cost.operators(Work(batch=sequences, context=sequences * context)) if sequences else []
@@ -143,6 +142,8 @@ class Explanation:
     context: int
     kv_bytes_per_token: float
     """On each device, copies included."""
+    kv_bytes_beyond: float
+    """The same beyond the window of those layers that keep no more than one; without such layers equal."""
     notes: tuple[str, ...]
 
     def as_data(self) -> dict[str, Any]:
@@ -156,6 +157,7 @@ class Explanation:
             "steps": [_step_data(step) for step in self.steps],
             "memory": {"usable": self.book.usable_bytes, **self.memory},
             "kv_bytes_per_token_per_device": self.kv_bytes_per_token,
+            "kv_bytes_per_token_per_device_beyond_window": self.kv_bytes_beyond,
             "ceilings": asdict(self.ceilings),
             "context": self.context,
             "notes": list(self.notes),

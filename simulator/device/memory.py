@@ -16,7 +16,9 @@ from simulator.model.split import (
     Held,
     check_layout,
     kv_bytes_per_token_per_rank,
+    kv_groups,
     kv_heads_per_rank,
+    layers_per_stage,
     weight_bytes_per_rank,
 )
 from simulator.model.transformer import Transformer
@@ -128,13 +130,33 @@ def ledger(
     return Ledger(usable, weights, activations, buffers, context, rest)
 
 
-def window_lines(model: Transformer, context: int) -> list[str]:
-    """Return a line when some layers see but a window of so long a context: their keys and values are kept whole."""
-    window = getattr(model.attention, "window", None)
+def window_lines(model: Transformer, context: int, where: str) -> list[str]:
+    """Return a line when some layers see but a window of so long a context, whose keys and values are kept whole."""
+    window = model.attention.window
     if window is None or context <= window.tokens:
         return []
     seen = f"{window.layers} of the {model.layers} layers of {model.name} see {window.tokens:,} positions"
-    return [f"kv: {seen} and keep them all here; engines that free the others hold more contexts, or longer ones"]
+    return [f"{where}.kv.hybrid: {seen} and keep them all here; engines that give back the others hold more contexts"]
+
+
+def kv_block_bytes(
+    model: Transformer,
+    layout: Layout,
+    block_tokens: int,
+    precision: Precision | None = None,
+    beside: Beside | None = None,
+    windows: bool = False,
+) -> int:
+    """Return the bytes of a KV block on each device of the fullest stage: of all layers, or of a group of them.
+
+    What a draft model keeps goes with the groups that keep everything; with blocks of one size, all are as large.
+    """
+    token, more = kv_bytes_per_token_per_rank(model, layout, precision), beside.token_bytes if beside else 0.0
+    if not windows:
+        return ceil(block_tokens * (token + more))
+    groups = kv_groups(model, layout)
+    each = token * groups.layers / layers_per_stage(model, layout)
+    return ceil(block_tokens * (each + more / (groups.full or groups.windowed)))
 
 
 def kv_blocks(
@@ -144,11 +166,13 @@ def kv_blocks(
     block_tokens: int,
     precision: Precision | None = None,
     beside: Beside | None = None,
+    windows: bool = False,
 ) -> int:
-    """Return how many KV blocks of `block_tokens` tokens the device holds; raises InputError when not even one fits."""
-    block = ceil(
-        block_tokens * (kv_bytes_per_token_per_rank(model, layout, precision) + (beside.token_bytes if beside else 0))
-    )
+    """Return how many KV blocks of `block_tokens` tokens the device holds; raises InputError when not even one fits.
+
+    `windows`: a block is that of one group of layers, see `kv_groups`.
+    """
+    block = kv_block_bytes(model, layout, block_tokens, precision, beside, windows)
     if book.kv_bytes < block:
         what = (
             f"one KV block of {block_tokens} tokens needs {block / GIB:.3f} GiB, {book.kv_bytes / GIB:.3f} GiB are left"

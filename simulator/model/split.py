@@ -4,6 +4,7 @@ Source: Shoeybi et al., arXiv:1909.08053: heads, columns and vocabulary split, n
 are more ranks than heads; experts go whole to expert-parallel ranks, the rest of a stage splits each one.
 """
 
+from math import gcd
 from typing import NamedTuple
 
 from simulator.errors import InputError, Problem
@@ -219,6 +220,40 @@ def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: P
     """
     values = layers_per_stage(model, layout) * model.attention.stored_per_token(kv_heads_per_rank(model, layout))
     return values * (precision or Precision()).kv_bytes / (layout.data * layout.context)
+
+
+class KVGroups(NamedTuple):
+    """Layers of a stage in groups of one size, by what their KV cache keeps."""
+
+    layers: int
+    """Of each group."""
+    full: int
+    """Groups that keep every position."""
+    windowed: int = 0
+    """Groups that keep a window of the last ones."""
+
+
+def kv_groups(model: Transformer, layout: Layout, windows: bool = True) -> KVGroups:
+    """Return the largest groups that a stage's layers make up; without `windows` every layer keeps everything.
+
+    Of several stages, as many of each kind as any of them has.
+    """
+    window = model.attention.window
+    if window is None or not windows:
+        return KVGroups(layers_per_stage(model, layout), 1)
+    counts = [windowed_among(model, stage.decoder) for stage in stages(model, layout)]
+    windowed = max(counts)
+    full = max(
+        stage.decoder[1] - stage.decoder[0] - count for stage, count in zip(stages(model, layout), counts, strict=True)
+    )
+    size = gcd(full, windowed)
+    return KVGroups(size, full // size, windowed // size)
+
+
+def windowed_among(model: Transformer, layers: tuple[int, int]) -> int:
+    """Return how many layers, from the first to before the second, have the window; they are spread evenly."""
+    window = model.attention.window
+    return layers[1] * window.layers // model.layers - layers[0] * window.layers // model.layers if window else 0
 
 
 def splits_over(model: Transformer, tensor: int) -> bool:

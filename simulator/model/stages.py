@@ -9,7 +9,7 @@ from typing import NamedTuple
 from simulator.errors import InputError, Problem
 from simulator.model.architecture import GroupedAttention
 from simulator.model.layout import Layout
-from simulator.model.split import vocabulary_per_rank, weights_per_rank
+from simulator.model.split import vocabulary_per_rank, weights_per_rank, windowed_among
 from simulator.model.transformer import RELATIVE_BUCKETS, Transformer
 
 
@@ -49,10 +49,7 @@ def has_experts(model: Transformer, layer: int) -> bool:
 
 def has_window(model: Transformer, layer: int) -> bool:
     """Return whether a decoder layer has the window; they are spread evenly."""
-    window = model.attention.window
-    if window is None:
-        return False
-    return (layer + 1) * window.layers // model.layers > layer * window.layers // model.layers
+    return windowed_among(model, (layer, layer + 1)) > 0
 
 
 def layer_counts(model: Transformer, stages: int, given: tuple[int, ...] | None = None) -> tuple[int, ...]:

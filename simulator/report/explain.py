@@ -109,11 +109,14 @@ def _print_memory(found: Explanation, console: Console) -> None:
         if size:
             table.add_row(name, format_bytes(size), f"{size / usable:.1%}")
     console.print(table)
-    tokens = found.book.kv_bytes / found.kv_bytes_per_token
-    console.print(
-        f"{found.kv_bytes_per_token / 1024:,.4g} KiB of KV cache per token and device: {tokens:,.0f} tokens fit",
-        soft_wrap=True,
-    )
+    per, beyond, window = found.kv_bytes_per_token, found.kv_bytes_beyond, found.cost.model.attention.window
+    line = f"{per / 1024:,.4g} KiB of KV cache per token and device"
+    if beyond == per or window is None:
+        line += f": {found.book.kv_bytes / per:,.0f} tokens fit"
+    else:
+        layers = f"{window.layers} of {found.cost.model.layers} layers give up what is more than {window.tokens:,} back"
+        line += f", {beyond / 1024:,.4g} KiB once {layers}"
+    console.print(line, soft_wrap=True)
 
 
 def _print_ceilings(found: Explanation, console: Console) -> None:

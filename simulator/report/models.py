@@ -21,8 +21,9 @@ scenario, `serving.model` names one of them, or is the path of a card of your ow
 
 - Parameters are exact, vision towers included and drafting layers (multi-token prediction) left out.
 - Active parameters are those that one token is multiplied with: the experts it uses, and of the embedding the LM head.
-- KV bytes are those of one position over all layers in 16 bits; engines here keep every position of layers with a
-  window, too ([KV memory](kv-memory.md#blocks)); cross-attention holds as many again for each position of the source.
+- KV bytes are those of one position over all layers in 16 bits, of which layers with a window give back what has left it
+  ([KV memory](kv-memory.md#layers-with-a-sliding-window)); cross-attention holds as many again for each position of the
+  source.
 - The formats are those of the published weights; `bf16` stands for any 16 bits.
 
 | model | layers | hidden | attention | experts | parameters | active | KV bytes per token | published in | GiB |

@@ -86,6 +86,9 @@ class KV(Strict):
     """Number of blocks, in the place of what the memory ledger finds."""
     prefix_cache: PrefixCaching | None = None
     """Keep what prompts have in common; default: every prompt is computed in full."""
+    hybrid: bool | None = None
+    """Whether layers with a window give back what has left it (vLLM's hybrid KV cache manager); default: where there is
+    neither prefix cache nor context parallelism, beside which it is not modelled."""
 
     @property
     def fabric_tier(self) -> TierSection | None:
@@ -128,6 +131,21 @@ class Pool(Strict):
     """Devices that hold the experts for all engines of the pool, which keep attention and KV cache; default: none."""
     experts: Experts | None = None
     """How tokens choose experts and where these lie; default: all alike, in order, without copies."""
+
+    @property
+    def sheds_windows(self) -> bool:
+        """Whether layers with a window give back what has left it."""
+        alone = self.kv.prefix_cache is None and self.layout.context == 1
+        return alone if self.kv.hybrid is None else self.kv.hybrid
+
+    @model_validator(mode="after")
+    def _hybrid_is_modelled(self) -> Self:
+        beside = {"prefix_cache": self.kv.prefix_cache is not None, "context parallelism": self.layout.context > 1}
+        found = " and ".join(name for name, there in beside.items() if there)
+        if self.kv.hybrid and found:
+            what = f"windows that are given back are not modelled beside {found}"
+            raise LocatedError(Fault(("kv", "hybrid"), what, "false, or leave it out"))
+        return self
 
     @model_validator(mode="after")
     def _experts_are_here(self) -> Self:

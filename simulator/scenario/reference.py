@@ -310,7 +310,7 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     if blocks is None:
         beside = pool.speculation.beside(model, layout, precision) if pool.speculation is not None else None
         book = ledger_of(pool, model, device, precision, beside)
-        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside)
+        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside, pool.sheds_windows)
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
         raise InputError(Problem(what, path="kv.blocks", allowed="a block for each rank at least"))

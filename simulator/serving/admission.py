@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
+from simulator.serving.paging import Paging
 from simulator.serving.request import Request
-from simulator.serving.samples import most_blocks
 
 
 class Admission(NamedTuple):
@@ -20,8 +20,8 @@ class Admission(NamedTuple):
     """Tokens of KV that a decode engine holds in all; with one pool for both phases the same."""
     seats: int = 2**31
     """Sequences that run at once on an engine, prefill or decode."""
-    decode_caches: Collection[tuple[int, int]] = ()
-    """(KV blocks, tokens of a block) of decode engines: what copies of a prompt's last block have to fit in."""
+    decode_caches: Collection[tuple[int, Paging]] = ()
+    """KV blocks of decode engines and how requests take them: what copies of a prompt's last block have to fit in."""
 
     def refusal(self, request: Request) -> str | None:
         """Return why a request cannot be served, or None. The last token generated needs no KV."""
@@ -36,7 +36,7 @@ class Admission(NamedTuple):
             return None
         if request.samples > self.seats:
             return "more samples than seats"
-        if any(most_blocks(request, size) > blocks for blocks, size in self.decode_caches):
+        if any(paging.most(request) > blocks for blocks, paging in self.decode_caches):
             return "larger than the decode KV cache"
         return None
 

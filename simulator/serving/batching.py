@@ -12,7 +12,6 @@ from pydantic import model_validator
 from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.request import Request
 from simulator.serving.request_batching import Dynamic, Orca, Static, dynamic, orca, static
-from simulator.serving.samples import computed_blocks
 from simulator.strict import Count, Fault, LocatedError, Strict
 
 
@@ -89,7 +88,7 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
     Blocks are taken chunk by chunk; who runs short of them makes the last in line give up its own, to be recomputed,
     and nobody new is admitted then. A new prompt must find blocks for all of itself (vLLM: scheduler_reserve_full_isl).
     """
-    size, most = engine.block_tokens, limits.long_prefill_threshold or limits.max_batch_tokens
+    paging, most = engine.paging, limits.long_prefill_threshold or limits.max_batch_tokens
     partial, latest = list(engine.partial), engine.latest()
     free, budget = engine.free_blocks - engine.step_blocks, limits.max_batch_tokens
     budget -= engine.decoding * engine.positions
@@ -116,7 +115,7 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
         done = request.computed
         tokens = min(request.prefill_tokens - done, most, budget)
         held = request.blocks + request.shared_blocks  # whose prefix was loaded holds blocks for all of its prompt
-        blocks = max(0, computed_blocks(request, done + tokens, size) - held)
+        blocks = max(0, paging.prefilling(request, done, done + tokens) - held)
         while blocks > free and request in partial:
             preempt()
         if request in partial:
@@ -133,8 +132,8 @@ def chunked_prefill(limits: ChunkedPrefill, engine: EngineView) -> Step:
         if not budget or seats < request.samples or blocks > free:
             break
         tokens, all_tokens = min(whole, most, budget), request.prefill_tokens
-        later = computed_blocks(request, all_tokens, size)
-        later -= computed_blocks(request, all_tokens - whole + tokens, size)
+        later = paging.reserved(request)
+        later -= paging.prefilling(request, all_tokens - whole, all_tokens - whole + tokens)
         free -= blocks - later
         budget -= tokens
         seats -= request.samples
@@ -152,12 +151,14 @@ class Batcher(NamedTuple):
     policy: Callable[[Any, EngineView], Step]
     to_completion: bool = False
     """Whether who has all tokens keeps the place in the batch until all others have theirs."""
+    slices: bool = True
+    """Whether a prompt larger than `max_batch_tokens` is computed in parts of that."""
 
 
 BATCHERS: dict[str, Batcher] = {
     "continuous": Batcher(Continuous, continuous),
     "chunked_prefill": Batcher(ChunkedPrefill, chunked_prefill),
-    "orca": Batcher(Orca, orca),
+    "orca": Batcher(Orca, orca, slices=False),
     "static": Batcher(Static, static, to_completion=True),
     "dynamic": Batcher(Dynamic, dynamic, to_completion=True),
 }

@@ -10,7 +10,6 @@ from simulator.device.cost import Cost
 from simulator.serving.engine import Engine
 from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.rank import Rank
-from simulator.serving.samples import group_blocks
 from simulator.serving.swap import SwapSpace
 
 
@@ -49,7 +48,7 @@ def _swapped_in(rank: Rank, swap: SwapSpace, ticks: int) -> list[int]:
             break
         rank.adopt(head)
         rank.take(head, head.context_tokens)  # of what it held and of the token to be fed, which is not copied
-        swap.bring(group_blocks(head, head.context_tokens - 1, rank.block_tokens) - head.shared_blocks)
+        swap.bring(rank.paging.held(head, head.context_tokens - 1) - head.shared_blocks)
         _decode_on(rank, swap)
     return [end for end, _ in swap.coming[before:]]
 

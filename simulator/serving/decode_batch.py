@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from simulator.errors import InvariantError
+from simulator.serving.paging import Paging
 from simulator.serving.request import Request
-from simulator.serving.samples import group_blocks
 
 
 class Members:
@@ -65,25 +65,25 @@ class DecodeBatch(Members):
     __slots__ = (
         "_copies",
         "_phases",
-        "block_tokens",
         "blocks",
         "context",
         "ghost_blocks",
         "ghost_context",
         "ghosts",
         "keeps",
+        "paging",
         "parted",
     )
 
-    def __init__(self, block_tokens: int, keeps: bool = False) -> None:
+    def __init__(self, paging: Paging, keeps: bool = False) -> None:
         super().__init__()
         self.keeps = keeps  # whether who has finished goes on in the batch, as padding, until all have
         self.ghosts = self.ghost_context = self.ghost_blocks = 0  # of those
         self.parted: list[Request] = []  # members some of whose answers have just left, for who cares to clear
-        self.block_tokens = block_tokens
+        self.paging = paging
         self.context = 0  # tokens that a step attends to beside those it feeds: all that each sequence holds
         self.blocks = 0  # KV blocks of their own that they hold now
-        self._phases = [0] * block_tokens  # sequences by (iteration - held tokens) modulo a block
+        self._phases = [0] * paging.size  # sequences by (iteration - held tokens) modulo a block
         self._copies = 0  # blocks that the next step takes for copies of prompts' last blocks
 
     def join(self, request: Request) -> None:
@@ -105,20 +105,20 @@ class DecodeBatch(Members):
 
     def _count(self, request: Request, held: int, sign: int) -> None:
         """Count what a member holds, `held` tokens in each sequence, in (+1) or out (-1)."""
-        size = self.block_tokens
+        size = self.paging.size
         if request.samples == 1:
             self.context += sign * held
             self.blocks += sign * (-(-held // size) - request.shared_blocks)
             self._phases[request.offset % size] += sign
             return
         self.context += sign * held * request.samples
-        self.blocks += sign * (group_blocks(request, held, size) - request.shared_blocks)
+        self.blocks += sign * (self.paging.held(request, held) - request.shared_blocks)
         self._phases[request.offset % size] += sign * request.samples
         self._copies += sign * self._due_copies(request, held)
 
     def _due_copies(self, request: Request, held: int) -> int:
         """Return the copies of its prompt's last block that a member still has to make, with its first step."""
-        return request.samples - 1 if held == request.prompt_tokens and held % self.block_tokens else 0
+        return request.samples - 1 if held == request.prompt_tokens and held % self.paging.size else 0
 
     def generated(self, request: Request, steps: int = 0) -> int:
         """Return the output tokens of each sequence of a member when so many more iterations are over."""
@@ -130,7 +130,7 @@ class DecodeBatch(Members):
 
     def room(self, request: Request, steps: int = 0) -> int:
         """Return a member's KV blocks, shared ones included, when so many more iterations have begun."""
-        return group_blocks(request, self.iteration - request.offset + steps, self.block_tokens)
+        return self.paging.held(request, self.iteration - request.offset + steps)
 
     def advance(self, steps: int) -> None:
         """Let every sequence generate `steps` tokens, one at least."""
@@ -189,7 +189,7 @@ class DecodeBatch(Members):
         A sequence takes a block at the step before which its blocks are full: those of phase n at iteration n + 1 and
         then once every block, so whole rounds add the batch and the rest is a slice of the phases.
         """
-        size, phases = self.block_tokens, self._phases
+        size, phases = self.paging.size, self._phases
         rounds, rest = divmod(steps, size)
         first = self.iteration % size
         taken = sum(phases[first : first + rest])
@@ -199,8 +199,8 @@ class DecodeBatch(Members):
 
     def blocks_at_most(self, steps: int) -> int:
         """Return a bound on `blocks_after(steps)` that costs nothing: every sequence a token short of a block."""
-        size, count = self.block_tokens, self.sequences
-        return (self.context + (steps + size - 1) * count) // size
+        size, count = self.paging.size, self.sequences
+        return (self.context - self.ghost_context + (steps + size - 1) * count) // size + self.ghost_blocks
 
     def check(self) -> None:
         """Raise InvariantError unless context, phases and finish times agree with the members."""

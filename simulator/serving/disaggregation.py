@@ -15,11 +15,10 @@ from simpy import AllOf, AnyOf, Event
 
 from simulator.clock import Clock
 from simulator.serving.instance import Instance
-from simulator.serving.kv_layout import Interval, KVLayout, pieces, shards
+from simulator.serving.kv_layout import Interval, Kind, KVLayout, pieces, shards
 from simulator.serving.pool import Pool
 from simulator.serving.request import UNFINISHED, Request
 from simulator.serving.reservation import Holding, Reservation
-from simulator.serving.samples import most_blocks
 from simulator.serving.transfer_rules import TransferRules
 
 Shards = list[tuple[int, int, int]]
@@ -41,6 +40,8 @@ class Caches(NamedTuple):
     """By instance."""
     layers: int
     value_bytes: int
+    kinds: tuple[tuple[Kind | None, int | None], ...] = ((None, None),)
+    """Kinds of layers (None: all), and how many positions at the end of a context they keep (None: all)."""
 
 
 class _Message(NamedTuple):
@@ -335,7 +336,7 @@ class KVTransfer:
         if not (late or crowded):
             return False
         rank = source.ranks[request.rank]
-        if most_blocks(request, rank.block_tokens, rank.batch.lookahead - 1) > source.engine.request_blocks:
+        if rank.paging.most(request, rank.batch.lookahead - 1) > source.engine.request_blocks:
             return False
         return source.keep(request)
 
@@ -383,14 +384,22 @@ class KVTransfer:
         assert source is not None
         here, there = layouts[source.name], layouts[target.name]
         ranks = move.request.rank % here.data, move.place.rank % there.data
-        return shards(
-            pieces(here, there, *ranks, message.layers),
-            (source.devices, target.devices),
-            (here.context, there.context),
-            self._caches.value_bytes,
-            message.positions,
-            move.tokens,
-        )
+        caches, (first, end), parts = self._caches, message.positions, []
+        for kind, kept in caches.kinds:
+            if kept is not None:  # of several sequences the window of their prompt, and all that comes after it
+                length = move.tokens if move.request.samples == 1 else min(move.tokens, move.request.prompt_tokens)
+                first = max(first, min(end, length - kept))
+            parts.append(
+                shards(
+                    pieces(here, there, *ranks, message.layers, kind),
+                    (source.devices, target.devices),
+                    (here.context, there.context),
+                    caches.value_bytes,
+                    (first, end),
+                    move.tokens,
+                )
+            )
+        return parts[0] if len(parts) == 1 else _summed(parts)
 
     def _read(self, found: Shards) -> Generator[Event, Any, None]:
         """Move bytes that the target reads: it is told of them and asks for them."""

@@ -7,6 +7,7 @@ from simulator.device.cost import Cost
 from simulator.serving.engine_view import EngineView, Step
 from simulator.serving.jump import StepTicks
 from simulator.serving.lower_tiers import LowerTiers
+from simulator.serving.paging import Paging, Windows, paging_of
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
@@ -47,6 +48,14 @@ class Engine(NamedTuple):
     0: the first is sent as it is made, whoever makes it."""
     lower: Callable[[Sequence[int]], Sequence[LowerTiers]] | None = None
     """Makes what each rank of an engine on these devices finds below its prefix cache; default: nothing."""
+    windows: Windows | None = None
+    """Layers that give back KV blocks of positions that they see no more; default: there are none."""
+
+    @property
+    def paging(self) -> Paging:
+        """How requests take KV blocks."""
+        fed = 1 + self.speculation.tokens if self.speculation is not None else 1
+        return paging_of(self.block_tokens, self.windows, fed)
 
     @property
     def request_blocks(self) -> int:

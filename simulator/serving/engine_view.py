@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from simulator.serving.paging import Paging
 from simulator.serving.request import Request
 
 
@@ -17,7 +18,7 @@ class Victim(NamedTuple):
 class EngineView(Protocol):
     """What a batcher may read of an engine between two iterations."""
 
-    block_tokens: int
+    paging: Paging
 
     @property
     def waiting(self) -> Collection[Request]:

@@ -17,18 +17,16 @@ class KVCache:
     Cached units that nobody references give way to whoever needs blocks, so they count as free.
     """
 
-    __slots__ = ("batch", "block_tokens", "evicted", "held", "prefixes", "total", "watermark")
+    __slots__ = ("batch", "evicted", "held", "prefixes", "total", "watermark")
 
     def __init__(
         self,
         total_blocks: int,
-        block_tokens: int,
         watermark_blocks: int,
         batch: DecodeBatch | SpeculativeBatch,
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.total = total_blocks
-        self.block_tokens = block_tokens
         self.watermark = watermark_blocks
         self.held = 0
         self.batch = batch

@@ -41,6 +41,20 @@ class KVLayout(NamedTuple):
         return ((stage * self.data + data) * self.context + context) * self.tensor + tensor
 
 
+class Kind(NamedTuple):
+    """Layers that keep alike: `windowed` of `layers`, spread evenly as in a model, have a window."""
+
+    layers: int
+    windowed: int
+    with_window: bool
+    """Whether these are meant, or the others."""
+
+    def among(self, first: int, end: int) -> int:
+        """Return how many of some consecutive layers are of this kind."""
+        windowed = end * self.windowed // self.layers - first * self.windowed // self.layers
+        return windowed if self.with_window else end - first - windowed
+
+
 class Piece(NamedTuple):
     """What one source rank sends to one target rank of each position that both hold; ranks number devices."""
 
@@ -81,16 +95,25 @@ def copy_read(copies: int, readers: int, reader: int, data: int, data_rank: int)
 
 @lru_cache(maxsize=1 << 14)
 def pieces(
-    source: KVLayout, target: KVLayout, source_data: int, target_data: int, layers: Interval
+    source: KVLayout,
+    target: KVLayout,
+    source_data: int,
+    target_data: int,
+    layers: Interval,
+    kind: Kind | None = None,
 ) -> tuple[Piece, ...]:
-    """Return who sends what of some layers of a cache on data rank `source_data` of one engine to that of another."""
+    """Return who sends what of some layers of a cache on data rank `source_data` of one engine to that of another.
+
+    `kind`: of these layers alone.
+    """
     found: dict[tuple[int, int, int, int], int] = {}
     for tensor in range(target.tensor):
         readings = list(_readings(source, target, tensor, target_data))
         for to, wanted in enumerate(target.stages):
             for at, held in enumerate(source.stages):
-                shared = min(wanted[1], held[1], layers[1]) - max(wanted[0], held[0], layers[0])
-                if shared <= 0:
+                first, end = max(wanted[0], held[0], layers[0]), min(wanted[1], held[1], layers[1])
+                shared = end - first if kind is None else kind.among(first, end)
+                if end <= first or not shared:
                     continue
                 for there in range(target.context):
                     for here in range(source.context):

@@ -10,6 +10,7 @@ from typing import Any
 from simulator.device.cost import RooflineCost
 from simulator.device.power import Activity, activity_of, drawn_w, waiting
 from simulator.model.forward import Work
+from simulator.serving.paging import Paging
 from simulator.units import NS_PER_S
 
 POINTS_PER_OCTAVE = 4
@@ -19,8 +20,8 @@ POINTS_PER_OCTAVE = 4
 class InstancePower:
     """What the devices of one instance draw, from the rows of its windows."""
 
-    def __init__(self, cost: RooflineCost, block_tokens: int, prompt_tokens: int) -> None:
-        self._cost, self._device, self._block_tokens = cost, cost.accelerator, block_tokens
+    def __init__(self, cost: RooflineCost, paging: Paging, prompt_tokens: int) -> None:
+        self._cost, self._device, self._paging = cost, cost.accelerator, paging
         layout = cost.layout
         self.devices = layout.devices
         self._idle_w = drawn_w(waiting(1.0), self._device)
@@ -37,7 +38,8 @@ class InstancePower:
         joules = self._prefill_w * prefill_ns + self._idle_w * idle_ns
         if decode_ns:
             part = (end_ns - start_ns) / busy_ns  # means of the window are those of its busy time once idle is left out
-            joules += decode_ns * self.decode_w(running * part, kv_blocks * part * self._block_tokens)
+            batch = running * part
+            joules += decode_ns * self.decode_w(batch, self._paging.tokens(kv_blocks * part, batch))
         joules *= self.devices / NS_PER_S
         return instance, role, start_ns, end_ns, self.devices, joules * NS_PER_S / (end_ns - start_ns), joules
 

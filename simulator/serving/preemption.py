@@ -5,7 +5,6 @@ Model: recomputation and swap of vLLM (SOSP 2023): the request that was begun la
 
 from simulator.serving.rank import Rank
 from simulator.serving.request import Request
-from simulator.serving.samples import group_blocks
 
 
 def preempt_last(rank: Rank) -> Request:
@@ -25,7 +24,7 @@ def preempt_last(rank: Rank) -> Request:
             rank.fresh.remove(request)
         else:
             request.last_token_ns = rank.last_step_ns
-        if rank.swap is not None and rank.swap.take(request, group_blocks(request, held, rank.block_tokens)):
+        if rank.swap is not None and rank.swap.take(request, rank.paging.held(request, held)):
             request.preemptions += 1
             rank.step = rank.step._replace(steps=1)  # as below
             return request

@@ -19,10 +19,11 @@ from simulator.serving.lower_tiers import LowerTiers
 from simulator.serving.queueing import Queue
 from simulator.serving.request import Request
 from simulator.serving.reservation import Holding, Reservation
-from simulator.serving.samples import computed_blocks, computed_pairs, group_blocks, whole_blocks
+from simulator.serving.samples import computed_pairs
 from simulator.serving.speculation import SpeculativeBatch
 from simulator.serving.stretches import Cached
 from simulator.serving.swap import SwapSpace
+from simulator.serving.windowed_batch import batch_of
 
 
 class Rank:
@@ -31,7 +32,6 @@ class Rank:
     __slots__ = (
         "arrived",
         "batch",
-        "block_tokens",
         "by_priority",
         "decoded",
         "decodes",
@@ -42,6 +42,7 @@ class Rank:
         "limits",
         "lower",
         "now_ns",
+        "paging",
         "partial",
         "reservations",
         "reserved",
@@ -53,7 +54,7 @@ class Rank:
 
     def __init__(self, engine: Engine) -> None:
         self.limits = engine.limits
-        self.block_tokens = engine.block_tokens
+        self.paging = engine.paging
         self.waiting: Queue = engine.queue() if engine.queue is not None else deque()
         self.by_priority = engine.by_priority  # whether who waits may take the place of a running one of lower priority
         self.now_ns = 0  # when the iteration to come begins
@@ -61,11 +62,11 @@ class Rank:
         self.partial: list[Request] = []  # whose prefill has begun and not ended
         self.batch: DecodeBatch | SpeculativeBatch
         if engine.speculation is None:
-            self.batch = DecodeBatch(engine.block_tokens, engine.to_completion)
+            self.batch = batch_of(self.paging, engine.to_completion)
         else:
-            self.batch = SpeculativeBatch(engine.block_tokens, engine.speculation)
+            self.batch = SpeculativeBatch(self.paging, engine.speculation)
         prefixes = engine.prefixes() if engine.prefixes is not None else None
-        self.kv = KVCache(engine.kv_blocks, engine.block_tokens, engine.watermark_blocks, self.batch, prefixes)
+        self.kv = KVCache(engine.kv_blocks, engine.watermark_blocks, self.batch, prefixes)
         self.lower: LowerTiers | None = None  # what is kept of the prefix cache beyond device memory
         self.swap: SwapSpace | None = None  # host memory for those who are preempted; none: they are computed anew
         self.first_chunks = FirstChunks(engine.first_chunk, self.batch) if engine.first_chunk else None
@@ -130,7 +131,7 @@ class Rank:
     def claim(self, request: Request) -> tuple[int, int]:
         """Return what a waiting request would compute and take; see `EngineView.claim`."""
         tokens = request.prompt_tokens + request.samples * request.generated
-        blocks = computed_blocks(request, tokens, self.block_tokens)
+        blocks = self.paging.reserved(request)
         prefixes = self.kv.prefixes
         if prefixes is None:
             return tokens, blocks
@@ -149,13 +150,13 @@ class Rank:
     @property
     def growth_blocks(self) -> int:
         """KV blocks that those who run will still take until they have all their tokens."""
-        size, batch = self.block_tokens, self.batch
+        paging, batch = self.paging, self.batch
         beyond = batch.lookahead - 1
         growth = 0
         for request in self.partial:
-            growth += whole_blocks(request, size, beyond) - request.blocks - request.shared_blocks
+            growth += paging.whole(request, beyond) - request.blocks - request.shared_blocks
         for request in batch.members.values():
-            growth += whole_blocks(request, size, beyond) - batch.room(request)
+            growth += paging.whole(request, beyond) - batch.room(request)
         return growth
 
     def victims(self) -> Iterator[Request]:
@@ -201,7 +202,7 @@ class Rank:
 
     def begin(self, step: Step, now_ns: int) -> tuple[int, int, int]:
         """Admit those of a step's prompts that are new, take blocks, and return (tokens, query-key pairs, prompts)."""
-        size = self.block_tokens
+        paging = self.paging
         tokens = pairs = taken = 0
         for request, _ in step.prompts:
             if not request.computed:
@@ -213,8 +214,8 @@ class Rank:
             done = request.computed
             tokens += count
             pairs += computed_pairs(request, done, count)
-            held = request.prompt_tokens + request.samples * request.generated if step.reserves else done + count
-            blocks = computed_blocks(request, held, size) - request.shared_blocks
+            blocks = paging.reserved(request) if step.reserves else paging.prefilling(request, done, done + count)
+            blocks -= request.shared_blocks
             taken += blocks - request.blocks
             request.blocks = blocks
         self.kv.held += taken
@@ -241,7 +242,7 @@ class Rank:
 
     def take(self, request: Request, tokens: int) -> None:
         """Hold KV blocks for so many tokens of each sequence of a request, beside the cached ones that it shares."""
-        request.blocks = group_blocks(request, tokens, self.block_tokens) - request.shared_blocks
+        request.blocks = self.paging.held(request, tokens) - request.shared_blocks
         self.kv.held += request.blocks
         self.kv.make_room()
 
@@ -272,12 +273,20 @@ class Rank:
                 blocks = self._share(request, request.computed)
                 request.blocks -= blocks
                 self.kv.held -= blocks
+            if self.paging.sheds and (not self.step.reserves or request.computed == request.prefill_tokens):
+                self._shed(request)
         done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.samples * r.generated]
         if len(done) == len(self.partial):
             self.partial.clear()
         else:
             self.partial = [r for r in self.partial if r.computed < r.prefill_tokens]
         return done
+
+    def _shed(self, request: Request) -> None:
+        """Free what the layers with a window have computed of a request and see no more."""
+        blocks = self.paging.prefilled(request, request.computed)
+        self.kv.held -= request.blocks - blocks
+        request.blocks = blocks
 
     def drop(self, request: Request, tokens: int) -> None:
         """Free the blocks of a request that does not decode; of its `tokens` computed the cache keeps what it may."""
@@ -346,9 +355,9 @@ class Rank:
     def part(self, request: Request) -> None:
         """Let the answers of a request leave that the end of its prefill has completed, while others go on."""
         batch, held = self.batch, request.context_tokens - 1
-        before = group_blocks(request, held, self.block_tokens)
+        before = self.paging.held(request, held)
         ended = request.part()
-        freed = before - group_blocks(request, held, self.block_tokens)
+        freed = before - self.paging.held(request, held)
         if isinstance(batch, DecodeBatch) and batch.keeps:
             batch.pad(ended, ended * held, freed)
         freed += self._keep_first(request)
@@ -428,7 +437,7 @@ class Rank:
 
     def reserve(self, place: Reservation, request: Request, tokens: int) -> Reservation:
         """Put a place for a request with so many tokens in each sequence at the end of the line, and return it."""
-        place.blocks, place.seats = group_blocks(request, tokens, self.block_tokens), request.samples
+        place.blocks, place.seats = self.paging.held(request, tokens), request.samples
         self.reservations.append(place)
         return place
 

@@ -6,7 +6,6 @@ iteration-level scheduling with selective batching, memory reserved for the long
 
 from simulator.serving.engine_view import DECODE_ON, EngineView, Step
 from simulator.serving.request import Request
-from simulator.serving.samples import whole_blocks
 from simulator.strict import Count, Duration, Strict
 
 
@@ -99,5 +98,5 @@ def orca(limits: Orca, engine: EngineView) -> Step:
 
 
 def _whole(request: Request, engine: EngineView) -> int:
-    """Return the KV blocks of a request with all its tokens; the last one generated needs no KV."""
-    return whole_blocks(request, engine.block_tokens)
+    """Return the KV blocks of a waiting request with all its tokens, or of its prefill if that takes more."""
+    return max(engine.paging.whole(request), engine.paging.reserved(request))

@@ -12,6 +12,7 @@ import numpy as np
 from simulator.errors import InvariantError
 from simulator.randomness import stream
 from simulator.serving.decode_batch import Members
+from simulator.serving.paging import Paging
 from simulator.serving.request import Request
 
 FIRST_ITERATIONS = 256
@@ -71,17 +72,17 @@ class SpeculativeBatch(Members):
         "_growth",
         "_rooms",
         "_totals",
-        "block_tokens",
         "blocks",
         "context",
         "lookahead",
+        "paging",
         "positions",
         "speculation",
     )
 
-    def __init__(self, block_tokens: int, speculation: Speculation) -> None:
+    def __init__(self, paging: Paging, speculation: Speculation) -> None:
         super().__init__()
-        self.block_tokens = block_tokens
+        self.paging = paging
         self.speculation = speculation
         self.lookahead = speculation.tokens  # tokens beyond the next that an iteration needs KV blocks for
         self.positions = speculation.tokens + 1  # fed for each member in an iteration
@@ -100,8 +101,9 @@ class SpeculativeBatch(Members):
         np.cumsum(gains, out=kept[1:])
         kept[1:] += held
         rooms = np.empty_like(kept)
-        rooms[0] = -(-held // self.block_tokens)
-        rooms[1:] = -(-(kept[:-1] + self.positions) // self.block_tokens)
+        rooms[0] = held
+        rooms[1:] = kept[:-1] + self.positions
+        rooms = self.paging.rooms(rooms)
         request.offset = self.iteration
         self.enter(request, len(gains))
         key = request.request_id

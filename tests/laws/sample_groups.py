@@ -55,6 +55,25 @@ def blocks(r, tokens, size, decodes=False):
     return len({(None if (block + 1) * size <= r["prompt"] else s, block) for s, block in number})
 
 
+def window_blocks(r, tokens, size, kept, decodes=False):
+    """As `blocks`, of layers that keep the last `kept` blocks of each sequence, and of the prompt while that is needed.
+
+    It is needed until every sequence has begun to go on from it.
+    """
+    if sequences(r) == 1 or tokens <= r["prompt"]:
+        lengths = {0: tokens}
+    elif decodes:
+        lengths = dict.fromkeys(range(sequences(r)), tokens)
+    else:
+        lengths = {s: position + 1 for s, position in computed(r)[:tokens]}
+        lengths = {s: n for s, n in lengths.items() if n > r["prompt"]}
+    kept_of = {s: range(ceil(n / size))[-kept:] for s, n in lengths.items()}
+    number = {(None if (b + 1) * size <= r["prompt"] else s, b) for s, of in kept_of.items() for b in of}
+    if sequences(r) > 1 and not decodes and r["prompt"] < tokens < total(r):
+        number |= {(None, b) for b in range(r["prompt"] // size)[-kept:]}
+    return len(number)
+
+
 def _distinct(prompt, size, tokens):
     """Distinct KV blocks of sequences that begin with one prompt and have so many tokens each."""
     number = {(s, position // size) for s, held in enumerate(tokens) for position in range(held)}

@@ -10,6 +10,7 @@ from test_chunked_twin import Costs
 
 from simulator.serving.batching import BATCHERS
 from simulator.serving.decode_batch import DecodeBatch
+from simulator.serving.paging import Paging
 from simulator.serving.queueing import ORDERS
 from simulator.serving.request import Request
 
@@ -245,7 +246,7 @@ def test_padding_counts_beside_the_prompts_of_another_rank():
 def test_padding_goes_with_the_last_member_however_it_goes():
     # Two begin with 5 tokens of KV in blocks of 4; the first ends after 2 steps and stays as padding until the second
     # is preempted: then nobody is left to pad for, and its blocks must not keep the next batch out.
-    batch = DecodeBatch(4, keeps=True)
+    batch = DecodeBatch(Paging(4), keeps=True)
     short, long = Request(0, 0, 5, 3), Request(1, 0, 5, 90)
     for request in (short, long):
         request.generated = 1

@@ -7,7 +7,7 @@ over all of them says.
 
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from simulator.serving.batching import BATCHERS
 from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.lone_rank import kind_of
+from simulator.serving.paging import Windows
 from simulator.serving.queueing import ORDERS, Setting
 from simulator.serving.request import Request, Traits
 
@@ -77,6 +78,8 @@ class Case:
     ranks: int = 1
     chunk: int = 0
     """Output tokens that are sent together, the first ones too; 0: each as it is made."""
+    windows: Windows | None = None
+    """Layers that keep the last positions alone."""
 
     @property
     def preempts(self):
@@ -99,6 +102,7 @@ class Case:
             counts_service=self.order == "fair",
             by_priority=self.preempts,
             first_chunk=self.chunk,
+            windows=self.windows,
         )
 
 
@@ -131,16 +135,49 @@ def whole(r):
 
 
 def blocks(r, more=0):
-    return sample_groups.blocks(r, max(r["held"], r["whole"]) + more, BLOCK, r["decodes"])
+    """Blocks of a request; of a group with a window, what a part of a prompt adds and what was kept before it."""
+    tokens, windows = max(r["held"], r["whole"]) + more, r["windows"]
+    plain = sample_groups.blocks(r, tokens, BLOCK, r["decodes"])
+    if windows is None:
+        return plain
+    if r["whole"]:
+        return prompt_blocks(r)
+    if r["decodes"]:
+        return windows.full * plain + windows.windowed * window(r, tokens, decodes=True)
+    new = plain - sample_groups.blocks(r, r["before"], BLOCK)
+    return windows.full * plain + windows.windowed * (window(r, r["before"]) + new)
+
+
+def window(r, tokens, decodes=False):
+    return sample_groups.window_blocks(r, tokens, BLOCK, kept(r), decodes)
+
+
+def kept(r):
+    """Blocks that a window and the position after it may touch, wherever it begins."""
+    span = r["windows"].tokens
+    return max(len({position // BLOCK for position in range(at, at + span)}) for at in range(BLOCK))
 
 
 def prompt_blocks(r):
-    return sample_groups.blocks(r, whole(r), BLOCK)
+    """Blocks for a prefill: in groups with a window what is kept of each sequence, and the largest part at once."""
+    plain, windows = sample_groups.blocks(r, whole(r), BLOCK), r["windows"]
+    if windows is None:
+        return plain
+    begun = sequences(r) if r["made"] and sequences(r) > 1 else 0
+    most = kept(r) * (1 + begun) + ceil(windows.chunk / BLOCK) + begun
+    return windows.full * plain + windows.windowed * min(plain, most)
 
 
 def answer(r):
-    """Blocks of a request with all its tokens but the last, which is never fed."""
-    return sample_groups.whole(r, BLOCK)
+    """Blocks of a request with all its tokens but the last, which is never fed, or of its prefill that is to come."""
+    plain, windows = sample_groups.whole(r, BLOCK), r["windows"]
+    if windows is None:
+        return plain
+    shared = r["prompt"] // BLOCK if sequences(r) > 1 else 0
+    own = [ceil((r["prompt"] + n - 1) / BLOCK) - shared for n in r["answers"] if n > 1]
+    last = min(shared, kept(r)) + sum(min(n, kept(r)) for n in own) if own else window(r, r["prompt"])
+    decoding = windows.full * plain + windows.windowed * last
+    return decoding if r["decodes"] else max(prompt_blocks(r), decoding)
 
 
 def seats(requests):
@@ -214,7 +251,7 @@ class RankTwin:
     def preempt(self):
         victim = min(reversed(self.line), key=lambda r: r["priority"] if self.case.preempts else 0)
         self.line.remove(victim)
-        victim |= {"held": 0, "whole": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
+        victim |= {"held": 0, "before": 0, "whole": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
         self.join(victim, first=True)
         return victim
 
@@ -361,6 +398,8 @@ class RankTwin:
     def end(self, begun, decoding, now):
         """Count the tokens that a step has made, and return who ends: those who decoded, then those begun."""
         over = []
+        for r in self.line:
+            r["before"] = r["held"]
         for r in [*sorted(decoding, key=lambda r: r["id"]), *(r for r, _, _ in begun)]:
             if r in self.ghosts or r["held"] < whole(r):
                 continue
@@ -402,6 +441,7 @@ def walk(workload, case):
     arrivals = [
         {"id": i, "at": at, "prompt": prompt, "tenant": f"t{kind}", "priority": kind}
         | {"predicted": predicted, "made": 0, "held": 0, "whole": 0, "preemptions": 0, "decodes": False}
+        | {"before": 0, "windows": case.windows}
         | {"answers": sample_groups.answers(output, *group), "samples": group[0] if group else 1}
         for i, (at, (_, prompt, output, kind, predicted, *group)) in enumerate(
             zip(accumulate(w[0] for w in workload), workload, strict=True)
@@ -467,7 +507,7 @@ mixed_costs = all_costs.map(lambda c: Costs(**vars(c)))
 
 
 @st.composite
-def engines(draw, costs=mixed_costs, most_ranks=1):
+def engines(draw, costs=mixed_costs, most_ranks=1, windowed=False):
     """A workload and an engine with barely the memory it needs."""
     workload, batcher, order = draw(workloads), draw(st.sampled_from([*BATCHERS])), draw(st.sampled_from([*ORDERS]))
     running, more = draw(st.integers(1, 6)), draw(st.integers(0, 60))
@@ -496,10 +536,15 @@ def engines(draw, costs=mixed_costs, most_ranks=1):
     reserves = batcher in ("orca", "static", "dynamic")
     groups = [{"prompt": w[1], "answers": sample_groups.answers(w[2], *w[5:])} for w in workload]
     most = max((sample_groups.whole if reserves else sample_groups.most)(group, BLOCK, 1) for group in groups)
+    windows = None
+    if windowed:
+        part = limits.max_batch_tokens if BATCHERS[batcher].slices else 1000
+        windows = Windows(draw(st.integers(0, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 40)), part)
+        most *= windows.full + windows.windowed  # more than enough where windows are short
     blocks = most + draw(st.integers(0, 12))
     ranks = draw(st.integers(2, most_ranks)) if most_ranks > 1 else 1
     chunk = draw(st.sampled_from([0, 0, 2, 7, 40]))
-    return workload, Case(batcher, limits, order, parameters, draw(costs), blocks, ranks, chunk)
+    return workload, Case(batcher, limits, order, parameters, draw(costs), blocks, ranks, chunk, windows)
 
 
 def fill(parameters, given):
@@ -536,4 +581,17 @@ def test_ranks_in_lock_step_equal_token_by_token(found):
 @settings(max_examples=10_000, deadline=None)
 @given(several)
 def test_ranks_in_lock_step_equal_token_by_token_at_length(found):
+    check(*found)
+
+
+@settings(max_examples=400, deadline=None)
+@given(engines(windowed=True))
+def test_windows_that_are_given_back_equal_token_by_token(found):
+    check(*found)
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, deadline=None)
+@given(st.one_of(engines(windowed=True), engines(rank_costs, 4, windowed=True)))
+def test_windows_that_are_given_back_equal_token_by_token_at_length(found):
     check(*found)

@@ -100,6 +100,18 @@ def test_what_is_cut_and_what_it_says(tmp_path):
     assert prices.least["price.dollars_per_h"] == prices.most["price.dollars_per_h"]
 
 
+def test_contexts_that_share_their_blocks_are_not_limited_by_their_number(tmp_path):
+    """Prompts of 4,000 shared tokens and 40 of their own: 600 blocks hold two contexts alone, and many together."""
+    lengths = {"prompt_tokens": 40, "output_tokens": 300, "prefixes": {"count": 1, "tokens": 4000}}
+    workload = SCENARIO["workload"] | lengths | {"requests": 60, "arrivals": {"constant": {"rate": "1000 / s"}}}
+    engine = {"instances": 1, "kv": {"blocks": 600, "prefix_cache": {}}}
+    value = SCENARIO | {"workload": workload, "serving": {"model": "llama-3.1-8b", "colocated": engine}}
+    (tmp_path / "run.yaml").write_text(json.dumps(value))
+    found = run(tmp_path, value, "run")
+    most = limits_of(plan(load(tmp_path / "run.yaml"))).most["throughput.output_tokens_per_s"]
+    assert lookup(found.summary, "throughput.output_tokens_per_s") <= most
+
+
 def test_several_answers_to_a_prompt_leave_only_what_holds_of_each(tmp_path):
     """A request may be refused for its samples and tokens are weighed by them: only the least of all is a limit."""
     lengths = {"prompt_tokens": {"uniform": {"low": 100, "high": 4000}}}

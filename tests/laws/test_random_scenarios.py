@@ -5,6 +5,7 @@ Memory is tight on purpose: preemption, blocked queues and back-pressure are com
 """
 
 import json
+from functools import partial
 from itertools import pairwise
 from unittest import mock
 
@@ -229,7 +230,10 @@ serving = st.one_of(
     ),
 ).flatmap(
     lambda pools: st.fixed_dictionaries(
-        {"model": st.just("llama-3.1-8b"), "cost": linear.map(lambda constants: {"linear": constants})},
+        {
+            "model": st.sampled_from(["llama-3.1-8b", "gpt-oss-20b"]),
+            "cost": linear.map(lambda constants: {"linear": constants}),
+        },
         optional={
             "router": routers,
             "stream_interval": st.sampled_from([1, 3, 20]),
@@ -308,13 +312,32 @@ def hold(value, found):
     assert (rows.generated_tokens <= most * rows.output_tokens).all()
     if "decode" in value["serving"]:  # each position of a prompt moves once, whatever was preempted meanwhile
         moved = done[done.decode_instance.fillna("").str.startswith("decode")]
-        assert (moved.kv_transfer_bytes == moved.prompt_tokens * TOKEN_BYTES).all()
+        assert (moved.kv_transfer_bytes == moved.prompt_tokens.map(partial(cache_bytes, value["serving"]))).all()
     instances = found.instances
     assert int(instances.output_tokens.sum()) == int(rows.generated_tokens.sum())
     for _, windows in instances.groupby("instance"):
         assert (windows.start_ns.iloc[1:].to_numpy() == windows.end_ns.iloc[:-1].to_numpy()).all()
         assert (windows.prefill_ns + windows.decode_ns + windows.idle_ns == windows.end_ns - windows.start_ns).all()
         assert (windows.kv_blocks_max <= windows.kv_total_blocks).all()
+
+
+def cache_bytes(serving, prompt):
+    """Bytes of a prompt's keys and values that move: of layers with a window, those that the next token sees.
+
+    Every position of every layer moves when no engine gives back what has left a window.
+    """
+    model = load_model(serving["model"])
+    window = model.attention.window
+    pools = [pool for role in ("prefill", "decode") for pool in groups_of(serving[role])]
+    sheds = any("prefix_cache" not in pool["kv"] and "context" not in pool["layout"] for pool in pools)
+    if window is None or not sheds:
+        return prompt * model.kv_bytes_per_token(2)
+    positions = (model.layers - window.layers) * prompt + window.layers * min(prompt, window.tokens - 1)
+    return positions * model.kv_bytes_per_token(2) // model.layers
+
+
+def groups_of(section):
+    return section if isinstance(section, tuple) else (section,)
 
 
 counted = {"run": 0, "refused": 0}

@@ -16,9 +16,9 @@ from simulator.errors import InputError
 from simulator.scenario.load import load
 from simulator.serving.admission import Admission
 from simulator.serving.lone_rank import kind_of
+from simulator.serving.paging import Paging
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request, Traits
-from simulator.serving.samples import most_blocks, whole_blocks
 from simulator.workload.parquet import write_trace
 from simulator.workload.schema import make_batch
 
@@ -55,9 +55,9 @@ def test_what_no_engine_could_hold_is_refused():
     def asked(samples):
         return Request(0, 0, 10, 6, traits=Traits(samples=samples))
 
-    assert Admission(100, 100, 100, 8, {(8, 4)}).refusal(asked(3)) is None
-    assert Admission(100, 100, 100, 8, {(7, 4)}).refusal(asked(3)) == "larger than the decode KV cache"
-    assert Admission(100, 100, 100, 2, {(8, 4)}).refusal(asked(3)) == "more samples than seats"
+    assert Admission(100, 100, 100, 8, [(8, Paging(4))]).refusal(asked(3)) is None
+    assert Admission(100, 100, 100, 8, [(7, Paging(4))]).refusal(asked(3)) == "larger than the decode KV cache"
+    assert Admission(100, 100, 100, 2, [(8, Paging(4))]).refusal(asked(3)) == "more samples than seats"
 
 
 def test_answers_that_end_at_different_times_by_hand():
@@ -80,11 +80,11 @@ def test_whole_and_most_blocks_in_closed_form():
         return Request(0, 0, 10, 6, traits=Traits(samples=1 + len(further), sample_tokens=further))
 
     # 15 tokens at most are 4 blocks, 2 of them shared; an answer of 2 holds 11 (1 of its own), one of 1 nothing.
-    assert (whole_blocks(asked(2, 1), 4), most_blocks(asked(2, 1), 4)) == (2 + 2 + 1, 2 + 2)
-    assert (whole_blocks(asked(6, 6), 4), most_blocks(asked(6, 6), 4)) == (2 + 6, 2 + 6)
-    assert (whole_blocks(asked(3, 3), 4), most_blocks(asked(3, 3), 4)) == (2 + 2 + 1 + 1, 2 + 3)
-    assert Admission(100, 100, 100, 8, {(5, 4)}).refusal(asked(3, 3)) is None
-    assert Admission(100, 100, 100, 8, {(4, 4)}).refusal(asked(3, 3)) == "larger than the decode KV cache"
+    assert (Paging(4).whole(asked(2, 1)), Paging(4).most(asked(2, 1))) == (2 + 2 + 1, 2 + 2)
+    assert (Paging(4).whole(asked(6, 6)), Paging(4).most(asked(6, 6))) == (2 + 6, 2 + 6)
+    assert (Paging(4).whole(asked(3, 3)), Paging(4).most(asked(3, 3))) == (2 + 2 + 1 + 1, 2 + 3)
+    assert Admission(100, 100, 100, 8, [(5, Paging(4))]).refusal(asked(3, 3)) is None
+    assert Admission(100, 100, 100, 8, [(4, Paging(4))]).refusal(asked(3, 3)) == "larger than the decode KV cache"
     assert Admission(16, 100, 100, 8).refusal(asked(7)) == "longer than max_context"
 
 

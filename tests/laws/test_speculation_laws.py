@@ -5,6 +5,7 @@ holds a list of what each has in memory. KV blocks hold what is kept and the pos
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 
 import numpy as np
@@ -18,6 +19,7 @@ from simulator.serving.batching import BATCHERS, ChunkedPrefill, Continuous
 from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.lone_rank import kind_of
+from simulator.serving.paging import Paging, Windows
 from simulator.serving.queueing import Fair, FairShares
 from simulator.serving.request import Request, Traits
 from simulator.serving.speculation import Speculation, SpeculativeBatch
@@ -58,10 +60,10 @@ class Free:
         return self.of.prefill_ns(tokens, attended, sequences)
 
 
-def speculating(workload, costs, limits, sizes, speculation, batcher="continuous", tenants=0, chunk=0):
+def speculating(workload, costs, limits, sizes, speculation, batcher="continuous", tenants=0, chunk=0, windows=None):
     env, seen, done = Clock(), Seen(), {}
     fair = {"queue": lambda: Fair(FairShares()), "counts_service": True} if tenants else {}
-    more = fair | {"speculation": speculation, "first_chunk": chunk}
+    more = fair | {"speculation": speculation, "first_chunk": chunk, "windows": windows}
     engine = Engine("colocated", costs, StepTicks(costs), BATCHERS[batcher].policy, limits, *sizes, **more)
     finish = lambda request, instance: done.setdefault(request.request_id, request)  # noqa: E731
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, finish)
@@ -153,11 +155,26 @@ def next_gains(speculation, request_id, generated, left):
         yield accepted + 1
 
 
-def admitted(waiting, limits, seats, free, block_tokens):
+def room(tokens, block_tokens, windows, most):
+    """Blocks of so many tokens, of which groups with a window keep `most` blocks."""
+    blocks = ceil(tokens / block_tokens)
+    return windows.full * blocks + windows.windowed * min(blocks, most) if windows else blocks
+
+
+def kept(windows, block_tokens, fed):
+    """Blocks that a window, its last position the first of those fed, and they may touch, and a prefill."""
+    if not windows:
+        return 0, 0
+    span = windows.tokens + fed - 1
+    touched = [len({p // block_tokens for p in range(at, at + span)}) for at in range(block_tokens)]
+    return max(touched), max(touched) + ceil(windows.chunk / block_tokens)
+
+
+def admitted(waiting, limits, seats, free, of_prompt):
     batch, tokens = [], 0
     for r in waiting:
         need = r["prompt"] + r["made"]
-        free -= ceil(need / block_tokens)
+        free -= of_prompt(need)
         if len(batch) >= seats or free < 0 or tokens + need > limits.max_batch_tokens:
             break
         batch.append(r)
@@ -171,7 +188,10 @@ def times(r, chunk, now):
     return sent | ({"finish": now} if r["made"] == r["output"] else {})
 
 
-def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, watermark, speculation, tenants=0, chunk=0):
+def iteration_by_iteration(
+    workload, costs, limits, blocks, block_tokens, watermark, speculation, tenants=0, chunk=0, windows=None
+):
+    few, many = kept(windows, block_tokens, speculation.tokens + 1)
     k, waiting = speculation.tokens, Counters(tenants) if tenants else Line()
     arrivals, at = [], 0
     for index, (gap, prompt, output) in enumerate(workload):
@@ -189,21 +209,23 @@ def iteration_by_iteration(workload, costs, limits, blocks, block_tokens, waterm
         arrive()
         used = sum(r["blocks"] for r in running)
         free = blocks - used - watermark if used else blocks
-        batch = admitted(waiting.order, limits, limits.max_running - len(running), free, block_tokens)
+        of_prompt = partial(room, block_tokens=block_tokens, windows=windows, most=many)
+        batch = admitted(waiting.order, limits, limits.max_running - len(running), free, of_prompt)
         if batch:
             waiting.take(len(batch))
             lengths = [r["prompt"] + r["made"] for r in batch]
             pairs = sum(n * (n + 1) // 2 for n in lengths)
             ticks += round(costs.prefill_ns(sum(lengths), pairs, len(lengths)) * TICK)
             for r, held in zip(batch, lengths, strict=True):
-                r["held"], r["blocks"], r["made"] = held, ceil(held / block_tokens), r["made"] + 1
+                r["held"], r["made"] = held, r["made"] + 1
+                r["blocks"] = room(held, block_tokens, windows, few)
                 r["gains"] = next_gains(speculation, r["id"], r["made"], r["output"] - r["made"])
             running += batch
             made = [(r, 1) for r in batch]
         else:
 
             def wants(r):
-                return max(r["blocks"], ceil((r["held"] + k + 1) / block_tokens))
+                return max(r["blocks"], room(r["held"] + k + 1, block_tokens, windows, few))
 
             while sum(wants(r) for r in running) > blocks:
                 victim = running.pop()
@@ -247,15 +269,17 @@ speculations = st.builds(
     speculations,
     st.integers(0, 3),
     st.sampled_from([0, 0, 2, 7, 40]),
+    st.one_of(st.none(), st.builds(Windows, st.integers(0, 2), st.integers(1, 2), st.integers(1, 40), st.just(200))),
 )
 def test_equal_to_iteration_by_iteration(
-    workload, costs, max_running, spare, block_tokens, watermark, speculation, tenants, chunk
+    workload, costs, max_running, spare, block_tokens, watermark, speculation, tenants, chunk, windows
 ):
     longest = max(ceil((prompt + output - 1 + speculation.tokens) / block_tokens) for _, prompt, output in workload)
+    longest *= windows.full + windows.windowed if windows else 1
     sizes = longest + spare // block_tokens, block_tokens, watermark  # tight: preemptions are common
     limits = Continuous(max_running=max_running, max_batch_tokens=200)
-    done, seen = speculating(workload, costs, limits, sizes, speculation, tenants=tenants, chunk=chunk)
-    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation, tenants, chunk)
+    done, seen = speculating(workload, costs, limits, sizes, speculation, "continuous", tenants, chunk, windows)
+    twin = iteration_by_iteration(workload, costs, limits, *sizes, speculation, tenants, chunk, windows)
     assert sorted(done) == sorted(twin) == list(range(len(workload)))
     for index, r in twin.items():
         found = done[index]
@@ -295,7 +319,7 @@ def test_nothing_accepted_and_free_verification_is_plain_decoding(workload, cost
 
 @given(st.integers(1, 500), st.integers(0, 6), st.integers(1, 100))
 def test_all_accepted(output, drafted, prompt):
-    batch = SpeculativeBatch(16, Speculation((1.0,) * drafted, 3))
+    batch = SpeculativeBatch(Paging(16), Speculation((1.0,) * drafted, 3))
     request = Request(0, 0, prompt, output + 1)
     request.generated = 1  # the prefill's
     batch.join(request)

@@ -10,6 +10,7 @@ from simulator import load
 from simulator import simulate as run
 from simulator.build.explanation import Ask, explain_model, explain_scenario
 from simulator.device.accelerator import load_accelerator
+from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.transformer import load_model
@@ -47,7 +48,7 @@ def test_ceilings_by_hand() -> None:
     assert found.ceilings.prefill_tokens_per_s == pytest.approx(989e12 / (2 * layers))
     floor = (2 * (model.parameters - model.vocabulary * model.hidden) + 1000 * 131072) / device.memory.bandwidth
     assert found.ceilings.decode_alone_per_s == pytest.approx(1 / floor, rel=0.01)
-    assert found.ceilings.batch == found.book.kv_bytes // (1000 * 131072)
+    assert found.ceilings.batch == found.book.kv_bytes // (16 * 131072) // 63  # blocks of 16 tokens
     step = found.steps[1]
     assert step.tokens_per_s < found.ceilings.decode_full_per_s
     assert found.steps[0].tokens_per_s < found.ceilings.prefill_tokens_per_s
@@ -106,13 +107,61 @@ def test_bad_asks(simulate, words: tuple[str, ...], complaint: str) -> None:
     assert "Traceback" not in outcome.err
 
 
-def test_layers_with_a_window_are_said_to_keep_every_position() -> None:
-    def notes(context: int) -> list[str]:
-        ask = Ask(context=context, batch=1)
-        found = explain_model("gpt-oss-20b", "h100-sxm-80gb", Layout(tensor=1), None, ask)
-        return [note for note in found.notes if note.startswith("kv: 12 of the 24 layers of gpt-oss-20b see 128")]
+@pytest.mark.parametrize(("context", "blocks"), [(128, 2 * 8), (144, 2 * 9), (2048, 128 + 9), (2049, 129 + 9)])
+def test_layers_with_a_window_leave_room_for_more_sequences(context: int, blocks: int) -> None:
+    """gpt-oss-20b: 12 of 24 layers keep 128 positions, which touch 9 blocks of 16 at most."""
+    found = explain_model("gpt-oss-20b", "h100-sxm-80gb", Layout(tensor=1), None, Ask(context=context, batch=1))
+    token = 2 * 8 * 64 * 2  # keys and values of 8 heads of 64 in 16 bits, of one layer
+    assert (found.kv_bytes_per_token, found.kv_bytes_beyond) == (24 * token, 12 * token)
+    assert found.ceilings.batch == found.book.kv_bytes // (16 * 12 * token) // blocks
+    assert not [note for note in found.notes if "hybrid" in note]
 
-    assert (len(notes(128)), len(notes(129))) == (0, 1)
+
+@pytest.mark.parametrize(
+    ("engine", "gives_back"),
+    [
+        ("{instances: 1}", True),
+        ("{instances: 1, kv: {hybrid: true}}", True),
+        ("{instances: 1, kv: {hybrid: false}}", False),
+        ("{instances: 1, kv: {prefix_cache: {}}}", False),
+        ("{instances: 1, layout: {context: 2}}", False),
+    ],
+)
+def test_layers_with_a_window_that_keep_everything_are_named(tmp_path: Path, engine: str, gives_back: bool) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(WINDOWS % engine)
+    [explained] = explain_scenario(load(file), Ask(context=5000, batch=1))
+    assert any("12 of the 24 layers" in note for note in explained.notes) == (not gives_back)
+    found = run(load(file))
+    assert any("12 of the 24 layers" in note for note in found.summary["warnings"]) == (not gives_back)
+    [blocks] = set(found.instances.kv_total_blocks)
+    each = blocks // (313 + 9) if gives_back else blocks // 313
+    assert explained.ceilings.batch == each
+
+
+def test_windows_are_not_given_back_beside_what_is_not_modelled(tmp_path: Path) -> None:
+    file = tmp_path / "scenario.yaml"
+    for engine, what in (
+        ("{instances: 1, kv: {hybrid: true, prefix_cache: {}}}", "not modelled beside prefix_cache"),
+        ("{instances: 1, layout: {context: 2}, kv: {hybrid: true}}", "not modelled beside context parallelism"),
+    ):
+        file.write_text(WINDOWS % engine)
+        with pytest.raises(InputError, match=what) as caught:
+            load(file)
+        assert "serving.colocated.kv.hybrid" in str(caught.value)
+    file.write_text((WINDOWS % "{instances: 1, kv: {hybrid: true}}").replace("gpt-oss-20b", "llama-3.1-8b"))
+    warnings = run(load(file)).summary["warnings"]
+    assert "serving.colocated.kv.hybrid has no effect: no layer of llama-3.1-8b has a window" in warnings
+
+
+WINDOWS = """
+schema: 1
+topology: {preset: clos-h100, nodes: 1}
+workload: {requests: 1, arrivals: {constant: {rate: 1 / s}}, prompt_tokens: 2048, output_tokens: 9}
+serving:
+  model: gpt-oss-20b
+  colocated: %s
+"""
 
 
 COPIES = """
@@ -154,6 +203,7 @@ def test_what_is_explained_is_what_is_run(tmp_path: Path, cost: str, decode: str
     assert sum(line.ns for line in step.rows) == pytest.approx(step.ns)
     for role, one in zip(("prefill", "decode"), explained, strict=True):
         [blocks] = set(found.instances[found.instances.role == role].kv_total_blocks)
-        assert one.ceilings.batch == pytest.approx(16 * blocks / 2049, abs=2)
+        ranks = 32 if "expert_servers" not in decode or role == "prefill" else 1
+        assert one.ceilings.batch == ranks * (blocks // ranks // 129)
         assert sum(one.memory.values()) == one.book.usable_bytes
         assert (one.memory.get("expert weights", 0) == 0) == ("expert_servers" in decode and role == "decode")

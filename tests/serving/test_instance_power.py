@@ -9,11 +9,12 @@ from simulator.device.power import watts
 from simulator.model.layout import Layout
 from simulator.model.transformer import load_model
 from simulator.results.tables import INSTANCES
+from simulator.serving.paging import Paging
 from simulator.serving.power import InstancePower
 
 DEVICE = load_accelerator("a100-sxm-80gb")
 COST = RooflineCost(load_model("llama-3-8b"), Layout(tensor=2), DEVICE)
-METER = InstancePower(COST, block_tokens=16, prompt_tokens=4096)
+METER = InstancePower(COST, Paging(16), prompt_tokens=4096)
 LOADED_W = watts(DEVICE).idle + watts(DEVICE).active
 
 
