@@ -21,7 +21,7 @@ scenario, `serving.model` names one of them, or is the path of a card of your ow
 
 - Parameters are exact, vision towers included and drafting layers (multi-token prediction) left out.
 - Active parameters are those that one token is multiplied with: the experts it uses, and of the embedding the LM head.
-- KV bytes are those of one position over all layers in 16 bits, of which layers with a window give back what has left it
+- KV bytes are those of one position over all layers in 16 bits; layers with a window give back what has left it
   ([KV memory](kv-memory.md#layers-with-a-sliding-window)); cross-attention holds as many again for each position of the
   source.
 - The formats are those of the published weights; `bf16` stands for any 16 bits.
