@@ -13,7 +13,7 @@ from simulator.device.memory import Ledger
 from simulator.device.power import activity_of, drawn_w
 from simulator.model.forward import Work
 from simulator.model.precision import FORMATS
-from simulator.model.split import OTHER_WEIGHTS, Held, weight_bits, weights_per_rank
+from simulator.model.split import OTHER_WEIGHTS, Held, absorbed_bytes, weight_bits, weights_per_rank
 from simulator.units import NS_PER_S
 
 
@@ -123,6 +123,9 @@ def memory_parts(cost: RooflineCost, book: Ledger, held: Held | None = None) -> 
     weights = weights_per_rank(cost.model, cost.layout, cost.precision, cost.experts_elsewhere, held)
     bits = weight_bits(weights, cost.precision)
     parts = {name: round(size / 8) for name, size in bits.items() if size and name != OTHER_WEIGHTS}
+    absorbed = absorbed_bytes(cost.model, cost.layout, cost.precision)
+    if absorbed:
+        parts["absorbed projections"] = absorbed
     parts[OTHER_WEIGHTS] = book.weight_bytes - sum(parts.values())
     parts["activations"], parts["communication buffers"] = book.activation_bytes, book.buffer_bytes
     parts["driver context"] = book.context_bytes

@@ -14,6 +14,7 @@ from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.split import (
     Held,
+    absorbed_bytes,
     check_layout,
     kv_bytes_per_token_per_rank,
     kv_groups,
@@ -110,6 +111,7 @@ def ledger(
     usable = int(accelerator.memory.capacity * utilisation)
     terms = {
         "weights": weight_bytes_per_rank(model, layout, precision, experts_elsewhere, held)
+        + absorbed_bytes(model, layout, precision)
         + (beside.weight_bytes if beside else 0),
         "activations": activation_bytes(model, layout, max_batch_tokens, max_sequences),
         "communication buffers": buffer_bytes(model, layout, max_batch_tokens),

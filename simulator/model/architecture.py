@@ -59,6 +59,10 @@ class GroupedAttention(Strict):
         normed = {None: 0, "head": 2, "layer": heads + kv_heads}[self.qk_norm] * self.head_dim
         return hidden * (qkv + out) + bias + normed + (heads if self.sinks else 0)
 
+    def absorbed(self, heads: int) -> int:
+        """Return the parameters that are absorbed around a latent: there is none."""
+        return 0
+
     def stored_per_token(self, kv_heads: int) -> int:
         """Return the values that one position holds in the KV cache of one layer."""
         return 2 * kv_heads * self.head_dim
@@ -107,9 +111,11 @@ class LatentAttention(Strict):
         else:
             query = hidden * self.query_rank + self.query_rank + self.query_rank * queries
         latent = hidden * self.latent_dim + self.kv_rank
-        return (
-            query + latent + self.kv_rank * heads * (self.nope_dim + self.value_dim) + heads * self.value_dim * hidden
-        )
+        return query + latent + self.absorbed(heads) + heads * self.value_dim * hidden
+
+    def absorbed(self, heads: int) -> int:
+        """Return the parameters of one layer that decode multiplies with the latent of so many heads."""
+        return self.kv_rank * heads * (self.nope_dim + self.value_dim)
 
     def stored_per_token(self, kv_heads: int) -> int:
         """Return the values that one position holds in the KV cache of one layer."""

@@ -205,6 +205,18 @@ def weight_bytes_per_rank(
     return weight_bytes(weights_per_rank(model, layout, precision, experts_elsewhere, held), precision or Precision())
 
 
+def absorbed_bytes(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
+    """Return the bytes of MLA's absorbed projections on a rank of the fullest stage.
+
+    Engines keep them in 16 bits, for which alone there are kernels, beside the quantised weights that prompts take
+    (vLLM, SGLang); of weights that are not quantised they are parts, so nothing.
+    """
+    if FORMATS[(precision or Precision()).of_attention].weight_bits >= 16:
+        return 0
+    part = model.attention
+    return 2 * layers_per_stage(model, layout) * part.absorbed(part.heads // layout.tensor)
+
+
 def expert_bytes(model: Transformer, layout: Layout, precision: Precision | None = None) -> int:
     """Return the bytes of one routed expert of one layer on a device that holds it."""
     assert model.experts is not None

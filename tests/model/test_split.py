@@ -24,6 +24,7 @@ from simulator.model.layout import Layout
 from simulator.model.precision import Precision
 from simulator.model.split import (
     Weights,
+    absorbed_bytes,
     check_layout,
     experts_per_rank,
     kv_bytes_per_token_per_rank,
@@ -250,6 +251,13 @@ def test_a_rank_of_deepseek_v3_by_hand() -> None:
     in_8_bits = weights.attention + weights.mlp + weights.experts + weights.shared
     expected = in_8_bits * (8 + 32 / 16384) / 8 + 2 * (weights.embeddings + weights.norms + weights.routers)
     assert weight_bytes_per_rank(model, layout, model.checkpoint) == round(expected)
+    assert absorbed_bytes(model, layout, model.checkpoint) == 2 * 61 * 512 * 128 * 256  # keys and values, in 16 bits
+    assert absorbed_bytes(model, Layout(tensor=8, pipeline=4), model.checkpoint) == 2 * 16 * 512 * 16 * 256
+    assert (
+        absorbed_bytes(model, layout)
+        == absorbed_bytes(load_model("llama-3-8b"), Layout(), Precision(weights="fp8"))
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("name", "gib"), [("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)])
