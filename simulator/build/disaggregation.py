@@ -62,7 +62,7 @@ def caches_of(model: Transformer, serving: Serving, layouts: Mapping[str, Layout
     each = model.attention.stored_per_token(1) * serving.precision.kv_bytes
     places = {name: KVLayout.of(model, layout) for name, layout in layouts.items()}
     window = model.attention.window
-    if window is None or not any(group.pool.sheds_windows for group in serving.groups):
+    if window is None or not any(group.pool.gives_back(model) for group in serving.groups):
         return Caches(places, model.layers, round(each))
     kinds = Kind(model.layers, window.layers, False), Kind(model.layers, window.layers, True)
     return Caches(places, model.layers, round(each), ((kinds[0], None), (kinds[1], window.tokens - 1)))

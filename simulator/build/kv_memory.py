@@ -203,15 +203,15 @@ def swap_of(section: Pool, model: Transformer, precision: Precision) -> Callable
     if not isinstance(terms, Swap):
         return None
     layout = section.layout
-    # a block is all of one data rank's
-    size = kv_block_bytes(model, layout, section.kv.block_tokens * layout.data, precision, None, section.sheds_windows)
+    tokens = section.kv.block_tokens * layout.data  # a block is all of one data rank's
+    size = kv_block_bytes(model, layout, tokens, precision, windows=section.gives_back(model))
     return partial(spaces, terms, size, layout.data, layout.pipeline)
 
 
 def windows_of(section: Pool, model: Transformer) -> Windows | None:
     """Return the layers of an engine that give back what has left their window, if there are any."""
     window = model.attention.window
-    if window is None or not section.sheds_windows:
+    if window is None or not section.gives_back(model):
         return None
     groups, limits = kv_groups(model, section.layout), section.batcher.parameters
     chunk = min(limits.max_batch_tokens, getattr(limits, "long_prefill_threshold", None) or limits.max_batch_tokens)

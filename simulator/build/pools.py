@@ -237,7 +237,8 @@ def _engine(
     ranks = section.layout.data * section.layout.pipeline
     each, size = blocks // ranks, section.kv.block_tokens
     watermark = int(section.kv.watermark * each)
-    prefixes = prefixes_of(section.kv, each, unit_tokens)
+    windows = windows_of(section, model)
+    prefixes = prefixes_of(section.kv, each, unit_tokens, windows)
     assert scenario.serving is not None
     swap = swap_of(section, model, scenario.serving.precision)
     return Engine(
@@ -259,7 +260,7 @@ def _engine(
         swap=swap,
         first_chunk=scenario.serving.first_chunk,
         lower=lower_of(section, model, scenario.serving.precision, unit_tokens, shared),
-        windows=windows_of(section, model),
+        windows=windows,
     )
 
 

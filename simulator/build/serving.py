@@ -178,7 +178,7 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
         what = "no effect, no tokens go to experts on other ranks of their engine"
         notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
     for group in serving.groups:
-        if not group.pool.sheds_windows:
+        if not group.pool.gives_back(model):
             notes += window_lines(model, serving.max_context or model.max_context, group.at)
         if group.pool.kv.hybrid and model.attention.window is None:
             notes.append(f"{group.at}.kv.hybrid has no effect: no layer of {model.name} has a window")

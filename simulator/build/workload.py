@@ -14,10 +14,12 @@ from simulator.scenario.pool import KV
 from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import Callers, SyntheticWorkload, TraceWorkload
 from simulator.serving.frontend import Arrivals
+from simulator.serving.paging import Windows
 from simulator.serving.prefix_cache import PrefixCache, session_keys
 from simulator.serving.queueing import ORDERS
 from simulator.serving.request import PLAIN, Traits
 from simulator.serving.routing import ROUTERS
+from simulator.serving.windowed_prefixes import WindowedPrefixes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -320,16 +322,21 @@ def _unit(at: str, kv: KV, hash_tokens: int | None) -> int:
     return unit
 
 
-def prefixes_of(kv: KV, blocks: int, unit_tokens: int | None) -> Callable[[], PrefixCache] | None:
+def prefixes_of(
+    kv: KV, blocks: int, unit_tokens: int | None, windows: Windows | None = None
+) -> Callable[[], PrefixCache] | None:
     """Return what makes the prefix cache of one rank of so many blocks, or None when there is none."""
     caching = kv.prefix_cache
     if caching is None or unit_tokens is None:
         return None
-    pins, unit_blocks = caching.pin, unit_tokens // kv.block_tokens
+    pins, unit_blocks = caching.pin, unit_tokens // kv.block_tokens * (windows.full if windows else 1)
     most = int(pins.share * blocks) // unit_blocks if pins is not None else 0
     eviction = caching.eviction
     pin_units = pins.units if pins is not None else 0
-    return lambda: PrefixCache(unit_tokens, kv.block_tokens, eviction.name, eviction.parameters, pin_units, most)
+    rest = eviction.name, eviction.parameters, pin_units, most
+    if windows is not None:
+        return lambda: WindowedPrefixes(unit_tokens, kv.block_tokens, windows, *rest)
+    return lambda: PrefixCache(unit_tokens, kv.block_tokens, *rest)
 
 
 def _replayed(trace: "Trace", part: "Part", notes: list[str]) -> Iterator["pa.RecordBatch"]:

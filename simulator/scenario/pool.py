@@ -14,6 +14,7 @@ from simulator.device.expert_servers import ExpertServers
 from simulator.documents import PathKey, dotted
 from simulator.errors import InputError, Problem, nearest
 from simulator.model.layout import Layout
+from simulator.model.transformer import Transformer
 from simulator.scenario.experts import Experts
 from simulator.scenario.speculation import SpeculationSection
 from simulator.serving.batching import BATCHERS
@@ -87,8 +88,8 @@ class KV(Strict):
     prefix_cache: PrefixCaching | None = None
     """Keep what prompts have in common; default: every prompt is computed in full."""
     hybrid: bool | None = None
-    """Whether layers with a window give back what has left it (vLLM's hybrid KV cache manager); default: where there is
-    neither prefix cache nor context parallelism, beside which it is not modelled."""
+    """Whether layers with a window give back what has left it (vLLM's hybrid KV cache manager); default: yes, but where
+    it is not modelled: beside context parallelism, tiers, or a prefix cache when all layers have a window."""
 
     @property
     def fabric_tier(self) -> TierSection | None:
@@ -132,20 +133,22 @@ class Pool(Strict):
     experts: Experts | None = None
     """How tokens choose experts and where these lie; default: all alike, in order, without copies."""
 
-    @property
-    def sheds_windows(self) -> bool:
-        """Whether layers with a window give back what has left it."""
-        alone = self.kv.prefix_cache is None and self.layout.context == 1
-        return alone if self.kv.hybrid is None else self.kv.hybrid
+    def gives_back(self, model: Transformer) -> bool:
+        """Return whether layers with a window give back what has left it."""
+        if self.kv.hybrid is not None or model.attention.window is None:
+            return bool(self.kv.hybrid) and model.attention.window is not None
+        return not self.hinders_windows(model)
 
-    @model_validator(mode="after")
-    def _hybrid_is_modelled(self) -> Self:
-        beside = {"prefix_cache": self.kv.prefix_cache is not None, "context parallelism": self.layout.context > 1}
-        found = " and ".join(name for name, there in beside.items() if there)
-        if self.kv.hybrid and found:
-            what = f"windows that are given back are not modelled beside {found}"
-            raise LocatedError(Fault(("kv", "hybrid"), what, "false, or leave it out"))
-        return self
+    def hinders_windows(self, model: Transformer) -> str | None:
+        """Return beside what windows that are given back are not modelled, if that is here."""
+        caching, window = self.kv.prefix_cache, model.attention.window
+        if self.layout.context > 1:
+            return "context parallelism"
+        if caching is not None and caching.tiers:
+            return "tiers of a prefix cache"
+        if caching is not None and window is not None and window.layers == model.layers:
+            return "a prefix cache of a model all of whose layers have a window"
+        return None
 
     @model_validator(mode="after")
     def _experts_are_here(self) -> Self:

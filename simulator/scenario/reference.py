@@ -283,6 +283,10 @@ def _check_engine(
         draft = attempt(partial(pool.speculation.model, model), document, problems, at)
         if draft is not None:
             attempt(partial(check_layout, draft, pool.layout), document, problems, at)
+    hindrance = pool.hinders_windows(model) if pool.kv.hybrid else None
+    if hindrance is not None:
+        what = f"windows that are given back are not modelled beside {hindrance}"
+        problems.append(document.problem(("serving", *group.keys, "kv", "hybrid"), what, "false, or leave it out"))
     if len(problems) > before or not thoroughly:
         return
     subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
@@ -310,7 +314,7 @@ def kv_blocks_of(pool: Pool, model: Transformer, device: Accelerator, precision:
     if blocks is None:
         beside = pool.speculation.beside(model, layout, precision) if pool.speculation is not None else None
         book = ledger_of(pool, model, device, precision, beside)
-        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside, pool.sheds_windows)
+        blocks = kv_blocks(book, model, layout, pool.kv.block_tokens, precision, beside, pool.gives_back(model))
     if blocks < layout.data * layout.pipeline:
         what = f"{blocks:,} KV blocks for {layout.data * layout.pipeline:,} ranks"
         raise InputError(Problem(what, path="kv.blocks", allowed="a block for each rank at least"))

@@ -74,9 +74,9 @@ class KVCache:
         if prefixes is None:
             return
         cached = prefixes.referenced + prefixes.idle
-        over = self.held + self.batch.blocks + cached * prefixes.unit_blocks - self.total
+        over = self.held + self.batch.blocks + cached * prefixes.unit_blocks + prefixes.beside_blocks - self.total
         if over > 0:
-            gone = prefixes.evict(min(prefixes.idle, -(-over // prefixes.unit_blocks)))
+            gone = prefixes.give_way(over)
             if self.evicted is not None:
                 self.evicted(gone)
 

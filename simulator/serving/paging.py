@@ -201,7 +201,7 @@ class WindowedPaging(Paging):
     def longest(self, blocks: int) -> int:
         """Return the longest context of one sequence that can be computed, and decode, in so many blocks."""
         most, full, windowed = self.kept + self.chunk, self.full, self.windowed
-        if blocks <= (full + windowed) * most:
+        if blocks < (full + windowed) * most:
             return blocks // (full + windowed) * self.size
         return (blocks - windowed * most) // full * self.size if full else 2**62
 

@@ -21,6 +21,8 @@ class PrefixCache:
     while anyone uses it. Units that have always been held together are kept as one stretch.
     """
 
+    _victims: Victims
+
     def __init__(
         self,
         unit_tokens: int,
@@ -29,13 +31,16 @@ class PrefixCache:
         parameters: Strict | None = None,
         pin_units: int = 0,
         pin_most: int = 0,
+        beside: "PrefixCache | None" = None,
     ) -> None:
+        """`beside`: the cache whose units give way in one order with these, which are of layers with a window."""
         if unit_tokens % block_tokens:
             raise ValueError(f"units of {unit_tokens} tokens are no whole number of blocks of {block_tokens}")
         self.unit_tokens = unit_tokens
         self.unit_blocks = unit_tokens // block_tokens
         self.now_ns = 0
         self.referenced = self.idle = self.pinned = 0
+        self.beside_blocks = 0  # of units of layers with a window, which nobody references
         self.index: PrefixIndex | None = None  # hears under `bit` of the units that come and go
         self.bit = 0
         self.pin_most = pin_most if pin_units else 0
@@ -43,9 +48,13 @@ class PrefixCache:
         kind = EVICTIONS[eviction]
         order = kind.make(parameters or kind.parameters())
         self._from_first = order.first
-        self._victims = Victims(order)
+        self._windowed = beside is not None
+        self._victims = Victims(order) if beside is None else beside._victims
         self._stretches: Stretches[Cached] = Stretches(self._victims.parted)
         self._births = 0
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._stretches
 
     def __iter__(self) -> Iterator[Cached]:
         """Yield the stretches of units that are here."""
@@ -61,8 +70,10 @@ class PrefixCache:
 
     def found_in_use(self, request: Request) -> tuple[int, int]:
         """Return how many units are here as `found`, and how many of them are not among those that may be evicted."""
-        keys, found, idle = request.keys, 0, 0
-        most = min(usable_units(request, self.unit_tokens), len(keys))
+        return self._in_use(request.keys, min(usable_units(request, self.unit_tokens), len(request.keys)))
+
+    def _in_use(self, keys: Sequence[int], most: int) -> tuple[int, int]:
+        found = idle = 0
         for stretch, _, units in self._stretches.along(keys, 0, most):
             found += units
             if stretch.place >= 0:
@@ -92,7 +103,7 @@ class PrefixCache:
                 first += here
                 continue
             pins = min(last, self._pin_units, first + self.pin_most - self.pinned) - first
-            new = Cached(keys, first, first + pins if pins > 0 else last, self._births, pins > 0)
+            new = Cached(keys, first, first + pins if pins > 0 else last, self._births, pins > 0, self._windowed)
             first += self._take_in(new)
 
     def _take_in(self, stretch: Cached) -> int:
@@ -126,6 +137,10 @@ class PrefixCache:
             if dropped[stretch] == stretch.references:
                 alone += len(stretch)
         return alone
+
+    def give_way(self, blocks: int) -> list[int]:
+        """Give up units that nobody references until so many blocks are free, or none is left; return their keys."""
+        return self.evict(min(self.idle, -(-blocks // self.unit_blocks)))
 
     def evict(self, units: int) -> list[int]:
         """Give up so many units that nobody references, and return their keys."""

@@ -275,6 +275,8 @@ class Rank:
                 self.kv.held -= blocks
             if self.paging.sheds and (not self.step.reserves or request.computed == request.prefill_tokens):
                 self._shed(request)
+        if self.paging.sheds:
+            self.kv.make_room()
         done = [r for r, _ in prompts if r.computed == r.prompt_tokens + r.samples * r.generated]
         if len(done) == len(self.partial):
             self.partial.clear()
@@ -284,7 +286,7 @@ class Rank:
 
     def _shed(self, request: Request) -> None:
         """Free what the layers with a window have computed of a request and see no more."""
-        blocks = self.paging.prefilled(request, request.computed)
+        blocks = self.paging.prefilled(request, request.computed) - request.shared_blocks
         self.kv.held -= request.blocks - blocks
         request.blocks = blocks
 

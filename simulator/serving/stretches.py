@@ -44,10 +44,13 @@ class Stretch:
 class Cached(Stretch):
     """Units that the same requests hold and have held; unless they are pinned, those that nobody holds may go."""
 
-    __slots__ = ("born", "pinned", "place", "references", "since_ns", "uses")
+    __slots__ = ("born", "pinned", "place", "references", "since_ns", "uses", "windowed")
 
-    def __init__(self, keys: Sequence[int], begin: int, end: int, born: int, pinned: bool) -> None:
+    def __init__(
+        self, keys: Sequence[int], begin: int, end: int, born: int, pinned: bool, windowed: bool = False
+    ) -> None:
         super().__init__(keys, begin, end)
+        self.windowed = windowed  # whether these are of layers with a window, where units of both kinds give way
         self.references = self.uses = 1  # requests that hold each of them, and that ever did
         self.born = born  # the first came in as number `born` of the cache, the others right after it
         self.pinned = pinned
@@ -77,7 +80,7 @@ class Cached(Stretch):
 
     def copy(self) -> "Cached":
         """Return another one of the same units in the same state."""
-        twin = Cached(self.keys, self.begin, self.end, self.born, self.pinned)
+        twin = Cached(self.keys, self.begin, self.end, self.born, self.pinned, self.windowed)
         twin.references, twin.uses, twin.place, twin.since_ns = self.references, self.uses, self.place, self.since_ns
         return twin
 

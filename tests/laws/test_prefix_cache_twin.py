@@ -19,8 +19,10 @@ from simulator.serving.batching import BATCHERS
 from simulator.serving.instance import Engine
 from simulator.serving.jump import StepTicks
 from simulator.serving.lone_rank import kind_of
+from simulator.serving.paging import Windows
 from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
+from simulator.serving.windowed_prefixes import WindowedPrefixes
 
 BLOCK = 4
 
@@ -30,7 +32,7 @@ def keys_of(index, family, common, prompt, unit):
     return tuple(family * 1000 + i if i < common else 10**6 + index * 1000 + i for i in range(prompt // unit))
 
 
-def jumping(workload, costs, policy, limits, blocks, unit, cached=True, eviction="lru"):
+def jumping(workload, costs, policy, limits, blocks, unit, cached=True, eviction="lru", windows=None):
     env, seen, done = Clock(), Seen(), {}
     engine = Engine(
         "colocated",
@@ -41,7 +43,8 @@ def jumping(workload, costs, policy, limits, blocks, unit, cached=True, eviction
         blocks,
         BLOCK,
         0,
-        prefixes=(lambda: PrefixCache(unit, BLOCK, eviction)) if cached else None,
+        prefixes=(lambda: made(unit, eviction, windows)) if cached else None,
+        windows=windows,
     )
     instance = kind_of(engine)(env, "colocated-0", engine, (0,), seen, lambda r, _: done.update({r.request_id: r}))
 
@@ -59,13 +62,24 @@ def jumping(workload, costs, policy, limits, blocks, unit, cached=True, eviction
     return done, seen
 
 
+def made(unit, eviction, windows):
+    return WindowedPrefixes(unit, BLOCK, windows, eviction) if windows else PrefixCache(unit, BLOCK, eviction)
+
+
 class Twin:
-    def __init__(self, workload, costs, policy, limits, blocks, unit):
+    """`tails` are rows [key, when it was last used] of what layers with a window have, which nobody holds."""
+
+    def __init__(self, workload, costs, policy, limits, blocks, unit, windows=None):
+        self.tails, self.windows = [], windows
+        self.full, self.windowed = (windows.full, windows.windowed) if windows else (1, 0)
+        span = windows.tokens if windows else 1
+        self.kept = max(len({p // BLOCK for p in range(at, at + span)}) for at in range(BLOCK))
+        self.before = ceil((span - 1) / unit)  # units before a position that it sees
         self.costs, self.policy, self.limits, self.blocks, self.unit = costs, policy, limits, blocks, unit
         times = accumulate(w[0] for w in workload)
         self.arrivals = [
             {"id": i, "at": at, "prompt": prompt, "output": output, "made": 0, "held": 0, "units": 0, "preemptions": 0}
-            | {"keys": keys_of(i, family, common, prompt, unit)}
+            | {"keys": keys_of(i, family, common, prompt, unit), "before": 0, "decodes": False}
             for i, (at, (_, prompt, output, family, common)) in enumerate(zip(times, workload, strict=True))
         ]
         self.waiting, self.line, self.cache, self.clock = [], [], [], 0
@@ -75,16 +89,42 @@ class Twin:
 
     def own(self, r, tokens=None):
         """Blocks of its own; a whole prompt taken at once counts from the beginning (`whole`)."""
-        tokens = max(r["held"] if tokens is None else tokens, r.get("whole", 0))
-        return ceil(tokens / BLOCK) - r["units"] * self.unit // BLOCK
+        if r.get("whole"):
+            return self.all_of(r["whole"]) - self.full * r["units"] * self.unit // BLOCK
+        tokens = r["held"] if tokens is None else tokens
+        blocks = self.full * ceil(tokens / BLOCK) - self.full * r["units"] * self.unit // BLOCK
+        if r["decodes"]:
+            return blocks + self.windowed * min(ceil(tokens / BLOCK), self.kept)
+        return blocks + self.windowed * self.window(r["before"], tokens)
+
+    def window(self, before, tokens):
+        """Blocks of a group with a window while a part of a prompt is computed: what was kept, and the new ones."""
+        return min(ceil(before / BLOCK), self.kept) + ceil(tokens / BLOCK) - ceil(before / BLOCK)
+
+    def all_of(self, tokens):
+        """Blocks to compute a prompt in parts."""
+        blocks, part = ceil(tokens / BLOCK), ceil(self.windows.chunk / BLOCK) if self.windows else 0
+        return self.full * blocks + self.windowed * min(blocks, self.kept + part)
 
     def used(self):
-        shared = sum(bool(row[1]) for row in self.cache) * self.unit // BLOCK
+        shared = self.full * sum(bool(row[1]) for row in self.cache) * self.unit // BLOCK
         return sum(self.own(r) for r in self.line) + shared
 
     def evict(self):
-        while self.used() + sum(not row[1] for row in self.cache) * self.unit // BLOCK > self.blocks:
-            self.cache.remove(min((row for row in self.cache if not row[1]), key=lambda row: row[2]))
+        while self.used() + self.idle() > self.blocks:
+            rows = [(row[2], 0, row) for row in self.cache if not row[1]] + [(row[1], 1, row) for row in self.tails]
+            _, of_windows, row = min(rows)
+            (self.tails if of_windows else self.cache).remove(row)
+
+    def idle(self):
+        units = self.full * sum(not row[1] for row in self.cache) + self.windowed * len(self.tails)
+        return units * self.unit // BLOCK
+
+    def keep(self, keys):
+        """Layers with a window have these units, of which the last is the first to go."""
+        for key in reversed(keys if self.windows else ()):
+            self.clock += 1
+            self.tails = [row for row in self.tails if row[0] != key] + [[key, self.clock]]
 
     def found(self, r):
         """Units of its prefix that are cached; the last token is always computed."""
@@ -93,22 +133,27 @@ class Twin:
             if self.row(key) is None:
                 break
             units += 1
+        there = {row[0] for row in self.tails}
+        while self.windows and not there.issuperset(r["keys"][max(0, units - self.before) : units]):
+            units -= 1
         return units
 
     def takes(self, r):
         """Blocks that admitting all of it takes from those in use by nobody."""
         units = self.found(r)
         idle = sum(not self.row(key)[1] for key in r["keys"][:units])
-        return ceil((r["prompt"] + r["made"]) / BLOCK) - (units - idle) * self.unit // BLOCK
+        return self.all_of(r["prompt"] + r["made"]) - self.full * (units - idle) * self.unit // BLOCK
 
     def share(self, r):
         """Units that are computed in full become cached ones, which it holds; if another had them, those."""
+        first = r["units"]
         while r["units"] < min(len(r["keys"]), r["held"] // self.unit):
             key = r["keys"][r["units"]]
             if self.row(key) is None:
                 self.cache.append([key, [], None])
             self.row(key)[1].append(r["id"])
             r["units"] += 1
+        self.keep(r["keys"][first : r["units"]])
 
     def let_go(self, r):
         self.share(r)
@@ -124,7 +169,7 @@ class Twin:
     def preempt(self):
         victim = self.line.pop()
         self.let_go(victim)
-        victim |= {"held": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
+        victim |= {"held": 0, "before": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
         self.waiting.insert(0, victim)
         return victim
 
@@ -135,7 +180,8 @@ class Twin:
         r["units"], r["decodes"] = self.found(r), False
         for key in r["keys"][: r["units"]]:
             self.row(key)[1].append(r["id"])
-        r["held"] = r["units"] * self.unit
+        r["held"] = r["before"] = r["units"] * self.unit
+        self.keep(r["keys"][max(0, r["units"] - self.before) : r["units"]])
         r.setdefault("cached", r["held"])
 
     def rest(self, r):
@@ -165,7 +211,9 @@ class Twin:
             if not budget or len(self.line) + len(chosen) >= self.limits.max_running or blocks > room:
                 break
             tokens = min(r["prompt"] + r["made"] - self.found(r) * self.unit, budget)
-            room -= blocks - ceil((r["prompt"] + r["made"] - self.found(r) * self.unit) / BLOCK) + ceil(tokens / BLOCK)
+            done = self.found(r) * self.unit
+            now_held = self.full * ceil((done + tokens) / BLOCK) + self.windowed * self.window(done, done + tokens)
+            room -= blocks - self.all_of(r["prompt"] + r["made"]) + now_held
             budget -= tokens
             chosen.append((r, tokens))
         for r, _ in chosen:
@@ -224,6 +272,13 @@ class Twin:
             now = ticks // TICK
             for r, _, _ in begun:
                 self.share(r)
+            for r in self.line:
+                r["before"] = r["held"]
+            for r in self.line:
+                if r["held"] == r["prompt"] + r["made"]:
+                    r["whole"] = 0
+            if self.windows:
+                self.evict()
             for r in [*decoding, *(r for r, _, _ in begun)]:
                 if r["held"] == r["prompt"] + r["made"]:
                     r["made"] += 1
@@ -262,6 +317,9 @@ cases = (
 )
 
 
+all_windows = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 30))
+
+
 def limits_of(policy, max_running, more):
     return BATCHERS[policy].parameters(max_running=max_running, max_batch_tokens=max_running + more)
 
@@ -284,6 +342,42 @@ def test_equal_to_token_by_token(workload, costs, policy, max_running, more, spa
 @given(*cases)
 def test_equal_to_token_by_token_at_length(workload, costs, policy, max_running, more, spare, unit):
     test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, policy, max_running, more, spare, unit)
+
+
+@settings(max_examples=300, deadline=None)
+@given(all_windows, *cases)
+def test_layers_with_a_window_equal_token_by_token(of, workload, costs, policy, max_running, more, spare, unit):
+    """A prefix is found as far as its last window is there; what windows have left gives way as what nobody holds."""
+    limits = limits_of(policy, max_running, more)
+    windows = Windows(*of, limits.max_batch_tokens)
+    blocks = max(ceil((prompt + output) / BLOCK) for _, prompt, output, *_ in workload) * sum(of[:2]) + 4 * spare
+    done, seen = jumping(workload, costs, policy, limits, blocks, unit, windows=windows)
+    twin = Twin(workload, costs, policy, limits, blocks, unit, windows).run()
+    assert {i: (r["start"], r["first"], r["finish"], r["cached"], r["preemptions"]) for i, r in twin.items()} == {
+        i: (r.prefill_start_ns, r.first_token_ns, r.finish_ns, r.cached_tokens, r.preemptions) for i, r in done.items()
+    }
+    assert seen.kv_max <= blocks
+
+
+@pytest.mark.nightly
+@settings(max_examples=10_000, deadline=None)
+@given(all_windows, *cases)
+def test_layers_with_a_window_equal_token_by_token_at_length(
+    of, workload, costs, policy, max_running, more, spare, unit
+):
+    case = workload, costs, policy, max_running, more, spare, unit
+    test_layers_with_a_window_equal_token_by_token.hypothesis.inner_test(of, *case)
+
+
+@settings(max_examples=100, deadline=None)
+@given(all_windows, *cases[:-2], st.sampled_from([4, 8]))
+def test_with_memory_for_all_windows_hide_nothing(of, workload, costs, policy, max_running, more, unit):
+    limits = limits_of(policy, max_running, more)
+    windows = Windows(*of, limits.max_batch_tokens)
+    with_windows, plain = (jumping(workload, costs, policy, limits, 10**5, unit, windows=w)[0] for w in (windows, None))
+    assert {i: (r.cached_tokens, r.finish_ns) for i, r in with_windows.items()} == {
+        i: (r.cached_tokens, r.finish_ns) for i, r in plain.items()
+    }
 
 
 ROUND = Costs(1000, 8, 2, 3000, 16, 0.5)

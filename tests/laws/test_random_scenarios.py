@@ -329,7 +329,7 @@ def cache_bytes(serving, prompt):
     model = load_model(serving["model"])
     window = model.attention.window
     pools = [pool for role in ("prefill", "decode") for pool in groups_of(serving[role])]
-    sheds = any("prefix_cache" not in pool["kv"] and "context" not in pool["layout"] for pool in pools)
+    sheds = any("tiers" not in pool["kv"].get("prefix_cache", {}) and "context" not in pool["layout"] for pool in pools)
     if window is None or not sheds:
         return prompt * model.kv_bytes_per_token(2)
     positions = (model.layers - window.layers) * prompt + window.layers * min(prompt, window.tokens - 1)

@@ -123,7 +123,8 @@ def test_layers_with_a_window_leave_room_for_more_sequences(context: int, blocks
         ("{instances: 1}", True),
         ("{instances: 1, kv: {hybrid: true}}", True),
         ("{instances: 1, kv: {hybrid: false}}", False),
-        ("{instances: 1, kv: {prefix_cache: {}}}", False),
+        ("{instances: 1, kv: {prefix_cache: {}}}", True),
+        ("{instances: 1, kv: {prefix_cache: {tiers: [{capacity: 1 GiB, bandwidth: 9 GB/s}]}}}", False),
         ("{instances: 1, layout: {context: 2}}", False),
     ],
 )
@@ -142,7 +143,10 @@ def test_layers_with_a_window_that_keep_everything_are_named(tmp_path: Path, eng
 def test_windows_are_not_given_back_beside_what_is_not_modelled(tmp_path: Path) -> None:
     file = tmp_path / "scenario.yaml"
     for engine, what in (
-        ("{instances: 1, kv: {hybrid: true, prefix_cache: {}}}", "not modelled beside prefix_cache"),
+        (
+            "{instances: 1, kv: {hybrid: true, prefix_cache: {tiers: [{capacity: 1 GiB, bandwidth: 9 GB/s}]}}}",
+            "not modelled beside tiers of a prefix cache",
+        ),
         ("{instances: 1, layout: {context: 2}, kv: {hybrid: true}}", "not modelled beside context parallelism"),
     ):
         file.write_text(WINDOWS % engine)
