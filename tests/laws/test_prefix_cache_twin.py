@@ -256,6 +256,19 @@ class Twin:
             r["held"] += 1
         return [], [*self.line]
 
+    def end(self, some, now, done):
+        """Give those a token whose context is computed, and let those go who have all."""
+        for r in some:
+            if r["held"] == r["prompt"] + r["made"]:
+                r["made"] += 1
+                r["decodes"], r["whole"] = True, 0
+                r.setdefault("first", now)
+        for r in [r for r in some if r["made"] == r["output"]]:
+            r["finish"] = now
+            self.line.remove(r)
+            self.let_go(r)
+            done[r["id"]] = r
+
     def run(self):
         ticks, done = 0, {}
         plan = self.plan_chunked if self.policy == "chunked_prefill" else self.plan_continuous
@@ -270,27 +283,15 @@ class Twin:
             self.evict()
             ticks += step_ticks(self.costs, begun, decoding)
             now = ticks // TICK
+            self.end(sorted(decoding, key=lambda r: r["id"]), now, done)  # before those whose prefill ends
             for r, _, _ in begun:
                 self.share(r)
             for r in self.line:
                 r["before"] = r["held"]
-            for r in self.line:
-                if r["held"] == r["prompt"] + r["made"]:
-                    r["whole"] = 0
+                r["whole"] = 0 if r["held"] == r["prompt"] + r["made"] else r.get("whole", 0)
             if self.windows:
                 self.evict()
-            for r in [*decoding, *(r for r, _, _ in begun)]:
-                if r["held"] == r["prompt"] + r["made"]:
-                    r["made"] += 1
-                    r["decodes"], r["whole"] = True, 0
-                    r.setdefault("first", now)
-            over = [r for r in self.line if r["made"] == r["output"]]
-            # those who decoded end before those whose prefill does, each in order of arrival
-            for r in sorted(over, key=lambda r: (r not in decoding, r["id"] if r in decoding else 0)):
-                r["finish"] = now
-                self.line.remove(r)
-                self.let_go(r)
-                done[r["id"]] = r
+            self.end([r for r, _, _ in begun], now, done)
             self.line.sort(key=lambda r: not r["decodes"])
         return done
 
