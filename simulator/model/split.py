@@ -263,9 +263,14 @@ def kv_groups(model: Transformer, layout: Layout, windows: bool = True) -> KVGro
 
 
 def windowed_among(model: Transformer, layers: tuple[int, int]) -> int:
-    """Return how many layers, from the first to before the second, have the window; they are spread evenly."""
+    """Return how many layers, from the first to before the second, have the window."""
     window = model.attention.window
-    return layers[1] * window.layers // model.layers - layers[0] * window.layers // model.layers if window else 0
+    return evenly_among(*layers, window.layers, model.layers) if window else 0
+
+
+def evenly_among(first: int, end: int, some: int, every: int) -> int:
+    """Return how many of the layers from `first` to before `end` are among `some` of `every`, spread evenly."""
+    return end * some // every - first * some // every
 
 
 def splits_over(model: Transformer, tensor: int) -> bool:

@@ -118,7 +118,7 @@ INSTANCES = Table(
         Column("waiting_max", "int64", "requests", "most requests in the queue"),
         Column("kv_blocks", "double", "blocks", "KV blocks in use, mean over time"),
         Column("kv_blocks_max", "int64", "blocks", "most KV blocks in use"),
-        Column("kv_total_blocks", "int64", "blocks", "KV blocks that the instance has"),
+        Column("kv_total_blocks", "int64", "blocks", "KV blocks that the instance has (kv-memory.md says of what)"),
         Column("output_tokens", "int64", "tokens", "output tokens made ready in the window"),
     ),
 )

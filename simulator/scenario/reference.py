@@ -283,7 +283,7 @@ def _check_engine(
         draft = attempt(partial(pool.speculation.model, model), document, problems, at)
         if draft is not None:
             attempt(partial(check_layout, draft, pool.layout), document, problems, at)
-    hindrance = pool.hinders_windows(model) if pool.kv.hybrid else None
+    hindrance = pool.hinders_windows(model) if pool.kv.hybrid and model.attention.window is not None else None
     if hindrance is not None:
         what = f"windows that are given back are not modelled beside {hindrance}"
         problems.append(document.problem(("serving", *group.keys, "kv", "hybrid"), what, "false, or leave it out"))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from simulator.model.layout import Layout
-from simulator.model.split import stages
+from simulator.model.split import evenly_among, stages
 from simulator.model.transformer import Transformer
 
 Interval = tuple[int, int]
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
 
     def among(self, first: int, end: int) -> int:
         """Return how many of some consecutive layers are of this kind."""
-        windowed = end * self.windowed // self.layers - first * self.windowed // self.layers
+        windowed = evenly_among(first, end, self.windowed, self.layers)
         return windowed if self.with_window else end - first - windowed
 
 

@@ -153,7 +153,8 @@ def test_windows_are_not_given_back_beside_what_is_not_modelled(tmp_path: Path) 
         with pytest.raises(InputError, match=what) as caught:
             load(file)
         assert "serving.colocated.kv.hybrid" in str(caught.value)
-    file.write_text((WINDOWS % "{instances: 1, kv: {hybrid: true}}").replace("gpt-oss-20b", "llama-3.1-8b"))
+    tiered = "{instances: 1, kv: {hybrid: true, prefix_cache: {tiers: [{capacity: 1 GiB, bandwidth: 9 GB/s}]}}}"
+    file.write_text((WINDOWS % tiered).replace("gpt-oss-20b", "llama-3.1-8b"))
     warnings = run(load(file)).summary["warnings"]
     assert "serving.colocated.kv.hybrid has no effect: no layer of llama-3.1-8b has a window" in warnings
 
