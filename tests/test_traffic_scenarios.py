@@ -381,3 +381,14 @@ def test_links_carry_the_same_bytes_at_every_fidelity(tmp_path):
         totals.append(found.table("links").to_pandas().groupby("tier").bytes.sum())
     for total in totals[1:]:
         assert total.tolist() == pytest.approx(totals[0].tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("fidelity", ["load", "alpha_beta"])
+def test_below_flow_no_hash_collides_on_a_plane_that_a_flow_names(tmp_path, fidelity):
+    # Six flows out of a leaf with eight cables up, each at the rate of its NIC.
+    def times(plane):
+        ends = [f"{{source: {8 * i}, target: {8 * i + 64}, bytes: 50 MB{plane}}}" for i in range(6)]
+        text = f"network: {{fidelity: {fidelity}}}\ntraffic: {{transfers: [{', '.join(ends)}]}}"
+        return took_ns(run(tmp_path, "{preset: clos-h100, nodes: 16, switch: {radix: 16}}", text))
+
+    assert times(", plane: fabric") == times("") == [1_003_700] * 6

@@ -16,7 +16,7 @@ from simulator.cluster.faults import (
 from simulator.errors import InputError, Problem, nearest
 from simulator.network.carrier import Carrier
 from simulator.network.fabric import Fabric, OnDeadLink
-from simulator.network.routing import ROUTINGS, OnPlane, Spread, routing, spread_of
+from simulator.network.routing import ROUTINGS, OnPlane, Spraying, Spread, routing, spread_of
 from simulator.network.transport import PLAIN
 from simulator.randomness import stream
 from simulator.scenario.network import FaultSection
@@ -57,6 +57,10 @@ def spread(scenario: Scenario, topology: Topology) -> Spread | None:
 def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spread:
     """Return the routing of flows that are bound to a plane (None: to none), split over paths as the run's are."""
     chosen = scenario.network.routing
+    if scenario.network.fidelity != "flow":
+        even, own = _evenly(scenario, topology)
+        if even:
+            return routing("spray", Spraying(plane=plane or own))
     name = topology.routing if chosen is None else chosen.name
     if plane is None:
         return routing(name, chosen.parameters if chosen is not None else None)
@@ -74,7 +78,8 @@ def bound(fabric: "Live", scenario: Scenario, topology: Topology, plane: str | N
     """
     if plane is None and not lane:
         return fabric
-    return Carrier(fabric, topology, scenario.seed, spread_on(scenario, topology, plane), lane)
+    on_plane = None if plane is None else spread_on(scenario, topology, plane)
+    return Carrier(fabric, topology, scenario.seed, on_plane, lane)
 
 
 def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_link: OnDeadLink) -> "Live":

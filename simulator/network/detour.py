@@ -1,15 +1,20 @@
 """Routing around dead links: the routing policy is asked again, over the paths that are left.
 
-Model: what a converged routing protocol does, in no time; the policy itself stays as it is. Where a whole lane (a
-plane, a rail) is out of reach, the other lanes are tried, by relay if the fabric has one.
+Model: what a converged routing protocol does, in no time; the policy itself stays as it is. Of a direct network (a
+graph of routers) the shortest paths over the links that are left count, however long. Where a whole lane (a plane, a
+rail) is out of reach, the other lanes are tried, by relay if the fabric has one.
 """
 
 from collections.abc import Container, Sequence
 from typing import Any, cast
 
 from simulator.errors import InputError
-from simulator.network.routing import Routing, Shares, Spread
-from simulator.topology.graph import Path, Topology
+from simulator.network.routing import Routing, Shares, Spread, Way, together
+from simulator.topology.direct import Minimal
+from simulator.topology.graph import Topology
+from simulator.topology.paths import Between, Path
+from simulator.topology.plane import Plane, joined
+from simulator.topology.search import FewestHops
 
 
 class _Alive:
@@ -18,41 +23,81 @@ class _Alive:
     def __init__(self, topology: Topology, dead: Container[int]) -> None:
         self._topology = topology
         self._dead = dead
+        self._around: dict[str, Between] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._topology, name)
 
     def paths(self, source: int, target: int, plane: str | None = None) -> Sequence[Path]:
-        alive = self._without_dead(self._topology.paths(source, target, plane))
+        found = self._topology.paths(source, target, plane)
+        if source == target:
+            return found
+        carrier, lane = (self._carrier(source, target), None) if plane is None else self._topology.plane(plane)
+        alive = self._left(carrier, source, target, lane, found)
         if not alive and plane is None:
             alive = self._by_other_lanes(source, target)
         if not alive:
             raise InputError("no path is left")
         return alive
 
+    def _carrier(self, source: int, target: int) -> Plane | None:
+        """Return the first plane that joins two endpoints while every link works."""
+        return next((plane for plane in self._topology.planes if plane.paths(source, target) is not None), None)
+
+    def _left(
+        self, plane: Plane | None, source: int, target: int, lane: str | None, found: Sequence[Path]
+    ) -> Sequence[Path]:
+        """Return the shortest paths on a plane that are left, of those `found` while every link works if there is any.
+
+        Of a graph they are searched for, and not picked from what may be very many.
+        """
+        between = None if plane is None else plane.between
+        alive = [] if isinstance(between, FewestHops) else self._without_dead(found)
+        if alive or plane is None or not isinstance(between, FewestHops | Minimal):
+            return alive
+        around = self._around.get(plane.name)
+        if around is None:
+            around = self._around[plane.name] = between.without(self._dead)
+        outs = [way for way in plane.access[source] if not self._is_dead(way.outward)]
+        ins = [way for way in plane.access[target] if not self._is_dead(way.inward)]
+        return joined(outs, ins, around, lane) or ()
+
+    def _is_dead(self, path: Path) -> bool:
+        return any(link in self._dead for link in path)
+
     def _without_dead(self, paths: Sequence[Path]) -> list[Path]:
-        return [path for path in paths if not any(link in self._dead for link in path)]
+        return [path for path in paths if not self._is_dead(path)]
 
     def _by_other_lanes(self, source: int, target: int) -> list[Path]:
         """Return what is left of the first plane that has anything left, all its lanes together."""
         for plane in self._topology.planes:
             alive: list[Path] = []
             for lane in plane.lanes or (None,):
-                alive += self._without_dead(plane.paths(source, target, lane) or ())
+                alive += self._left(plane, source, target, lane, plane.paths(source, target, lane) or ())
             if alive:
                 return alive
         return []
 
 
-def detour(
-    topology: Topology, policy: Routing | Spread, seed: int, ends: tuple[int, int], sequence: int, dead: Container[int]
-) -> Shares | None:
-    """Return the path or paths that a policy chooses among those without dead links; None: no way."""
-    try:
-        chosen = policy(cast(Topology, _Alive(topology, dead)), seed, *ends, sequence)
-    except InputError:
-        return None
-    if not chosen:
-        return None
-    shares = cast(Shares, chosen if isinstance(chosen[0], tuple) else ((chosen, 1.0),))
-    return None if any(link in dead for path, _ in shares for link in path) else shares
+class Detours:
+    """Ways around the links that are `dead`, by one routing policy; tell it with `forget` when others are."""
+
+    def __init__(self, topology: Topology, policy: Routing | Spread, seed: int, dead: Container[int]) -> None:
+        self._topology, self._policy, self._seed, self._dead = topology, policy, seed, dead
+        self._alive = _Alive(topology, dead)
+
+    def forget(self) -> None:
+        """Look anew at what is dead."""
+        self._alive = _Alive(self._topology, self._dead)
+
+    def __call__(self, ends: tuple[int, int], sequence: int) -> Way | None:
+        """Return the way that the policy chooses among the paths without dead links; None: there is none."""
+        try:
+            chosen = self._policy(cast(Topology, self._alive), self._seed, *ends, sequence)
+        except InputError:
+            return None
+        if not chosen:
+            return None
+        shares = cast(Shares, chosen if isinstance(chosen[0], tuple) else ((chosen, 1.0),))
+        way = together(self._topology, shares)
+        return None if any(link in self._dead for link in way.links) else way

@@ -15,7 +15,7 @@ from simulator.errors import InvariantError
 from simulator.network.bundle import MOST_SHARDS, Bundle, Flow, Transfer
 from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
-from simulator.network.detour import detour
+from simulator.network.detour import Detours
 from simulator.network.lanes import PriorityShares, advance
 from simulator.network.routing import AdaptiveRouting, Hashed, Routing, Shares, Spread, Way, Ways, ecmp, together
 from simulator.network.transport import PLAIN, Transport
@@ -93,13 +93,12 @@ class Fabric:
         self._flows: dict[int, Flow] = {}
         self._stalled: dict[int, Flow] = {}
         self._dead: dict[int, None] = {}
+        self._detours = Detours(topology, spread or routing, seed, self._dead)
         self._taken: dict[int, dict[str, float]] = {}
         self._limits: dict[int, float] = {}  # capacities of links that are not the topology's: caps and engines
         self._engines: dict[int, int] = {}  # flows that go through each, or will
         self._unused: list[int] = []  # links for caps and engines that no flow uses
-        self._lane: int | None = (
-            None  # the first that was used; while it is the only one, its solver has all links for itself
-        )
+        self._lane: int | None = None  # the first used; while it is the only one, its solver has all links for itself
         self._shares: ComponentShares | IncrementalShares | PriorityShares = ComponentShares(self.capacities)
         self._next_ns = NEVER_NS
         self._alarm = Alarm(env, NETWORK, self._wake)
@@ -115,19 +114,19 @@ class Fabric:
         transfer = Transfer(self.env)
         if defused:
             transfer.defused = True
-        if 1 < len(shards) <= MOST_SHARDS and self._spread is None and isinstance(self._shares, ComponentShares):
+        plain = self._spread is None and not self._dead
+        if plain and 1 < len(shards) <= MOST_SHARDS and isinstance(self._shares, ComponentShares):
             self._launch_together(transfer, shards, lane)
             return self._under_way(transfer)
         for source, target, size_bytes in shards:
             if size_bytes < 0:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
-            self._names += 1
-            if self._ways is not None:
-                if way := self._ways(source, target, self._names):
-                    flow = self._launch(transfer, way.path, size_bytes, lane)
-                    flow.ends, flow.path, flow.portions = (source, target), way.links, way.portions
-            elif path := self._route(self.topology, self.seed, source, target, self._names):
-                self._launch(transfer, path, size_bytes, lane).ends = source, target
+            if plain:
+                for path, _ in self.route(source, target):
+                    self._launch(transfer, path, size_bytes, lane).ends = source, target
+            elif way := self.way(source, target):
+                flow = self._launch(transfer, way.path, size_bytes, lane)
+                flow.ends, flow.path, flow.portions = (source, target), way.links, way.portions
         return self._under_way(transfer)
 
     def _launch_together(self, transfer: Transfer, shards: Sequence[tuple[int, int, int]], lane: int) -> None:
@@ -162,12 +161,16 @@ class Fabric:
         return ((path, 1.0),) if path else ()
 
     def way(self, source: int, target: int) -> Way | None:
-        """Return the way of the next transfer between two endpoints, as `route` has it; None within one."""
+        """Return the way of the next transfer: that of `route`, around dead links if so routed; None within one."""
         if self._ways is not None:
             self._names += 1
-            return self._ways(source, target, self._names)
-        shares = self.route(source, target)
-        return together(self.topology, shares) if shares else None
+            way = self._ways(source, target, self._names)
+        else:
+            shares = self.route(source, target)
+            way = together(self.topology, shares) if shares else None
+        if way is None or self._on_dead_link != "reroute" or self._dead.keys().isdisjoint(way.links):
+            return way
+        return self._detours((source, target), self._names) or way
 
     def launch(
         self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False
@@ -252,6 +255,7 @@ class Fabric:
                 self._dead.pop(link, None)
             else:
                 self._dead[link] = None
+        self._detours.forget()
         if bytes_per_s:
             self._reshare(links)
             lost = [flow for flow in self._stalled.values() if self._crosses_dead(flow)]
@@ -454,10 +458,8 @@ class Fabric:
                 flow.transfer.fail(DeadLinkError(said))
             return None
         if flow.ends is not None:
-            policy = self._route if self._spread is None else self._spread
-            shares = detour(self.topology, policy, self.seed, flow.ends, flow.name, self._dead)
-            if shares is not None:
-                way = together(self.topology, shares)
+            way = self._detours(flow.ends, flow.name)
+            if way is not None:
                 if self._adaptive is not None:
                     self._adaptive.leaves(flow.path)
                     self._adaptive.enters(way.links)

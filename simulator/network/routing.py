@@ -210,7 +210,8 @@ def rail_aligned(
 ) -> Shares:
     """Hand over to the device of the own node that has the target's slot, and go on from there within the rail.
 
-    Static: of the equal-cost paths within the rail, that of the target's number modulo their count.
+    Static: of the equal-cost paths within the rail, that of the target's number modulo their count. Where the relay is
+    cut off, straight to the target.
     """
     if source == target:
         return ()
@@ -218,22 +219,28 @@ def rail_aligned(
     relay = source
     if start.node != end.node and start.slot != end.slot:
         relay = topology.device_at.get((start.node, end.slot), source)
-    head: Path = topology.paths(source, relay)[0]
-    rail = topology.paths(relay, target)
+    try:
+        head, rail = topology.paths(source, relay)[0], topology.paths(relay, target)
+    except InputError:  # something on the way by the relay is dead
+        head, rail = (), topology.paths(source, target)
     return ((head + rail[target % len(rail)], 1.0),)
 
 
 def valiant(parameters: NoParameters, topology: Topology, seed: int, source: int, target: int, sequence: int) -> Shares:
     """Go to the place of a device drawn by hash, then to the target; the way to and from that device is left out.
 
-    Both halves are shortest paths drawn by hash. Loops are cut out, so no vertex is passed twice.
+    Both halves are shortest paths drawn by hash. Loops are cut out, so no vertex is passed twice. Where that device is
+    cut off, straight to the target.
     """
     if source == target:
         return ()
     via = mix(seed, _DETOUR, source, target, sequence) % len(topology.sites)
     if topology.sites[via].node in (topology.endpoints[source].node, topology.endpoints[target].node):
         return ((ecmp(topology, seed, source, target, sequence), 1.0),)
-    whole = ecmp(topology, seed, source, via, sequence) + ecmp(topology, seed, via, target, sequence)
+    try:
+        whole = ecmp(topology, seed, source, via, sequence) + ecmp(topology, seed, via, target, sequence)
+    except InputError:  # something on the way by that device is dead
+        whole = ecmp(topology, seed, source, target, sequence)
     return ((without_loops(topology, whole), 1.0),)
 
 

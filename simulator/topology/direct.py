@@ -4,7 +4,7 @@ Sources: Slim Fly, Besta and Hoefler, SC 2014 (graphs of McKay, Miller and Siran
 2008, with cables between groups laid out as a circulant; torus, Dally 1990.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from math import prod
@@ -243,6 +243,7 @@ class Minimal:
         across: dict[tuple[str, str], list[Path]],
     ) -> None:
         self.group_of, self.local = group_of, local
+        self._edges = [*_edges(local), *_edges(across)]
         self.across: dict[tuple[int, int], list[tuple[str, str, list[Path]]]] = {}
         for (source, target), cables in across.items():
             groups = (group_of[source], group_of[target])
@@ -258,6 +259,10 @@ class Minimal:
             for out, back, cables in self.across.get(groups, ())
         ]
         return shortest(ways)
+
+    def without(self, dead: Container[int]) -> FewestHops:
+        """Return the routers joined by the fewest hops without some links, by way of third ones where it must be."""
+        return FewestHops(edge for edge in self._edges if edge[2] not in dead)
 
     def _within(self, source: str, target: str) -> Sequence[Path]:
         return HERE if source == target else self.local[source, target]

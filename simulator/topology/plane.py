@@ -21,6 +21,21 @@ class Access:
     lane: str = ""
 
 
+def joined(
+    outs: Sequence[Access], ins: Sequence[Access], between: Between, lane: str | None = None
+) -> Sequence[Path] | None:
+    """Return every shortest path by one of the ways out and one of the ways in (of one lane, if asked for), or None."""
+    ways = [
+        EqualCostPaths(out.outward, middles, back.inward)
+        for out in outs
+        for back in ins
+        if out.lane == back.lane
+        and (lane is None or out.lane == lane)
+        and (middles := between(out.switch, back.switch)) is not None
+    ]
+    return shortest(ways)
+
+
 class Plane:
     """One network: `access[i]` are the ways in of endpoint i (none: it takes no part), `between` joins switches.
 
@@ -63,16 +78,7 @@ class Plane:
         return direct if direct is not None or self.relay is None else self._relayed(source, target, lane)
 
     def _direct(self, source: int, target: int, lane: str | None) -> Sequence[Path] | None:
-        outs, ins = self.access[source], self.access[target]
-        ways = [
-            EqualCostPaths(out.outward, middles, back.inward)
-            for out in outs
-            for back in ins
-            if out.lane == back.lane
-            and (lane is None or out.lane == lane)
-            and (middles := self.between(out.switch, back.switch)) is not None
-        ]
-        return shortest(ways)
+        return joined(self.access[source], self.access[target], self.between, lane)
 
     def _relayed(self, source: int, target: int, lane: str | None) -> Sequence[Path] | None:
         """Hand over to the lane's owner beside the source and, where the target lacks the lane, beside the target."""

@@ -4,7 +4,7 @@ Model: all paths of the fewest hops are equal in cost. Their number from each ve
 that one of very many is found by walking: at each vertex the index says which edge to take.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from simulator.topology.paths import HERE, Path, PathSequence
 
@@ -75,6 +75,11 @@ class FewestHops:
             self._cached += len(self._found[target][0])
         hops, ways = self._found[target]
         return Walks(self.out, hops, ways, source) if source in hops else None
+
+    def without(self, dead: Container[int]) -> "FewestHops":
+        """Return the same graph without some links."""
+        edges = ((place, near, link) for place, nears in self.out.items() for near, link in nears)
+        return FewestHops(edge for edge in edges if edge[2] not in dead)
 
     def _search(self, target: str) -> tuple[dict[str, int], dict[str, int]]:
         hops, ways = {target: 0}, {target: 1}
