@@ -186,3 +186,31 @@ def test_spraying_over_very_many_paths_is_said_to_be_slow(tmp_path, preset, netw
     notes = [note for note in plan(scenario, scenario.traffic).notes if "spray" in note]
     assert len(notes) == (said is not None)
     assert all(note.startswith(said) for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("{routing: adaptive}", True),
+        ("{routing: adaptive, fidelity: load}", False),
+        ("{routing: spray}", False),
+        ("{routing: ecmp}", False),
+    ],
+)
+def test_a_routing_that_a_plane_does_not_follow_is_named(tmp_path, network, said):
+    from simulator.build.serving import plan as plan_serving
+    from simulator.build.traffic import plan
+
+    head = f"schema: 1\ntopology: {{preset: cloudmatrix384}}\nnetwork: {network}\n"
+    sends = "[{source: 0, target: 100, bytes: 1 MB}, {source: 0, target: 100, bytes: 1 MB, plane: rdma}]"
+    (tmp_path / "s.yaml").write_text(f"{head}traffic: {{transfers: {sends}}}\n")
+    scenario = load(tmp_path / "s.yaml")
+    end = "flows that are bound to a plane are routed by ecmp there, not by adaptive"
+    notes = plan(scenario, scenario.traffic).notes
+    assert [note for note in notes if note.endswith(end)] == [f"traffic.transfers[1].plane: {end}"] * said
+    pools = "prefill: {instances: 1}, decode: {instances: 1}, kv_transfer: {plane: ub}"
+    lengths = "prompt_tokens: 9, output_tokens: 9"
+    text = f"{head}workload: {{requests: 1, arrivals: {{constant: {{rate: 1 / s}}}}, {lengths}}}\n"
+    (tmp_path / "s.yaml").write_text(f"{text}serving: {{model: llama-3.1-8b, {pools}}}\n")
+    notes = plan_serving(load(tmp_path / "s.yaml")).notes
+    assert [note for note in notes if note.endswith(end)] == [f"serving.kv_transfer.plane: {end}"] * said

@@ -1,5 +1,6 @@
 """The live network of a scenario, whatever runs over it: its fidelity, its routing, its background, its faults."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from simulator.clock import Clock
@@ -64,11 +65,28 @@ def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spre
     name = topology.routing if chosen is None else chosen.name
     if plane is None:
         return routing(name, chosen.parameters if chosen is not None else None)
-    # policies that choose the plane themselves, or by what is under way when a flow starts, which is not known yet
-    if not issubclass(ROUTINGS[name].parameters, OnPlane) or ROUTINGS[name].make is not None:
+    if not _follows(name):
         return routing("ecmp", OnPlane(plane=plane))
     given = chosen.parameters if chosen is not None else ROUTINGS[name].parameters()
     return routing(name, given.model_copy(update={"plane": plane}))
+
+
+def _follows(name: str) -> bool:
+    """Return whether a routing can be bound to a plane for some flows.
+
+    Not so policies that choose the plane themselves, or go by what is under way when a flow starts, which is not known
+    yet.
+    """
+    return issubclass(ROUTINGS[name].parameters, OnPlane) and ROUTINGS[name].make is None
+
+
+def plane_notes(scenario: Scenario, topology: Topology, places: Iterable[str]) -> list[str]:
+    """Return a note for each place of the scenario that binds flows to a plane on which its routing cannot be."""
+    name, *_ = _routed(scenario, topology)
+    even = scenario.network.fidelity != "flow" and _evenly(scenario, topology)[0]
+    if _follows(name) or even:
+        return []
+    return [f"{place}: flows that are bound to a plane are routed by ecmp there, not by {name}" for place in places]
 
 
 def bound(fabric: "Live", scenario: Scenario, topology: Topology, plane: str | None, lane: int) -> "Live | Carrier":

@@ -21,6 +21,7 @@ from simulator.build.network import (
     many_paths,
     overlapping,
     plan_faults,
+    plane_notes,
     start_faults,
     too_late,
 )
@@ -134,7 +135,7 @@ def plan(scenario: Scenario) -> Blueprint:
             if _set(scenario, key)
         ]
     else:
-        notes += many_paths(scenario, topology)
+        notes += many_paths(scenario, topology) + plane_notes(scenario, topology, _on_planes(serving))
     notes += [
         f"{group.at}.speculation: power is not reckoned where tokens are drafted"
         for group in serving.groups
@@ -157,6 +158,16 @@ def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
 def _most_tokens(engine: Engine) -> int:
     """Return the tokens of a request that a rank holds beside those that are drafted for it."""
     return engine.paging.longest(engine.request_blocks) - (engine.speculation.tokens if engine.speculation else 0)
+
+
+def _on_planes(serving: Serving) -> list[str]:
+    """Return where the scenario binds flows of engines to a plane."""
+    places = ["serving.kv_transfer.plane"] if serving.kv_transfer.plane is not None else []
+    for group in serving.groups:
+        tier, caching = group.pool.kv.fabric_tier, group.pool.kv.prefix_cache
+        if tier is not None and tier.fabric is not None and tier.fabric.plane is not None and caching is not None:
+            places.append(f"{group.at}.kv.prefix_cache.tiers[{len(caching.tiers) - 1}].fabric.plane")
+    return places
 
 
 def _set(scenario: Scenario, key: str) -> bool:

@@ -18,6 +18,7 @@ from simulator.build.network import (
     many_paths,
     overlapping,
     plan_faults,
+    plane_notes,
     spread,
     spread_on,
     start_faults,
@@ -64,7 +65,9 @@ def plan(scenario: Scenario, traffic: Traffic) -> Blueprint:
     topology = graph_topology(File(graph)) if graph else build_topology(str(preset), scenario.topology.parameters)
     check_network(scenario, topology)
     ways = Ways(topology, scenario.seed, lambda plane: spread_on(scenario, topology, plane))
+    planes = (f"traffic.transfers[{place}].plane" for place, each in enumerate(traffic.transfers) if each.plane)
     notes = _without_effect(scenario, traffic) + many_paths(scenario, topology)
+    notes += plane_notes(scenario, topology, planes)
     problems: list[Problem] = []
     flows = _attempt(lambda: flows_of(scenario, traffic, ways), problems)
     collectives = _attempt(lambda: plan_collectives(scenario, traffic, topology, notes), problems)
