@@ -257,3 +257,16 @@ def test_padding_goes_with_the_last_member_however_it_goes():
     batch.leave(long)
     assert (batch.ghosts, batch.blocks, batch.context) == (0, 0, 0)
     batch.check()
+
+
+def test_the_bound_of_blocks_counts_padding():
+    # Three of 5 tokens, two blocks of 4 each, are padding beside one of 4 tokens: its next step takes a second block.
+    batch = DecodeBatch(Paging(4), keeps=True)
+    for index, (prompt, output) in enumerate([(4, 9), (4, 2), (4, 2), (4, 2)]):
+        request = Request(index, 0, prompt, output)
+        request.generated = 1
+        batch.join(request)
+    batch.advance(1)
+    assert len(batch.pop_finished()) == 3
+    assert [batch.blocks_after(steps) for steps in (1, 4)] == [8, 9]
+    assert all(batch.blocks_at_most(steps) >= batch.blocks_after(steps) for steps in range(1, 9))
