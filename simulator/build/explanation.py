@@ -22,14 +22,13 @@ from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
-from simulator.model.split import Held, kv_bytes_per_token_per_rank, kv_groups, layers_per_stage
+from simulator.model.split import Held, kv_bytes_per_token_per_rank, kv_groups
 from simulator.model.transformer import load_model
 from simulator.scenario.experts import held
 from simulator.scenario.pool import Pool as PoolSection
 from simulator.scenario.reference import ledger_of
 from simulator.scenario.schema import Scenario
 from simulator.serving.paging import Paging, WindowedPaging, paging_of
-from simulator.serving.request import Request
 from simulator.strict import ModelT, validate
 
 PHASES = ("prefill", "decode", "mixed")
@@ -114,8 +113,7 @@ class KVCeiling(NamedTuple):
 
     def sequences(self, context: int) -> int:
         """Return how many sequences of so many tokens fit."""
-        one = self.paging.held(Request(0, 0, context, 1), context)
-        return self.ranks * (self.blocks // one)
+        return self.ranks * self.paging.sequences(self.blocks, context)
 
 
 def _with_operators(cost: Any, name: str) -> RooflineCost:
@@ -143,11 +141,13 @@ def explain(
     """
     token_bytes = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision)
     windows = isinstance(cache.paging, WindowedPaging)
-    groups = kv_groups(cost.model, cost.layout, windows)
-    beyond = token_bytes * groups.layers * groups.full / layers_per_stage(cost.model, cost.layout)
+    beyond = token_bytes
+    if windows:
+        groups = kv_groups(cost.model, cost.layout)
+        beyond = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision, groups.full * groups.layers)
     best = ceilings(cost, ask.context, cache.sequences(ask.context))
     batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, sequences))
-    notes = provenance(cost) + ([] if windows else window_lines(cost.model, ask.context, "serving"))
+    notes = provenance(cost) + ([] if windows else window_lines(cost.model, ask.context))
     if cache.given:
         blocks = f"{cache.ranks * cache.blocks:,} blocks of {cache.paging.size} tokens"
         notes.append(f"`kv.blocks` sets a KV cache of {blocks}, in the place of what the memory leaves")
@@ -162,7 +162,7 @@ def explain(
         best,
         ask.context,
         token_bytes,
-        beyond if windows else token_bytes,
+        beyond,
         tuple(notes),
     )
 

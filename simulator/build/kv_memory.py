@@ -68,16 +68,21 @@ def memories_of(topology: Topology) -> Memories:
     return Memories(tuple(map(tuple, nodes.values())), slots)
 
 
+def fabric_plane_key(group: Group) -> str:
+    """Return where a group with a tier on the fabric, its last one, names the plane of it."""
+    caching = group.pool.kv.prefix_cache
+    assert caching is not None
+    return f"{group.at}.kv.prefix_cache.tiers[{len(caching.tiers) - 1}].fabric.plane"
+
+
 def check_reach(group: Group, topology: Topology, devices: Sequence[int]) -> None:
     """Raise InputError when the plane of a group's tier on the fabric does not join its devices to all memories."""
     tier = group.pool.kv.fabric_tier
     if tier is None or tier.fabric is None:
         return
-    caching = group.pool.kv.prefix_cache
-    assert caching is not None
     memories = memories_of(topology)
     ends = [memories.end(place, devices[0]) for place in range(len(memories.ends))]
-    at = f"{group.at}.kv.prefix_cache.tiers[{len(caching.tiers) - 1}].fabric.plane"
+    at = fabric_plane_key(group)
     check_joined(topology, tier.fabric.plane, ends, devices[:1], at)
     for device in devices:
         check_joined(topology, tier.fabric.plane, [memories.end(0, device)], [device], at)

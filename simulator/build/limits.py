@@ -186,7 +186,7 @@ def _decode_rate(blueprint: Blueprint, prompt: int) -> float:
 def _best_rate(engine: Engine, prompt: int) -> float:
     limit = engine.limits.max_running
     if engine.prefixes is None:  # else contexts may have most of their blocks in common
-        limit = min(limit, engine.paging.sequences(engine.kv_blocks, prompt))
+        limit = min(limit, max(1, engine.paging.sequences(engine.kv_blocks, prompt)))
     sizes = sorted({min(limit, math.ceil(BATCHES**k)) for k in range(math.ceil(math.log(limit, BATCHES)) + 1)} | {1})
     best = 0.0
     for size, larger in zip(sizes, [*sizes[1:], limit], strict=True):

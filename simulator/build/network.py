@@ -58,10 +58,9 @@ def spread(scenario: Scenario, topology: Topology) -> Spread | None:
 def spread_on(scenario: Scenario, topology: Topology, plane: str | None) -> Spread:
     """Return the routing of flows that are bound to a plane (None: to none), split over paths as the run's are."""
     chosen = scenario.network.routing
-    if scenario.network.fidelity != "flow":
-        even, own = _evenly(scenario, topology)
-        if even:
-            return routing("spray", Spraying(plane=plane or own))
+    even, own = _evenly(scenario, topology)
+    if even:
+        return routing("spray", Spraying(plane=plane or own))
     name = topology.routing if chosen is None else chosen.name
     if plane is None:
         return routing(name, chosen.parameters if chosen is not None else None)
@@ -83,8 +82,7 @@ def _follows(name: str) -> bool:
 def plane_notes(scenario: Scenario, topology: Topology, places: Iterable[str]) -> list[str]:
     """Return a note for each place of the scenario that binds flows to a plane on which its routing cannot be."""
     name, *_ = _routed(scenario, topology)
-    even = scenario.network.fidelity != "flow" and _evenly(scenario, topology)[0]
-    if _follows(name) or even:
+    if _follows(name) or _evenly(scenario, topology)[0]:
         return []
     return [f"{place}: flows that are bound to a plane are routed by ecmp there, not by {name}" for place in places]
 
@@ -126,12 +124,13 @@ def _routed(scenario: Scenario, topology: Topology) -> tuple[str, str | None, in
 
 
 def _evenly(scenario: Scenario, topology: Topology) -> tuple[bool, str | None]:
-    """Return whether, where no flow is simulated, the routing is an even spread over all paths, and of which plane.
+    """Return whether no flow is simulated and the routing is an even spread over all paths, and of which plane.
 
     It is for spraying, for hashes taken on average, and for the least busy path.
     """
     name, plane, some = _routed(scenario, topology)
-    return name in ("ecmp", "adaptive", "spray") and some is None, plane
+    even = scenario.network.fidelity != "flow" and name in ("ecmp", "adaptive", "spray") and some is None
+    return even, plane
 
 
 def links_of(topology: Topology, tier: str) -> list[int]:

@@ -12,7 +12,7 @@ from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import caches_of, check_plane, without_effect
 from simulator.build.experts import shards
 from simulator.build.front import front_notes, front_parts
-from simulator.build.kv_memory import tier_figures, tier_notes
+from simulator.build.kv_memory import fabric_plane_key, tier_figures, tier_notes
 from simulator.build.network import (
     Planned,
     bound,
@@ -164,9 +164,9 @@ def _on_planes(serving: Serving) -> list[str]:
     """Return where the scenario binds flows of engines to a plane."""
     places = ["serving.kv_transfer.plane"] if serving.kv_transfer.plane is not None else []
     for group in serving.groups:
-        tier, caching = group.pool.kv.fabric_tier, group.pool.kv.prefix_cache
-        if tier is not None and tier.fabric is not None and tier.fabric.plane is not None and caching is not None:
-            places.append(f"{group.at}.kv.prefix_cache.tiers[{len(caching.tiers) - 1}].fabric.plane")
+        tier = group.pool.kv.fabric_tier
+        if tier is not None and tier.fabric is not None and tier.fabric.plane is not None:
+            places.append(fabric_plane_key(group))
     return places
 
 
@@ -190,7 +190,8 @@ def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None
         notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
     for group in serving.groups:
         if not group.pool.gives_back(model):
-            notes += window_lines(model, serving.max_context or model.max_context, group.at)
+            lines = window_lines(model, serving.max_context or model.max_context)
+            notes += [f"{group.at}.{line}" for line in lines]
         if group.pool.kv.hybrid and model.attention.window is None:
             notes.append(f"{group.at}.kv.hybrid has no effect: no layer of {model.name} has a window")
     if serving.cost.name == "linear":

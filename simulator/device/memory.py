@@ -19,7 +19,6 @@ from simulator.model.split import (
     kv_bytes_per_token_per_rank,
     kv_groups,
     kv_heads_per_rank,
-    layers_per_stage,
     weight_bytes_per_rank,
 )
 from simulator.model.transformer import Transformer
@@ -132,13 +131,13 @@ def ledger(
     return Ledger(usable, weights, activations, buffers, context, rest)
 
 
-def window_lines(model: Transformer, context: int, where: str) -> list[str]:
+def window_lines(model: Transformer, context: int) -> list[str]:
     """Return a line when some layers see but a window of so long a context, whose keys and values are kept whole."""
     window = model.attention.window
     if window is None or context <= window.tokens:
         return []
     seen = f"{window.layers} of the {model.layers} layers of {model.name} see {window.tokens:,} positions"
-    return [f"{where}.kv.hybrid: {seen} and keep them all here; engines that give back the others hold more contexts"]
+    return [f"kv.hybrid: {seen} and keep them all here; engines that give back the others hold more contexts"]
 
 
 def kv_block_bytes(
@@ -153,12 +152,12 @@ def kv_block_bytes(
 
     What a draft model keeps goes with the groups that keep everything; with blocks of one size, all are as large.
     """
-    token, more = kv_bytes_per_token_per_rank(model, layout, precision), beside.token_bytes if beside else 0.0
+    more = beside.token_bytes if beside else 0.0
     if not windows:
-        return ceil(block_tokens * (token + more))
+        return ceil(block_tokens * (kv_bytes_per_token_per_rank(model, layout, precision) + more))
     groups = kv_groups(model, layout)
-    each = token * groups.layers / layers_per_stage(model, layout)
-    return ceil(block_tokens * (each + more / (groups.full or groups.windowed)))
+    token = kv_bytes_per_token_per_rank(model, layout, precision, groups.layers)
+    return ceil(block_tokens * (token + more / (groups.full or groups.windowed)))
 
 
 def kv_blocks(

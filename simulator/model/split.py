@@ -225,12 +225,17 @@ def expert_bytes(model: Transformer, layout: Layout, precision: Precision | None
     return round(model.mlp_parameters(width) * bits / 8)
 
 
-def kv_bytes_per_token_per_rank(model: Transformer, layout: Layout, precision: Precision | None = None) -> float:
-    """Return the bytes that one token of context holds on each rank of the fullest stage, copies included.
+def kv_bytes_per_token_per_rank(
+    model: Transformer, layout: Layout, precision: Precision | None = None, layers: int | None = None
+) -> float:
+    """Return the bytes that one token of context holds on each rank in so many layers, copies included.
+
+    Without `layers` those of the fullest stage.
 
     Tokens are spread evenly over data-parallel and context-parallel ranks, so one costs each of them a part.
     """
-    values = layers_per_stage(model, layout) * model.attention.stored_per_token(kv_heads_per_rank(model, layout))
+    count = layers_per_stage(model, layout) if layers is None else layers
+    values = count * model.attention.stored_per_token(kv_heads_per_rank(model, layout))
     return values * (precision or Precision()).kv_bytes / (layout.data * layout.context)
 
 
@@ -245,19 +250,14 @@ class KVGroups(NamedTuple):
     """Groups that keep a window of the last ones."""
 
 
-def kv_groups(model: Transformer, layout: Layout, windows: bool = True) -> KVGroups:
-    """Return the largest groups that a stage's layers make up; without `windows` every layer keeps everything.
+def kv_groups(model: Transformer, layout: Layout) -> KVGroups:
+    """Return the largest groups that a stage's layers make up: one of all layers where none has a window.
 
     Of several stages, as many of each kind as any of them has.
     """
-    window = model.attention.window
-    if window is None or not windows:
-        return KVGroups(layers_per_stage(model, layout), 1)
-    counts = [windowed_among(model, stage.decoder) for stage in stages(model, layout)]
-    windowed = max(counts)
-    full = max(
-        stage.decoder[1] - stage.decoder[0] - count for stage, count in zip(stages(model, layout), counts, strict=True)
-    )
+    own = [stage.decoder for stage in stages(model, layout)]
+    windowed = max(windowed_among(model, layers) for layers in own)
+    full = max(layers[1] - layers[0] - windowed_among(model, layers) for layers in own)
     size = gcd(full, windowed)
     return KVGroups(size, full // size, windowed // size)
 

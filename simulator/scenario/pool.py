@@ -135,9 +135,9 @@ class Pool(Strict):
 
     def gives_back(self, model: Transformer) -> bool:
         """Return whether layers with a window give back what has left it."""
-        if self.kv.hybrid is not None or model.attention.window is None:
-            return bool(self.kv.hybrid) and model.attention.window is not None
-        return not self.hinders_windows(model)
+        if model.attention.window is None:
+            return False
+        return self.hinders_windows(model) is None if self.kv.hybrid is None else self.kv.hybrid
 
     def hinders_windows(self, model: Transformer) -> str | None:
         """Return beside what windows that are given back are not modelled, if that is here."""

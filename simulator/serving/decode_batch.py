@@ -110,10 +110,14 @@ class DecodeBatch(Members):
             self.context += sign * held
             self.blocks += sign * (-(-held // size) - request.shared_blocks)
             self._phases[request.offset % size] += sign
-            return
+        else:
+            self._count_sequences(request, held, sign)
+
+    def _count_sequences(self, request: Request, held: int, sign: int) -> None:
+        """As `_count`, for any number of sequences and any blocks."""
         self.context += sign * held * request.samples
         self.blocks += sign * (self.paging.held(request, held) - request.shared_blocks)
-        self._phases[request.offset % size] += sign * request.samples
+        self._phases[request.offset % self.paging.size] += sign * request.samples
         self._copies += sign * self._due_copies(request, held)
 
     def _due_copies(self, request: Request, held: int) -> int:

@@ -96,8 +96,8 @@ class Paging:
         return blocks * self.size
 
     def sequences(self, blocks: int, tokens: int) -> int:
-        """Return how many sequences of so many tokens each are in so many blocks; 1 at least."""
-        return max(1, blocks // -(-tokens // self.size))
+        """Return how many sequences of so many tokens each are in so many blocks."""
+        return blocks // -(-tokens // self.size)
 
     def tokens(self, blocks: float, sequences: float) -> float:
         """Return about how many tokens `sequences` of one length have in all that hold so many blocks."""
@@ -139,6 +139,11 @@ class WindowedPaging(Paging):
             return blocks < self.kept
         return tokens <= request.prompt_tokens or blocks - request.prompt_tokens // self.size < self.kept
 
+    def _alone(self, tokens: int) -> int:
+        """Return the blocks of one sequence of so many tokens."""
+        blocks = -(-tokens // self.size)
+        return self.full * blocks + self.windowed * min(blocks, self.kept)
+
     def held(self, request: Request, tokens: int) -> int:
         """Return the blocks of a request each of whose sequences holds so many tokens."""
         return self.full * self.plain.held(request, tokens) + self.windowed * self.windows(request, tokens)
@@ -176,8 +181,7 @@ class WindowedPaging(Paging):
         """Return the blocks of the first `tokens` of a prefill once they are computed; see `Paging.prefilled`."""
         prompt = request.prompt_tokens
         if request.samples == 1 or tokens <= prompt:
-            blocks = -(-tokens // self.size)
-            return self.full * blocks + self.windowed * min(blocks, self.kept)
+            return self._alone(tokens)
         whole, part = divmod(tokens - prompt, request.generated)
         if whole == request.samples:
             return self.held(request, prompt + request.generated)
@@ -206,9 +210,8 @@ class WindowedPaging(Paging):
         return (blocks - windowed * most) // full * self.size if full else 2**62
 
     def sequences(self, blocks: int, tokens: int) -> int:
-        """Return how many sequences of so many tokens each are in so many blocks; 1 at least."""
-        filled = -(-tokens // self.size)
-        return max(1, blocks // (self.full * filled + self.windowed * min(filled, self.kept)))
+        """Return how many sequences of so many tokens each are in so many blocks."""
+        return blocks // self._alone(tokens)
 
     def tokens(self, blocks: float, sequences: float) -> float:
         """Return about how many tokens `sequences` of one length have in all that hold so many blocks.

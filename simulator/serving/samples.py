@@ -1,8 +1,7 @@
 """Parallel samples: the answers drawn from one prompt decode side by side, as a group that is scheduled as one.
 
-Model: sequences of a group share the full KV blocks of their prompt and copy its last, partly filled one before they
-write to it; they are admitted, preempted and swapped together (sequence groups, vLLM, SOSP 2023). One that is complete
-leaves the group with its seat and the blocks that are its own; the last one takes the prompt's along.
+Model: sequences of a group are admitted, preempted and swapped together (sequence groups, vLLM, SOSP 2023), so that one
+prefill computes again what all of them had. Which blocks they share is a matter of paging.
 """
 
 from simulator.serving.request import Request

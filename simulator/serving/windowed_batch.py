@@ -21,10 +21,7 @@ class WindowedBatch(DecodeBatch):
         self._growing: dict[int, Request] = {}
 
     def _count(self, request: Request, held: int, sign: int) -> None:
-        self.context += sign * held * request.samples
-        self.blocks += sign * (self.windowed.held(request, held) - request.shared_blocks)
-        self._phases[request.offset % self.windowed.size] += sign * request.samples
-        self._copies += sign * self._due_copies(request, held)
+        self._count_sequences(request, held, sign)
         if sign > 0 and self.windowed.grows(request, held):
             self._growing[request.request_id] = request
         else:

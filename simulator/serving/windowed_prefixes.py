@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from simulator.errors import InvariantError
 from simulator.serving.paging import Windows
-from simulator.serving.prefix_cache import PrefixCache, usable_units
+from simulator.serving.prefix_cache import PrefixCache
 from simulator.serving.request import Request
 from simulator.strict import Strict
 
@@ -50,8 +50,7 @@ class WindowedPrefixes(PrefixCache):
 
     def found_in_use(self, request: Request) -> tuple[int, int]:
         """Return how many units are here as `found`, and how many of them are not among those that may be evicted."""
-        most = min(usable_units(request, self.unit_tokens), len(request.keys))
-        return self._in_use(request.keys, self._reach(request.keys, self.match(request.keys, most)))
+        return self._in_use(request.keys, self.found(request))
 
     def acquire(self, keys: Sequence[int], units: int) -> None:
         """Hold the first `units`, which are here."""
