@@ -1,8 +1,9 @@
 """Attention of other engines and devices, of which nothing was fitted: how far kernels and borrowed constants carry.
 
 H800 (InferSim: FlashAttention-3, FlashMLA), A800 as A100 (Frontier: FlashInfer, the cache written apart), H100 with
-FlashAttention-2 (LLMServingSim, first profile), RTX 4090 and RTX PRO 6000 (LLMServingSim: vLLM with FlashAttention-2),
-where prompts and decodes also share steps. Decodes of the first profile are left out: whose context it has is not said.
+FlashAttention-2 and TPU v6e (LLMServingSim, first profile), RTX 4090 and RTX PRO 6000 (LLMServingSim: vLLM with
+FlashAttention-2), where prompts and decodes also share steps. Decodes of the first profile on H100 are left out: whose
+context it has is not said.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ def transfer(data: Path) -> Iterator[Row]:
         "time_stats.attn_prefill.median",
         1e6,
     )
+    yield from _tpu(data / "llmservingsim" / "profile-v0" / "TPU-v6e-1" / "Llama-3.1-8B.attention.parquet")
     for name, folder, heads in (
         ("rtx-4090", "RTX4090/Llama-3.1-8B", 32),
         ("rtx-pro-6000", "RTXPRO6000/Llama-3.1-8B", 32),
@@ -109,6 +111,31 @@ def _infersim(folder: Path) -> Iterator[Row]:
         for n in lengths
     ]
     yield error("prompts, MLA", name, "bf16", np.array(found), prompts["latency_us"].to_numpy() * 1e3)
+
+
+def _tpu(file: Path) -> Iterator[Row]:
+    frame = pd.read_parquet(file)
+    prompts, decodes = frame[frame["is_prefill"]], frame[~frame["is_prefill"]].iloc[::EVERY]
+    yield _row(
+        "prompts, an early kernel",
+        "tpu-v6e",
+        prompts,
+        lambda r, device: _prompts(r.prefill_chunk_size, r.kv_cache_size, 32, 8, device),
+        "p50_ns",
+        1,
+    )
+    yield _row(
+        "decodes, an early kernel",
+        "tpu-v6e",
+        decodes,
+        lambda r, device: (
+            token_attention(
+                TokenAttention(r.batch_size, float(r.batch_size * (r.kv_cache_size + 1)), 32, 8, 128, 128), device
+            ).ns
+        ),
+        "p50_ns",
+        1,
+    )
 
 
 def _frontier(file: Path) -> Iterator[Row]:

@@ -165,6 +165,11 @@ class Accelerator(Strict):
         return self.scale_up.ranks if self.scale_up else 1
 
     @property
+    def attention_processors(self) -> int:
+        """Processors that tiles of attention are spread over, of the kind on which its constants were fitted."""
+        return self.fitted.attention_processors or self.processors
+
+    @property
     def fitted(self) -> Efficiency:
         """The efficiencies, own or borrowed; a loaded sheet has them."""
         assert self.efficiency is not None
@@ -203,7 +208,8 @@ def load_accelerator(name: str, beside: Path | None = None) -> Accelerator:
     """Return the data sheet `name` of `topologies/devices`, or of a path relative to `beside`; borrows what it must.
 
     A borrowed all-reduce moves its bytes at the lender's share of the link: its bandwidths are scaled by the ratio of
-    the two domains' (and the size at which the protocol changes with them), its latencies stay.
+    the two domains' (and the size at which the protocol changes with them), its latencies stay. Borrowed attention has
+    times of one of the lender's processors: a device of fewer and larger ones counts as many as its peak has of those.
     """
     return _load(name, beside, ())
 
@@ -218,16 +224,21 @@ def _load(name: str, beside: Path | None, borrowers: tuple[str, ...]) -> Acceler
     at = catalog.locate(KIND, name, beside).parent
     lend = partial(_load, beside=at, borrowers=(*borrowers, name))
     lender = lend(sheet.like)
-    efficiency = lender.fitted
-    if sheet.attention_like is not None:
-        kernels = lend(sheet.attention_like).fitted
-        names = ("prompt_attention", "token_attention", "latent_attention")
-        efficiency = efficiency.model_copy(update={name: getattr(kernels, name) for name in names})
+    kernels = lend(sheet.attention_like) if sheet.attention_like is not None else lender
+    names = ("prompt_attention", "token_attention", "latent_attention")
+    attention: dict[str, object] = {name: getattr(kernels.fitted, name) for name in names}
+    attention["attention_processors"] = max(sheet.processors, _processors_like(kernels, sheet.rate("bf16")))
+    efficiency = lender.fitted.model_copy(update=attention)
     if sheet.scale_up is not None:
         links = lend(sheet.scale_up.like) if sheet.scale_up.like else lender
         table = sheet.scale_up.all_reduce or _scaled_links(links, sheet.scale_up)
         efficiency = efficiency.model_copy(update={"all_reduce": table})
     return sheet.model_copy(update={"efficiency": efficiency})
+
+
+def _processors_like(lender: Accelerator, peak: float) -> int:
+    """Return how many of the lender's processors have a peak."""
+    return round(lender.attention_processors * peak / lender.rate("bf16"))
 
 
 def _scaled_links(lender: Accelerator, domain: ScaleUp) -> dict[str, AllReduce]:

@@ -39,7 +39,7 @@ def _prompts(shape: PromptAttention, accelerator: Accelerator) -> Kernel:
         written = shape.tokens * shape.kv_heads * (shape.key_dim + shape.value_dim) * (2 + VALUES[shape.kv] / 8)
         write_ns = memory_floor_ns(written, accelerator) / fit.write
     tiles, mean_ns, longest_ns = _tiles(shape, fit, accelerator)
-    spread_ns = tiles * mean_ns / accelerator.processors
+    spread_ns = tiles * mean_ns / accelerator.attention_processors
     return Kernel(
         flops=shape.flops,
         size_bytes=shape.size_bytes,
@@ -90,7 +90,7 @@ def _along(shape: TokenAttention, fit: PromptFit, accelerator: Accelerator) -> K
     """
     tiles = shape.batch * shape.heads * -(-shape.queries // fit.rows)
     key_ns = _prompt_key_ns(shape, fit, accelerator)
-    walk_ns = -(-tiles // accelerator.processors) * (fit.tile + _keys(shape) * key_ns)
+    walk_ns = -(-tiles // accelerator.attention_processors) * (fit.tile + _keys(shape) * key_ns)
     memory = accelerator.fitted.token_attention_in(shape.kv).memory
     memory_ns = memory_floor_ns(shape.size_bytes, accelerator) / memory
     return Kernel(shape.flops, shape.size_bytes, walk_ns, memory_ns)
@@ -116,14 +116,14 @@ def _decode(shape: TokenAttention, accelerator: Accelerator) -> Kernel:
     key_ns = _key_ns(DECODE_ROWS, width, accelerator) + width * fit.feed / PS_PER_NS
     if shape.value_dim > fit.registers:
         key_ns /= fit.wide
-    walk_ns = -(-tiles // accelerator.processors) * (fit.tile + keys * key_ns)
+    walk_ns = -(-tiles // accelerator.attention_processors) * (fit.tile + keys * key_ns)
     memory_ns = fit.tile + BLOCK * key_ns + memory_floor_ns(shape.size_bytes, accelerator) / fit.memory
     copied_ns = 0.0
     if fit.gather is not None:
         copied = 2 * shape.batch * shape.queries * shape.heads * (shape.key_dim + shape.value_dim)
         copied_ns = memory_floor_ns(copied, accelerator) / fit.gather
-    if tiles < accelerator.processors and (fit.splits == "always" or group > 1):
-        part_ns = fit.tile + max(keys * tiles / accelerator.processors, BLOCK) * key_ns
+    if tiles < accelerator.attention_processors and (fit.splits == "always" or group > 1):
+        part_ns = fit.tile + max(keys * tiles / accelerator.attention_processors, BLOCK) * key_ns
         if max(part_ns, memory_ns) + fit.combine < max(walk_ns, memory_ns):
             walk_ns, fixed_ns = part_ns, fixed_ns + fit.combine
     return Kernel(shape.flops, shape.size_bytes, copied_ns + walk_ns, copied_ns + memory_ns, fixed_ns=fixed_ns)
@@ -138,7 +138,7 @@ def _prompt_key_ns(shape: PromptAttention | TokenAttention, fit: PromptFit, acce
 
 def _key_ns(rows: int, width: float, accelerator: Accelerator) -> float:
     """Return the time in which one processor multiplies `rows` queries with a key and their weights with a value."""
-    return 2 * rows * width * accelerator.processors * NS_PER_S / accelerator.rate("bf16")
+    return 2 * rows * width * accelerator.attention_processors * NS_PER_S / accelerator.rate("bf16")
 
 
 def _decoded(shape: PromptAttention) -> TokenAttention:

@@ -156,6 +156,9 @@ class Efficiency(Strict):
     all_reduce: dict[str, AllReduce]
     """By number of ranks; a number between two entries takes the next larger."""
 
+    attention_processors: Count | None = None
+    """Processors whose times those of attention are; none: the device's. A borrower counts larger ones as several."""
+
     experts: dict[str, Experts] = Field(default_factory=dict)
     """By format; where nothing was measured, dense products stand for grouped ones, see `experts_in`."""
 

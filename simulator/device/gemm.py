@@ -40,7 +40,7 @@ def gemm(shape: Gemm, accelerator: Accelerator) -> Kernel:
         size_bytes=size_bytes,
         compute_ns=together * compute_ns,
         memory_ns=together * memory_ns,
-        fixed_ns=fit.launch + _quantise_ns(shape, fit, accelerator.fitted.kernel_launch),
+        fixed_ns=fit.launch + _quantise_ns(shape, fit, accelerator),
     )
 
 
@@ -60,8 +60,14 @@ def _tiled_ns(shape: Gemm, tile: tuple[int, int], fit: efficiency.Gemm, processo
     return min(whole_ns, step_ns * (shape.inner / parts + fit.fill) + fit.split)
 
 
-def _quantise_ns(shape: Gemm, fit: efficiency.Gemm, launch_ns: float) -> float:
-    """Return the time of quantising the activations of a product, when a kernel of its own does."""
+def _quantise_ns(shape: Gemm, fit: efficiency.Gemm, accelerator: Accelerator) -> float:
+    """Return the time of quantising the activations of a product, when a kernel of its own does.
+
+    Where it is borrowed the device may be one of less memory bandwidth: 16 bits are read and a narrow form is written.
+    """
     if not shape.quantise or fit.quantise is None:
         return 0.0
-    return launch_ns + shape.rows * shape.batch * (fit.quantise.row + fit.quantise.chunk * -(-shape.inner // CHUNK))
+    rows = shape.rows * shape.batch
+    blocks_ns = rows * (fit.quantise.row + fit.quantise.chunk * -(-shape.inner // CHUNK))
+    moved = rows * shape.inner * (2 + FORMATS[shape.format].activation_bits / 8)
+    return accelerator.fitted.kernel_launch + max(blocks_ns, memory_floor_ns(moved, accelerator))

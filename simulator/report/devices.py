@@ -47,6 +47,21 @@ latencies stay. `scale_up.like` names another sheet for the links alone:
 - PCIe cards reach each other through their host. NCCL was measured on L40S, and there 8 cards reduce at 1.5 GB/s, 4 at
   5 and 2 at 20 of the 31.5 GB/s of a slot; other cards borrow that, scaled by the slot. A host that lets cards write
   to each other directly is faster than this.
+
+Attention has times of one processor: a walk over the keys, and what multiplying does not hide. Processors of GPUs
+differ little in those, so a borrower counts its own. A device with fewer and larger ones (cores of Ascend, matrix units
+of Gaudi and TPU) counts as many as its peak has of the lender's, and so reaches the lender's shares of peak and
+bandwidth. Held against what is published of such devices, with nothing fitted:
+
+- 910C: memory-bound latent attention at 84 % of the bandwidth (arXiv 2506.12708v2); here grouped attention in decode
+  is at 83 %.
+- TPU: 86 % of the bandwidth in decode and 73 % of the peak in prompts on TPU7x (arXiv 2604.15464); here 89 % and 55 %
+  to 65 % on v6e. An early kernel on v6e (LLMServingSim's first profile) was 4 to 5 times slower, see
+  [accuracy](accuracy.md): [measured times](measured-tables.md) bring in such a table.
+- H20 has H100's processors with a fifth of their arithmetic. Queries of a decode step are padded to 64 rows, so it is
+  bound by arithmetic: 33 TFLOPS for latent attention of 16 heads (FlashMLA: 32, arXiv 2506.01969v2), and 63 ms for a
+  step of 64 sequences of 13,000 tokens of a 32B model over four (70 ms with FlashAttention-3 at 12,000 to 14,000,
+  sgl-project/sglang issue 5630; FlashInfer, which pads less, took 32).
 """
 
 
