@@ -228,6 +228,7 @@ class System:
             serving.request_overhead,
             enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
+            forget=self.transfer.forget if self.transfer is not None else None,
             **front_parts(serving, scenario.seed, blueprint.workload.cancels),
         )
         self._experts: dict[str, ExpertBalancing] = {}  # by group
