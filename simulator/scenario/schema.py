@@ -35,6 +35,7 @@ from simulator.scenario.pool import Group, Pools, Router, groups_of
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import SyntheticWorkload, Workload
+from simulator.serving.batching import BATCHERS
 from simulator.serving.queueing import ORDERS
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
@@ -127,6 +128,15 @@ class Serving(Strict):
             if self.cost.name == "linear" and pool.speculation.draft.name != "ngram":
                 what = "linear constants are those of whole iterations, and say nothing of a draft model's"
                 raise LocatedError(Fault((*at, "draft"), what, "ngram"))
+        return self
+
+    @model_validator(mode="after")
+    def _batches_begin_together(self) -> Self:
+        for group in self.groups:
+            name = group.pool.batcher.name
+            if group.role == "decode" and BATCHERS[name].to_completion:
+                what = f"requests join a decode engine one by one as their caches come, so there are no {name} batches"
+                raise LocatedError(Fault((*group.keys, "batcher"), what, "continuous, chunked_prefill or orca"))
         return self
 
     @model_validator(mode="after")

@@ -144,6 +144,7 @@ def test_a_place_that_is_there_before_the_prefill_ends_is_not_waited_for(tmp_pat
         ("serving.kv_transfer={layers_per_message: 4}", "only `mode: layerwise` sends by layers"),
         ("serving.kv_transfer={fallback: {}}", "a fallback needs `after`, `waiting` or both"),
         ("serving.decode.expert_servers={devices: 8}", "has no experts"),
+        ("serving.decode.batcher=static", "one by one as their caches come, so there are no static batches"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, override, what):
