@@ -174,9 +174,10 @@ class Serving(Strict):
             if self.role_switch is not None and len(groups) > 1:
                 what = f"engines change roles between pools of one group each, and {role} has {len(groups)}"
                 raise LocatedError(Fault(("role_switch",), what))
-            names = [group.pool.name for group in groups]
+            names = [group.pool.name or role for group in groups]  # figures of those without one stand under the role's
             for at, group in enumerate(groups):
-                if group.pool.name is not None and group.pool.name in names[:at]:
+                before = [other for other, name in zip(groups, names[:at], strict=False) if name == names[at]]
+                if before and any(each.pool.name is not None for each in (group, *before)):
                     raise LocatedError(Fault((*group.keys, "name"), f"another group of {role} is called so"))
         return self
 
