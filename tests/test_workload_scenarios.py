@@ -349,6 +349,12 @@ def test_clients_that_are_rejected_at_once_are_warned_of(tmp_path: Path) -> None
     found = run(tmp_path, work, admission=limits)
     assert found.summary["requests"]["rejected"] == 16
     assert any("8 clients of a closed loop meet a limit of 4" in line for line in found.summary["warnings"])
+    assert sum("closed loop" in line for line in found.summary["warnings"]) == 1
+    for front in ({"gateway": {"service": "1 ms", "queue": 3}}, {"admission": {"tenant": {"requests": 4}}}):
+        found = run(tmp_path, work, **front)
+        many = found.summary["requests"]["rejected"]
+        assert many > 10
+        assert any(f"{many} requests of a closed loop were rejected" in line for line in found.summary["warnings"])
     waits = run(tmp_path, work, admission=limits | {"when_full": "queue"})
     assert waits.summary["requests"]["finished"] == 20
     assert not any("closed loop" in line for line in waits.summary["warnings"])
