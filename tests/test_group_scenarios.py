@@ -50,6 +50,10 @@ def file(tmp_path: Path) -> Path:
         ("serving.colocated[1].instances=17", r"17 devices of l40s \(colocated-small 17 x 1\), the topology has 16"),
         ("serving.colocated[0].layout.tensor=3", r"serving.colocated\[0\].layout.tensor"),
         ("serving.colocated[1].name=big", r"colocated\[1\].name: another group of colocated is called so"),
+        (
+            "serving.colocated=[{instances: 1}, {instances: 1, name: colocated}]",
+            r"colocated\[1\].name: another group of colocated is called so",
+        ),
         ("serving.colocated[1].name=Big", r"colocated\[1\].name: 'Big' is no name"),
         ("serving.colocated.instances=3", r"colocated is a list of 2: say which item, such as serving.colocated\[0\]"),
         ("serving.colocated=[]", r"serving.colocated: expected at least 1 items"),

@@ -122,6 +122,30 @@ def test_laws_that_nothing_reads_are_said(tmp_path: Path) -> None:
     assert [note.split(" ")[0] for note in notes] == ["workload.tenants"]
 
 
+@pytest.mark.parametrize(
+    ("queue", "serving", "said"),
+    [
+        ("priority", {}, ["serving.colocated.queue: no request has a priority"]),
+        ("fair", {}, ["serving.colocated.queue: no request says whose it is: all are one tenant's"]),
+        (
+            "fcfs",
+            {"admission": {"tenant": {"requests": 5}}},
+            ["serving.admission.tenant: no request says whose it is: all are one tenant's"],
+        ),
+    ],
+)
+def test_what_nothing_is_said_of_makes_no_difference(
+    tmp_path: Path, queue: str, serving: dict[str, Any], said: list[str]
+) -> None:
+    laws = {"tenants": {"a": 1, "b": 2}, "priorities": {"0": 1, "3": 1}}
+    silent, known = trace(tmp_path, ("tenant", "priority")), DRAWN | laws
+    for workload, expected in ((DRAWN, said), (known, []), ({"trace": str(silent)}, said), (laws, [])):
+        notes: list[str] = []
+        of = workload if workload is not laws else {"trace": str(silent)} | laws
+        plan_workload(load(scenario(tmp_path, of, {"queue": queue}, **serving)), notes)
+        assert [note for note in notes if note.startswith("serving")] == expected
+
+
 def test_what_callers_say_reaches_the_requests(tmp_path: Path) -> None:
     path = trace(tmp_path)
     plan = plan_workload(load(scenario(tmp_path, {"trace": str(path)})), [])
@@ -325,6 +349,12 @@ def test_clients_that_are_rejected_at_once_are_warned_of(tmp_path: Path) -> None
     found = run(tmp_path, work, admission=limits)
     assert found.summary["requests"]["rejected"] == 16
     assert any("8 clients of a closed loop meet a limit of 4" in line for line in found.summary["warnings"])
+    assert sum("closed loop" in line for line in found.summary["warnings"]) == 1
+    for front in ({"gateway": {"service": "1 ms", "queue": 3}}, {"admission": {"tenant": {"requests": 4}}}):
+        found = run(tmp_path, work, **front)
+        many = found.summary["requests"]["rejected"]
+        assert many > 10
+        assert any(f"{many} requests of a closed loop were rejected" in line for line in found.summary["warnings"])
     waits = run(tmp_path, work, admission=limits | {"when_full": "queue"})
     assert waits.summary["requests"]["finished"] == 20
     assert not any("closed loop" in line for line in waits.summary["warnings"])

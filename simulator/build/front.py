@@ -1,6 +1,6 @@
 """What stands before the engines of a scenario, as parts of the front end: gateway, limits, time-outs, cancellation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from simulator.errors import InputError, Problem
@@ -60,6 +60,15 @@ def front_notes(serving: Serving, reads_loads: bool, clients: int | None = None)
     if timeout.queue is not None and timeout.total is not None and timeout.queue >= timeout.total:
         notes.append("serving.timeout.queue has no effect: it is not shorter than the total")
     return notes
+
+
+def rejected_notes(rejected: Mapping[str, int], clients: int | None) -> list[str]:
+    """Return what to know of a run of a closed loop of `clients` in which requests were `rejected`, by reason."""
+    busy = sum(rejected.get(reason, 0) for reason in ("gateway's queue full", "tenant's limit", "deployment's limit"))
+    if clients is None or not busy:
+        return []
+    what = f"{busy:,} requests of a closed loop were rejected because there were too many"
+    return [f"workload.arrivals: {what}; whose client sends its next one at once, so most in no time"]
 
 
 def impatience(section: CancelSection, seed: int) -> Callable[[Request], Cancellation]:

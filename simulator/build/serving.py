@@ -11,7 +11,7 @@ from simpy import Event
 from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import caches_of, check_plane, without_effect
 from simulator.build.experts import shards
-from simulator.build.front import front_notes, front_parts
+from simulator.build.front import front_notes, front_parts, rejected_notes
 from simulator.build.kv_memory import fabric_plane_key, tier_figures, tier_notes
 from simulator.build.network import (
     Planned,
@@ -228,6 +228,7 @@ class System:
             serving.request_overhead,
             enter=self.transfer.enter if self.transfer is not None else None,
             withdraw=self._withdraw,
+            forget=self.transfer.forget if self.transfer is not None else None,
             **front_parts(serving, scenario.seed, blueprint.workload.cancels),
         )
         self._experts: dict[str, ExpertBalancing] = {}  # by group
@@ -379,6 +380,8 @@ class System:
         if self.transfer is not None:
             self.transfer.settle()
         self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
+        if not any(note.startswith("serving.admission: ") for note in self.notes):  # which says as much
+            self.notes += rejected_notes(self.frontend.reasons, _clients(self.blueprint.scenario))
         if not self.frontend.arrived:
             self.notes.append("until: the run stopped before the first request arrived")
         open_requests = list(self.frontend.in_flight.values())

@@ -49,6 +49,8 @@ _DRAWN = {
     "sessions": "session",
 }
 """Sections of `workload:` that draw a column."""
+_ALL_ALIKE = {"tenant": "no request says whose it is: all are one tenant's", "priority": "no request has a priority"}
+"""What follows where something goes by a column that neither a trace nor a law says anything of."""
 _TRAITS = {"tenant": None, "priority": 0, "predicted_tokens": -1, "samples": 1, "cancel_ns": -1, "sample_tokens": None}
 """The columns that become `Traits`, in their order, and what stands for null."""
 
@@ -136,6 +138,7 @@ def _plan_drawn(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     several, further = _wants_several(section, False), section.laws().sample_tokens
     differ = several and not (isinstance(outputs, Fixed) and further == outputs)
     notes += _check_answers(scenario, several, differ, section.sessions is not None)
+    notes += _unsaid(scenario, _drawn_columns(section))
     prefixes = section.prefixes.law() if section.prefixes is not None else None
     sessions = section.sessions.law() if section.sessions is not None else None
     draw = partial(synthesize, scenario.seed, section.requests, arrivals, prompts, outputs, prefixes, sessions)
@@ -170,7 +173,8 @@ def _plan_trace(scenario: Scenario, read: set[str], notes: list[str]) -> Workloa
     if caches and hashed:
         why_not |= dict.fromkeys(("session", "turn", "prefix", "prefix_tokens"), "prompts are known by prefix_hashes")
         read -= {"prefix", "prefix_tokens", *(() if _routed_by_session(scenario) else ("session", "turn"))}
-    drawn = {column for key, column in _DRAWN.items() if getattr(section, key, None) is not None}
+    drawn = _drawn_columns(section)
+    notes += _unsaid(scenario, present | drawn)
     drawn |= {"sample_tokens"} if "samples" in drawn else set()
     reasons: dict[str, list[str]] = {}
     for column in trace.columns_present:
@@ -228,6 +232,21 @@ def _unread(section: Callers, read: set[str]) -> list[str]:
                 why = "there is no prefix cache, so prompts are only longer by what they share"
             notes.append(f"workload.{key} has no effect: {why}")
     return notes
+
+
+def _drawn_columns(section: Callers) -> set[str]:
+    """Return the columns of a trace that are drawn by laws."""
+    return {column for key, column in _DRAWN.items() if getattr(section, key, None) is not None}
+
+
+def _unsaid(scenario: Scenario, said: set[str]) -> list[str]:
+    """Return notes on what goes by the tenants or priorities of requests when nothing says those."""
+    serving = scenario.serving
+    assert serving is not None
+    queues = [(f"{group.at}.queue", ORDERS[group.pool.queue.name].reads) for group in serving.groups]
+    if serving.admission.tenant != type(serving.admission.tenant)():
+        queues.append(("serving.admission.tenant", ("tenant",)))
+    return [f"{at}: {why}" for at, reads in queues for column, why in _ALL_ALIKE.items() if column in {*reads} - said]
 
 
 def _check_predicted(scenario: Scenario, present: set[str]) -> None:

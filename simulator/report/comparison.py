@@ -210,7 +210,7 @@ def _observations(first: Run, second: Run) -> tuple[dict[str, list[float]], str,
     if not _same_requests(mine, its):
         what = "the runs have different requests, so nothing pairs them: give both one workload and seed"
         return {}, "one run each: differences have no intervals", (what,)
-    cut = max(warm_up(_filled(each["ttft"])) for each in (mine, its))
+    cut = max(_settled(each["ttft"]) for each in (mine, its))
     count = len(mine["ttft"]) - cut
     number = min(BATCHES, count // LEAST_PER_BATCH)
     if number < 4:
@@ -228,12 +228,17 @@ def _observations(first: Run, second: Run) -> tuple[dict[str, list[float]], str,
 
 
 def _latencies(run: Run) -> dict[str, Any]:
-    """Return seconds by request in order of arrival, NaN where a request has no such time, and what it asked for."""
+    """Return seconds by request in order of arrival, and what it asked for.
+
+    As in the summary, a request that did not finish has no times: NaN.
+    """
     columns = ["request_id", "arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens"]
-    table = run.table("requests").select(columns)
+    table = run.table("requests").select([*columns, "outcome"])
     order = np.argsort(table["request_id"].to_numpy())
     found = {name: table[name].to_numpy().astype(np.float64)[order] for name in columns}
+    finished = (table["outcome"].to_numpy(zero_copy_only=False) == "finished")[order]
     arrival, first, finish = (found[f"{name}_ns"] / 1e9 for name in ("arrival", "first_token", "finish"))
+    first, finish = (np.where(finished, times, np.nan) for times in (first, finish))
     tokens = found["output_tokens"]  # of one answer, as in the summary
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(tokens > 1, (finish - first) / np.maximum(tokens - 1, 1), np.nan)
@@ -244,6 +249,13 @@ def _latencies(run: Run) -> dict[str, Any]:
 def _same_requests(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Return whether two runs had the same requests; when they came may differ, as with another rate."""
     return first["asked"].shape == second["asked"].shape and bool(np.all(first["asked"] == second["asked"]))
+
+
+def _settled(values: Any) -> int:
+    """Return how many of the first requests are warm-up; those without a value count, but say nothing of it."""
+    known = np.flatnonzero(~np.isnan(values))
+    cut = warm_up(values[known])
+    return int(known[cut]) if cut else 0
 
 
 def _filled(values: Any) -> Any:

@@ -35,6 +35,7 @@ from simulator.scenario.pool import Group, Pools, Router, groups_of
 from simulator.scenario.role_switch import RoleSwitch
 from simulator.scenario.traffic import Traffic
 from simulator.scenario.workload import SyntheticWorkload, Workload
+from simulator.serving.batching import BATCHERS
 from simulator.serving.queueing import ORDERS
 from simulator.serving.transfer_rules import TransferRules
 from simulator.strict import Count, Duration, Fault, LocatedError, OneOf, PositiveDuration, Strict, one_of
@@ -130,6 +131,15 @@ class Serving(Strict):
         return self
 
     @model_validator(mode="after")
+    def _batches_begin_together(self) -> Self:
+        for group in self.groups:
+            name = group.pool.batcher.name
+            if group.role == "decode" and BATCHERS[name].to_completion:
+                what = f"requests join a decode engine one by one as their caches come, so there are no {name} batches"
+                raise LocatedError(Fault((*group.keys, "batcher"), what, "continuous, chunked_prefill or orca"))
+        return self
+
+    @model_validator(mode="after")
     def _one_arrangement(self) -> Self:
         split = {name for name in ("prefill", "decode") if getattr(self, name) is not None}
         if self.colocated is not None and split:
@@ -164,9 +174,10 @@ class Serving(Strict):
             if self.role_switch is not None and len(groups) > 1:
                 what = f"engines change roles between pools of one group each, and {role} has {len(groups)}"
                 raise LocatedError(Fault(("role_switch",), what))
-            names = [group.pool.name for group in groups]
+            names = [group.pool.name or role for group in groups]  # figures of those without one stand under the role's
             for at, group in enumerate(groups):
-                if group.pool.name is not None and group.pool.name in names[:at]:
+                before = [other for other, name in zip(groups, names[:at], strict=False) if name == names[at]]
+                if before and any(each.pool.name is not None for each in (group, *before)):
                     raise LocatedError(Fault((*group.keys, "name"), f"another group of {role} is called so"))
         return self
 

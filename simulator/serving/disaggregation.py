@@ -131,9 +131,7 @@ class KVTransfer:
 
     def _enter_later(self, move: _Move) -> Generator[Event, Any, None]:
         yield move.place
-        if move.request.outcome != UNFINISHED:  # given up meanwhile
-            move.finished = True
-            self._give_up(move)
+        if move.request.outcome != UNFINISHED:  # given up in this very nanosecond
             return
         self._prefill.choose(move.request).submit(move.request)
 
@@ -155,6 +153,13 @@ class KVTransfer:
         self._free(move, move.source.detach(request))
         gone(request)
         return True
+
+    def forget(self, request: Request) -> None:
+        """Give back the place of a request that goes before it is routed, granted or not: others wait behind it."""
+        move = self._moves.get(request.request_id)
+        if move is not None:
+            move.finished = True
+            self._give_up(move)
 
     def _cancel_withdrawn(self, request: Request, instance: Instance) -> None:
         if request.request_id in self._withdrawn:

@@ -38,6 +38,8 @@ class Engine(NamedTuple):
     counts_service: bool = False
     """Whether the queue is to hear of the tokens that are generated."""
     by_priority: bool = False
+    """Whether the lowest priority is preempted first, and of its like the latest; default: who was begun last."""
+    outranks: bool = False
     """Whether who waits may take the place of a running request of lower priority."""
     speculation: Speculation | None = None
     """Tokens drafted in every iteration and verified with it; the cost is that of such iterations."""

@@ -105,10 +105,12 @@ class Frontend:
         patience: Patience = Patience(),  # noqa: B008 - immutable
         cancellation: Callable[[Request], Cancellation] | None = None,
         withdraw: Callable[[Request], None] | None = None,
+        forget: Callable[[Request], None] | None = None,
     ) -> None:
         """`enter` routes a request in the place of the pool's own router, where more than a choice is to be made.
 
-        `withdraw` takes a request out of the engines, which then `finish` it, at the latest with their iteration.
+        `withdraw` takes a request out of the engines, which then `finish` it, at the latest with their iteration;
+        `forget` hears of one that goes before an engine has it.
         """
         self.env = env
         self._enter = enter or self._submit
@@ -127,6 +129,7 @@ class Frontend:
         self._limits = limits
         self._cancellation = cancellation
         self._withdraw = withdraw
+        self._forget = forget
         self._leaving: dict[int, tuple[str, str]] = {}  # outcome and reason of those that engines are to let go
         self._asked: dict[int, int] = {}  # output tokens asked for by those who will cancel before they have them
         self._deadlines: list[Deadlines] = []
@@ -223,9 +226,11 @@ class Frontend:
         number = request.request_id
         if number not in self.in_flight or number in self._leaving:
             return
-        if request.queued_ns < 0:  # in line, or at the gateway, where its turn will pass in silence
+        if request.queued_ns < 0:  # in line, waiting for a place, or at the gateway, where its turn passes in silence
             if self._limits is not None and not self._limits.counts(request):
                 self._limits.drop(request)
+            if self._forget is not None:
+                self._forget(request)
             self._close(request, outcome, reason)
             return
         assert self._withdraw is not None, "requests that are given up must be withdrawn from their engines"

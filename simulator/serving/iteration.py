@@ -56,7 +56,7 @@ def next_step(rank: Rank, engine: Engine) -> Step:
 def decide(rank: Rank, engine: Engine, preempt: Callable[[Rank], None]) -> Step:
     """Return what a rank does next, once those are preempted who make way for it."""
     rank.step = next_step(rank, engine)
-    while rank.by_priority and outranked(rank):
+    while engine.outranks and outranked(rank):
         preempt(rank)
         rank.step = next_step(rank, engine)
     for _ in range(rank.step.preempts):

@@ -176,5 +176,5 @@ class LoneRank(Instance):
 def kind_of(engine: Engine) -> type[Instance]:
     """Return the kind of an engine's instances: one rank, memory on the device only, and steps all alike, or any."""
     beside = engine.swap or engine.lower or engine.speculation or engine.first_chunk
-    lone = engine.ranks == 1 and not (beside or engine.to_completion or engine.counts_service or engine.by_priority)
+    lone = engine.ranks == 1 and not (beside or engine.to_completion or engine.counts_service or engine.outranks)
     return LoneRank if lone else Instance

@@ -29,6 +29,8 @@ class InstancePower:
         work = Work(prompts * prompt_tokens, prompts * prompt_tokens * (prompt_tokens + 1) / 2, prompts)
         # a stage works on a prompt while the others wait
         self._prefill_w = self._step_w(work, 1 / layout.pipeline)
+        # ranks that have nothing to decode wait for the others; experts have tokens of all of theirs
+        self._ranks = layout.pipeline * (layout.data if layout.expert == 1 else 1)
         self._decode_w: dict[tuple[int, int], float] = {}
 
     def row(self, window: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -52,7 +54,7 @@ class InstancePower:
             count, tokens = (2 ** (octave / POINTS_PER_OCTAVE) for octave in octaves)
             sequences = max(1, round(count))
             work = Work(batch=sequences, context=max(float(sequences), tokens))
-            known = self._decode_w[key] = self._step_w(work, 1.0)
+            known = self._decode_w[key] = self._step_w(work, min(1.0, sequences / self._ranks))
         return known
 
     def _step_w(self, work: Work, share: float) -> float:

@@ -1,8 +1,10 @@
 """Who gives up their place on a rank when memory runs out, and where they go.
 
-Model: recomputation and swap of vLLM (SOSP 2023): the request that was begun last goes, to host memory or to the queue.
+Model: recomputation and swap of vLLM (SOSP 2023): the request that was begun last goes, to host memory or to the queue;
+by priority the lowest, and of its like the one that arrived last.
 """
 
+from simulator.serving.queueing import precedence
 from simulator.serving.rank import Rank
 from simulator.serving.request import Request
 
@@ -25,6 +27,8 @@ def preempt_last(rank: Rank) -> Request:
         else:
             request.last_token_ns = rank.last_step_ns
         if rank.swap is not None and rank.swap.take(request, rank.paging.held(request, held)):
+            if rank.by_priority:
+                rank.swap.sort(precedence)
             request.preemptions += 1
             rank.step = rank.step._replace(steps=1)  # as below
             return request

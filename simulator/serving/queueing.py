@@ -158,6 +158,11 @@ class Fair:
         return isinstance(request, Request) and request in self._queues.get(request.traits.tenant, ())
 
 
+def precedence(request: Request) -> tuple[int, int]:
+    """Return the place of a request in an order of priorities: the highest first, among equals who arrived first."""
+    return -request.traits.priority, request.request_id
+
+
 class Setting(NamedTuple):
     """What an order may know of its engine and of the objectives."""
 
@@ -185,7 +190,7 @@ class Priority(Strict):
     """The highest priority first, then first come."""
 
     preempt: bool = True
-    """Whether who waits takes the place of a running request of lower priority when there is no other."""
+    """Whether who waits takes the place of a running request of lower priority if there is no other (vLLM V1: not)."""
 
 
 class FairShares(Strict):
@@ -232,6 +237,6 @@ ORDERS: dict[str, Order] = {
     "fcfs": Order(FirstCome, lambda parameters, setting: deque()),
     "shortest_predicted": Order(ShortestPredicted, _shortest, ("predicted_tokens",)),
     "least_slack": Order(LeastSlack, _slack, needs_ttft=True),
-    "priority": Order(Priority, lambda parameters, setting: Ordered(lambda r: -r.traits.priority), ("priority",)),
+    "priority": Order(Priority, lambda parameters, setting: Ordered(lambda r: precedence(r)[0]), ("priority",)),
     "fair": Order(FairShares, lambda parameters, setting: Fair(parameters), ("tenant",)),
 }

@@ -16,7 +16,7 @@ from simulator.serving.engine_view import DECODE_ON, Step, Victim
 from simulator.serving.first_chunk import FirstChunks
 from simulator.serving.kv_cache import KVCache
 from simulator.serving.lower_tiers import LowerTiers
-from simulator.serving.queueing import Queue
+from simulator.serving.queueing import Queue, precedence
 from simulator.serving.request import Request
 from simulator.serving.reservation import Holding, Reservation
 from simulator.serving.samples import computed_pairs
@@ -56,7 +56,7 @@ class Rank:
         self.limits = engine.limits
         self.paging = engine.paging
         self.waiting: Queue = engine.queue() if engine.queue is not None else deque()
-        self.by_priority = engine.by_priority  # whether who waits may take the place of a running one of lower priority
+        self.by_priority = engine.by_priority  # whether the lowest priority is preempted first
         self.now_ns = 0  # when the iteration to come begins
         self.decoded = 0  # decode steps since the last iteration with prompts
         self.partial: list[Request] = []  # whose prefill has begun and not ended
@@ -160,13 +160,15 @@ class Rank:
         return growth
 
     def victims(self) -> Iterator[Request]:
-        """Yield who may be preempted: who was begun last, then who joined the batch last; or the lowest priority."""
+        """Yield who may be preempted: who was begun last, then who joined the batch last; or by priority.
+
+        Then, as in vLLM, the lowest priority goes first and of its like who arrived last, whenever each was begun.
+        """
         if not self.by_priority:
             yield from reversed(self.partial)
             yield from reversed(self.batch.members.values())
             return
-        runs = [*reversed(self.partial), *reversed(self.batch.members.values())]
-        yield from sorted(runs, key=lambda request: request.traits.priority)
+        yield from sorted([*self.partial, *self.batch.members.values()], key=precedence, reverse=True)
 
     def latest(self) -> Iterator[Victim]:
         """Yield what those who may be preempted hold and take for a step; see `EngineView.latest`."""

@@ -4,7 +4,8 @@ Sources: swapping of paged blocks (vLLM, SOSP 2023); copies in groups of blocks,
 """
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from simulator.errors import InvariantError
 from simulator.serving.request import Request
@@ -104,6 +105,10 @@ class SwapSpace:
         self.out.appendleft(request)  # the last to join is the first to go: they come back in the order they joined
         self.ready = host.copy(blocks, self.now)
         return True
+
+    def sort(self, key: Callable[[Request], Any]) -> None:
+        """Let those who are out come back in the order of a key."""
+        self.out = deque(sorted(self.out, key=key))
 
     def bring(self, blocks: int) -> Request:
         """Copy so many blocks of the next in line back (the others are on the device) and return it."""

@@ -11,8 +11,11 @@ from test_chunked_twin import Costs
 from simulator.serving.batching import BATCHERS
 from simulator.serving.decode_batch import DecodeBatch
 from simulator.serving.paging import Paging
+from simulator.serving.preemption import preempt_last
 from simulator.serving.queueing import ORDERS
-from simulator.serving.request import Request
+from simulator.serving.rank import Rank
+from simulator.serving.request import Request, Traits
+from simulator.serving.swap import Host, Swap, SwapSpace
 
 ROUND = Costs(1000, 8, 2, 3000, 16, 0.5)  # binary fractions: sums of floats are exact
 PER_TOKEN = Costs(100, 0, 0, 0, 100, 0)  # a lone request lasts 100 ns for each token but the last
@@ -187,6 +190,34 @@ def test_a_higher_one_takes_the_memory_set_aside_for_a_lower_ones_answer():
     done, seen = run([(0, 4, 16, 0, 1), (3_500, 4, 12, 1, 1)], engine)
     assert seen.preemptions == 1
     assert list(done) == [1, 0]
+
+
+@pytest.mark.parametrize("preempt", [True, False])
+@pytest.mark.parametrize("batcher", ["continuous", "chunked_prefill"])
+def test_the_lowest_priority_makes_room_whoever_came_last(batcher, preempt):
+    # both begin with 2 blocks of 6 and need 5: the lower one gives up its own, though it was the first to join
+    engine = case(batcher, "priority", blocks=6, max_running=2, asked={"preempt": preempt})
+    done, _ = run([(0, 8, 10, 0, 1), (100, 8, 10, 1, 1)], engine)
+    assert [done[i].preemptions for i in (0, 1)] == [1, 0]
+
+
+def test_of_equal_priorities_the_last_to_arrive_makes_room_whoever_joined_last():
+    # a decode engine: caches come in the order 2, 0, 1 of arrivals
+    rank = Rank(case("continuous", "priority").engine())
+    for number, priority in ((2, 0), (3, 1), (0, 0), (1, 0)):
+        rank.decode(Request(number, 0, 8, 9, traits=Traits(priority=priority)), 0)
+    assert [r.request_id for r in rank.victims()] == [2, 1, 0, 3]
+
+
+def test_who_was_swapped_out_comes_back_in_the_order_of_priority():
+    # the lower one of two goes; then one that is lower still joins and goes: it comes back after the first
+    rank = Rank(case("continuous", "priority").engine())
+    rank.swap = SwapSpace(Host(Swap(), 1024))
+    for numbers in (((0, 2), (1, 1)), ((2, 0),)):
+        for number, priority in numbers:
+            rank.decode(Request(number, 0, 8, 9, traits=Traits(priority=priority)), 0)
+        preempt_last(rank)
+    assert [r.request_id for r in rank.swap.out] == [1, 2]
 
 
 # -- batches that run to completion

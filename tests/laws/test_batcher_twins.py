@@ -100,7 +100,8 @@ class Case:
             queue=lambda: order.make(self.parameters, Setting(TTFT_NS, self.costs.prefill_ns)),
             to_completion=batcher.to_completion,
             counts_service=self.order == "fair",
-            by_priority=self.preempts,
+            by_priority=self.order == "priority",
+            outranks=self.preempts,
             first_chunk=self.chunk,
             windows=self.windows,
         )
@@ -249,7 +250,9 @@ class RankTwin:
         return sum(blocks(r, 1) - blocks(r) for r in self.line if r["decodes"])
 
     def preempt(self):
-        victim = min(reversed(self.line), key=lambda r: r["priority"] if self.case.preempts else 0)
+        victim = self.line[-1]
+        if self.case.order == "priority":
+            victim = min(self.line, key=lambda r: (r["priority"], -r["id"]))
         self.line.remove(victim)
         victim |= {"held": 0, "before": 0, "whole": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
         self.join(victim, first=True)

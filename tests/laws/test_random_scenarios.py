@@ -133,12 +133,16 @@ preemptions = st.one_of(
 )
 
 
-def pool(layouts):
+ANY = tuple(sorted(BATCHERS))
+JOINED = tuple(name for name in ANY if not BATCHERS[name].to_completion)  # by one request after the other
+
+
+def pool(layouts, batchers=ANY):
     return st.fixed_dictionaries(
         {
             "instances": st.integers(1, 3),
             "layout": st.sampled_from(layouts),
-            "batcher": st.sampled_from(sorted(BATCHERS)).flatmap(limited),
+            "batcher": st.sampled_from(batchers).flatmap(limited),
             "kv": st.fixed_dictionaries(
                 {
                     "block_tokens": st.sampled_from([1, BLOCK]),
@@ -195,7 +199,7 @@ KINDS = ("h100-sxm-80gb", "l40s")
 SMALL = {"device": "l40s", "nodes": 2, "nvlink": {"bandwidth": "31.5 GB/s", "latency": "2 us"}}
 
 
-def sections(layouts):
+def sections(layouts, batchers=ANY):
     """The engines of a role: a section, or two groups on devices of any kind, one router at most among them."""
 
     def together(drawn):
@@ -208,9 +212,9 @@ def sections(layouts):
             found.append(rest | named | routers | {"device": kind, "instances": min(2, section["instances"])})
         return tuple(found)
 
-    pair = st.tuples(pool(layouts), pool(layouts))
+    pair = st.tuples(pool(layouts, batchers), pool(layouts, batchers))
     groups = st.tuples(pair, st.tuples(*[st.sampled_from(KINDS)] * 2), st.booleans()).map(together)
-    return st.one_of(pool(layouts), groups)
+    return st.one_of(pool(layouts, batchers), groups)
 
 
 def sent(section):
@@ -225,7 +229,10 @@ def sent(section):
 serving = st.one_of(
     st.fixed_dictionaries({"colocated": sections(some_ranks)}),
     st.fixed_dictionaries(
-        {"prefill": sections(some_ranks), "decode": sections(some_ranks)},
+        {
+            "prefill": sections(some_ranks),
+            "decode": sections(some_ranks, JOINED),
+        },
         optional={"kv_transfer": transfers, "role_switch": switches},
     ),
 ).flatmap(

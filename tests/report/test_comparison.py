@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from simulator.build.run import simulate
 from simulator.cli import simulate as command
 from simulator.errors import InputError
-from simulator.report.comparison import _latencies, compare_rows, compare_runs, different_keys, flat
+from simulator.report.comparison import _latencies, _settled, compare_rows, compare_runs, different_keys, flat
 from simulator.results.metrics import METRICS
 from simulator.scenario.load import load
 
@@ -44,6 +44,12 @@ def runs(tmp_path_factory):
         "same": run("same"),
         "more": run("more", "serving.colocated.instances=3"),
         "fewer": run("fewer", "workload.requests=500"),
+        "given up": run(
+            "given up",
+            "workload.requests=300",
+            "serving.cancel={fraction: 0.5, after_tokens: 3}",
+            "serving.timeout={total: 1 s}",
+        ),
         "samples": run("samples", "workload.requests=300", "workload.samples={constant: {value: 4}}"),
     }
 
@@ -67,12 +73,22 @@ def test_more_engines_are_found_to_be_better_and_dearer(runs):
     assert back["ttft.mean"].change.low == pytest.approx(-rows["ttft.mean"].change.high)
 
 
-def test_a_figure_of_batches_is_that_of_the_summary_with_several_answers_too(runs):
-    # TPOT is per token of one answer: with four, dividing by the tokens of all would be a quarter of it
-    for name in ("a", "samples"):
+def test_a_figure_of_batches_is_that_of_the_summary(runs):
+    # TPOT is per token of one answer: with four, dividing by the tokens of all would be a quarter of it; who cancels
+    # with the third token has no TPOT, least of all one over the tokens asked for
+    assert runs["given up"].summary["requests"]["cancelled"] > 100
+    assert runs["given up"].summary["requests"]["timed_out"] > 0
+    for name in ("a", "samples", "given up"):
         found = _latencies(runs[name])
         for what in ("ttft", "tpot", "e2e"):
             assert np.nanmean(found[what]) == pytest.approx(runs[name].summary[what]["mean"], rel=1e-6)
+
+
+def test_warm_up_is_counted_in_requests_whether_they_finished_or_not():
+    times = np.full(400, 1.0)
+    times[:100] = 9.0
+    times[:100:2] = np.nan  # half of the first hundred were given up
+    assert _settled(times) == 100
 
 
 def test_runs_of_other_requests_have_no_intervals(runs):

@@ -53,6 +53,15 @@ def test_every_phase_lies_between_a_loaded_device_and_its_tdp() -> None:
     assert phases[0] == DEVICE.power.tdp  # a long prompt runs into the cap
 
 
+@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(data=2)])
+def test_ranks_without_a_sequence_wait(layout: Layout) -> None:
+    """One sequence on two ranks is the work of one device, and a second device that holds its engine and waits."""
+    one, two = (InstancePower(RooflineCost(COST.model, each, DEVICE), Paging(16), 4096) for each in (Layout(), layout))
+    alone, each, full = one.decode_w(1, 1024), two.decode_w(1, 1024), two.decode_w(2, 2048)
+    assert 2 * (each - LOADED_W) == pytest.approx(alone - LOADED_W, rel=0.01)
+    assert full == pytest.approx(alone, rel=0.01)
+
+
 def test_a_run_says_what_its_engines_drew(tmp_path) -> None:
     """The rows of `power` are those of `instances`; their energy is the summary's, within idle and TDP."""
     run = simulate(load("quickstart"), out=tmp_path / "run", check=True)

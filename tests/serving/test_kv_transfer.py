@@ -144,6 +144,7 @@ def test_a_place_that_is_there_before_the_prefill_ends_is_not_waited_for(tmp_pat
         ("serving.kv_transfer={layers_per_message: 4}", "only `mode: layerwise` sends by layers"),
         ("serving.kv_transfer={fallback: {}}", "a fallback needs `after`, `waiting` or both"),
         ("serving.decode.expert_servers={devices: 8}", "has no experts"),
+        ("serving.decode.batcher=static", "one by one as their caches come, so there are no static batches"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, override, what):
@@ -243,3 +244,27 @@ def test_who_is_given_up_while_waiting_for_a_place_goes_at_once(tmp_path, reserv
         assert waited.prefill_start_ns.isna().sum() > 15  # nothing is computed for them
     else:
         assert len(computed) > 15
+
+
+PLACES = """
+schema: 1
+topology: {preset: cloudmatrix384}
+workload:
+  trace: three.csv
+  format: csv
+  columns: {arrival: {column: at, unit: ms}, prompt_tokens: prompt, output_tokens: answer, cancel: left}
+serving:
+  model: llama-3.1-8b
+  prefill: {instances: 1}
+  decode: {instances: 1, kv: {blocks: 100, watermark: 0}}
+  kv_transfer: {reserve: before_prefill}
+"""
+
+
+def test_a_place_that_nobody_will_take_holds_back_nobody(tmp_path):
+    """The second asks for 90 of 100 blocks and goes after 49 ms; the third, which asks for 5, is routed then."""
+    (tmp_path / "three.csv").write_text("at,prompt,answer,left\n0,640,200,\n1,1440,10,49\n2,80,10,\n")
+    found = run(tmp_path, text=PLACES).requests.set_index("request_id")
+    assert list(found.outcome.sort_index()) == ["finished", "cancelled", "finished"]
+    assert found.prefill_start_ns.isna()[1]
+    assert found.queued_ns[2] == 50_000_000
