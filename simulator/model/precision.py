@@ -4,7 +4,7 @@ Source: bits and scale blocks as the OCP microscaling specification (v1.0, 2023)
 block scaling of fp8 state them; weight-only formats multiply in 16 bits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, model_validator
@@ -130,3 +130,13 @@ class Precision(Strict):
     def activation_bytes(self) -> float:
         """Bytes of one activation."""
         return VALUES[self.activations] / 8
+
+
+def completed(named: Mapping[str, Any], checkpoint: Precision | None) -> dict[str, Any]:
+    """Return the formats named by part and, of the parts that are not, those of the published checkpoint.
+
+    Whoever names `weights` has other files than the published ones, so nothing is taken from them.
+    """
+    if checkpoint is None or "weights" in named:
+        return dict(named)
+    return checkpoint.model_dump(exclude_none=True) | dict(named)

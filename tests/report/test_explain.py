@@ -54,6 +54,19 @@ def test_ceilings_by_hand() -> None:
     assert found.steps[0].tokens_per_s < found.ceilings.prefill_tokens_per_s
 
 
+def test_a_kv_format_alone_leaves_the_weights_as_they_are_published(simulate) -> None:
+    def memory(*options: str) -> dict:
+        outcome = simulate(
+            "explain", "--model", "gpt-oss-20b", "--device", "h100-sxm-80gb", "--json", "--phase", "decode", *options
+        )
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)[0]
+
+    published, narrow = memory(), memory("--precision", "kv=fp8")
+    assert narrow["memory"] == published["memory"]
+    assert narrow["kv_bytes_per_token_per_device"] == published["kv_bytes_per_token_per_device"] / 2
+
+
 def test_a_scenario_is_explained_pool_by_pool(simulate) -> None:
     outcome = simulate("explain", "quickstart", "--json")
     prefill, decode = json.loads(outcome.out)
