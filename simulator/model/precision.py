@@ -38,8 +38,10 @@ FORMATS: dict[str, Format] = {
     "w4a8_mxfp4_mxfp8": Format(4 + 8 / 32, 8 + 8 / 32, "fp8", scaled=True),
     "w4a16_mxfp4": Format(4 + 8 / 32, 16, "bf16"),
     "w4a8": Format(4 + 16 / 128, 8, "int8", scaled=True),
+    "w4a8_fp8": Format(4 + 16 / 128, 8, "fp8", scaled=True),
     "int8_wo": Format(8 + 16 / 128, 16, "bf16"),
     "int4_wo": Format(4 + 16 / 128, 16, "bf16"),
+    "int4_wo_64": Format(4 + 16 / 64, 16, "bf16"),
     "int4_wo_32": Format(4 + 16 / 32, 16, "bf16"),
     "fp8_wo": Format(8, 16, "bf16"),
 }
