@@ -225,3 +225,17 @@ def test_what_is_explained_is_what_is_run(tmp_path: Path, cost: str, decode: str
         assert one.ceilings.batch == ranks * (blocks // ranks // 129)
         assert sum(one.memory.values()) == one.book.usable_bytes
         assert (one.memory.get("expert weights", 0) == 0) == ("expert_servers" in decode and role == "decode")
+
+
+@pytest.mark.parametrize(
+    "named", [{"weights": "bf16", "experts": "nvfp4"}, {"weights": "nvfp4", "attention_weights": "bf16"}]
+)
+def test_a_ceiling_is_that_of_each_parts_format(named: dict[str, str]) -> None:
+    # one model in one set of formats, for Mixtral has no dense MLP: attention in 16 bits, experts in 4
+    layout, device, model = Layout(tensor=8), load_accelerator("b200-sxm"), load_model("mixtral-8x22b")
+    found = explain_model("mixtral-8x22b", "b200-sxm", layout, Precision.model_validate(named), Ask(prompt=32768))
+    experts = 2 * 56 * 3 * 6144 * 16384
+    others = model.active_parameters - model.vocabulary * model.hidden - experts
+    seconds = 2 * (experts / device.rate("fp4") + others / device.rate("bf16"))
+    assert found.ceilings.prefill_tokens_per_s == pytest.approx(8 / seconds)
+    assert found.steps[0].peak_per_s == device.rate("fp4")  # of most arithmetic
