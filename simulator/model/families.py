@@ -50,11 +50,13 @@ def _window(c: Reading, layers: int, default: int | None = None) -> None:
 
     `default`: that of the class, which a file that says nothing has; null is no window.
     """
-    kinds = c.value("layer_types")
-    if kinds is not None:
+    kinds = c.listed("layer_types")
+    if kinds:
         odd = sorted({str(kind) for kind in kinds} - {"sliding_attention", "full_attention"})
         if odd:
             c.fault("layer_types", f"layers of {', '.join(odd)}", "sliding_attention, full_attention")
+        if len(kinds) != c.fields["layers"]:
+            c.fault("layer_types", f"{len(kinds)} kinds for {c.fields['layers']} layers", "one for each layer")
         layers = sum(kind == "sliding_attention" for kind in kinds)
     null = "sliding_window" in c.values and c.values["sliding_window"] is None
     there = not null and (c.value("sliding_window") is not None or default is not None)
@@ -62,7 +64,7 @@ def _window(c: Reading, layers: int, default: int | None = None) -> None:
         return
     if c.number("sliding_window", default=default) < c.fields["max_context"]:
         c.take("attention.window.tokens", "sliding_window", default=default)
-        c.put("attention.window.layers", layers, "layer_types" if kinds is not None else "sliding_window")
+        c.put("attention.window.layers", layers, "layer_types" if kinds else "sliding_window")
 
 
 def _qwen_window(c: Reading) -> None:
@@ -82,7 +84,7 @@ def _experts(c: Reading, experts: str, width: str, layers: int, every: int = 1) 
 def _stepped_experts(c: Reading) -> None:
     """Set the experts of Qwen: in every `decoder_sparse_step`-th layer that is not among `mlp_only_layers`."""
     every, total = c.number("decoder_sparse_step", default=1), c.fields["layers"]
-    dense = c.value("mlp_only_layers") or ()
+    dense = c.listed("mlp_only_layers")
     layers = sum((layer + 1) % every == 0 and layer not in dense for layer in range(total))
     if layers:
         _experts(c, "num_experts", "moe_intermediate_size", layers, every)
@@ -198,7 +200,7 @@ def _minimax_m2(c: Reading) -> None:
     _sizes(c)
     _heads(c)
     _tied(c)
-    if any(kind != 1 for kind in c.value("attn_type_list") or ()):
+    if any(kind != 1 for kind in c.listed("attn_type_list")):
         c.fault("attn_type_list", "layers of linear attention are not modelled", "1 for every layer")
     if c.flag("use_qk_norm", default=True):
         whole = c.value("qk_norm_type") in (None, "per_layer")

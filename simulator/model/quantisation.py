@@ -69,8 +69,9 @@ def _section(config: Document) -> tuple[PathKey, Any] | None:
 
 
 def _patterns(section: Mapping[str, Any], *keys: str) -> list[str]:
+    """Return the names under the keys; one alone may stand without a list."""
     found = [section.get(key) or () for key in keys]
-    return [str(name) for names in found for name in ([names] if isinstance(names, str) else names) if name is not None]
+    return [str(name) for names in found for name in (names if isinstance(names, list | tuple) else [names]) if name]
 
 
 def _spellings(name: str) -> tuple[str, ...]:
@@ -232,7 +233,9 @@ def _format_of_group(config: Document, path: PathKey, group: Any) -> str:
         raise InputError(config.problem((*path, "weights"), "a group that says nothing of its weights"))
     inputs = group.get("input_activations")
     kind, bits, size = str(weights.get("type")), weights.get("num_bits"), weights.get("group_size")
-    taken = (str(inputs.get("type") or kind), inputs.get("num_bits")) if isinstance(inputs, Mapping) else ("float", 16)
+    taken: tuple[Any, Any] = ("float", 16)
+    if isinstance(inputs, Mapping):
+        taken = str(inputs.get("type") or kind), inputs.get("num_bits")
     names: dict[tuple[Any, ...], str] = {
         ("float", 8, "float", 8): "fp8_block" if weights.get("block_structure") else "fp8",
         ("float", 8, "float", 16): "fp8_wo",
@@ -243,7 +246,7 @@ def _format_of_group(config: Document, path: PathKey, group: Any) -> str:
         ("int", 4, "float", 8): "w4a8_fp8",
         ("int", 4, "float", 16): _grouped(size),
     }
-    if (kind, bits, *taken) not in names:
+    if (kind, bits, *taken) not in list(names):  # what the file says may be no key of a mapping
         allowed = ", ".join(f"{form} {wide} x {other} {width}" for form, wide, other, width in names)
         what = f"weights of {bits} bits ({kind}) with inputs of {taken[1]} bits ({taken[0]}) have no format"
         raise InputError(config.problem((*path, "weights"), what, allowed))
