@@ -30,7 +30,7 @@ PLAIN_WIDTH = 110
 )
 @click.option("--layout", default="", metavar="DEGREES", help="Such as tensor=4,expert=8; a bare number is tensor.")
 @click.option(
-    "--precision", default="", metavar="FORMAT", help="Such as fp8, or weights=fp8,kv=fp8 [the checkpoint's]."
+    "--precision", default="", metavar="FORMAT", help="Such as fp8, kv=fp8 or weights=fp8,kv=fp8 [the checkpoint's]."
 )
 @click.option(
     "--engine", default="", metavar="SETTINGS", help="Such as step_overhead=1 ms, or launch=5 us,graphs=none."

@@ -21,7 +21,7 @@ from simulator.documents import parse_document
 from simulator.errors import InputError, Problem, unknown
 from simulator.model.forward import Work
 from simulator.model.layout import Layout
-from simulator.model.precision import Precision
+from simulator.model.precision import Precision, completed
 from simulator.model.split import Held, kv_bytes_per_token_per_rank, kv_groups
 from simulator.model.transformer import load_model
 from simulator.scenario.experts import held
@@ -62,7 +62,8 @@ def explain_model(
 ) -> Explanation:
     """Return the explanation of one instance within one scale-up domain; raises InputError when it cannot be."""
     card = load_model(model)
-    form = precision or card.checkpoint or Precision()
+    named = precision.model_dump(exclude_unset=True) if precision else {}
+    form = Precision.model_validate(completed(named, card.checkpoint))
     cost = RooflineCost(card, layout, load_accelerator(device), form, engine)
     book = ledger(card, layout, cost.accelerator, MOST_TOKENS, MOST_SEQUENCES, precision=form)
     section = PoolSection.model_validate({"instances": 1, "layout": layout.model_dump()})

@@ -12,8 +12,17 @@ from simulator.device.cost import OperatorTime, RooflineCost
 from simulator.device.memory import Ledger
 from simulator.device.power import activity_of, drawn_w
 from simulator.model.forward import Work
+from simulator.model.layout import Layout
 from simulator.model.precision import FORMATS
-from simulator.model.split import OTHER_WEIGHTS, Held, absorbed_bytes, weight_bits, weights_per_rank
+from simulator.model.split import (
+    OTHER_WEIGHTS,
+    Held,
+    absorbed_bytes,
+    stages,
+    weight_bits,
+    weights_of,
+    weights_per_rank,
+)
 from simulator.units import NS_PER_S
 
 
@@ -77,9 +86,8 @@ class StepBreakdown:
 
 def step_breakdown(cost: RooflineCost, phase: str, work: Work) -> StepBreakdown:
     """Return the operator table of one step of `work`."""
-    compute = FORMATS[cost.precision.weights].compute
-    peak, bandwidth = cost.accelerator.rate(compute), float(cost.accelerator.memory.bandwidth)
     rows, device = tuple(cost.operators(work)), cost.accelerator
+    peak, bandwidth = device.rate(_most(multiplied(cost))), float(device.memory.bandwidth)
     busy = activity_of(cost.kernels(work), device)
     drawn = drawn_w(busy._replace(ns=sum(row.ns for row in rows)), device)
     return StepBreakdown(phase, work, rows, peak, bandwidth, drawn, cost.layout.devices)
@@ -90,7 +98,7 @@ class Ceilings:
     """What no engine on this hardware can pass, per instance: data-sheet peaks and nothing else."""
 
     prefill_tokens_per_s: float
-    """All operations of a prompt at the dense peak, attention over the prompt left out."""
+    """All operations of a prompt at the dense peak of each part's format, attention over the prompt left out."""
     decode_alone_per_s: float
     """Tokens per second of one sequence: weights and its KV cache once per token at the peak bandwidth."""
     decode_full_per_s: float
@@ -103,19 +111,43 @@ class Ceilings:
 
 def ceilings(cost: RooflineCost, context: int, batch: int) -> Ceilings:
     """Return the ceilings of one instance at sequences of `context` tokens, `batch` of which its KV cache holds."""
-    model, layout, device = cost.model, cost.layout, cost.accelerator
-    peak = device.rate(FORMATS[cost.precision.weights].compute)
+    device = cost.accelerator
+    parts = multiplied(cost)
     bandwidth = device.memory.bandwidth
-    flops = 2 * (model.active_parameters - model.vocabulary * model.hidden)
-    if cost.experts_elsewhere and model.experts is not None:
-        part = model.experts
-        flops -= 2 * part.layers * part.active * model.mlp_parameters(part.intermediate)
+    token_s = sum(2 * count / device.rate(compute) for compute, count in parts.items())
 
     def decode(sequences: int) -> float:
         table = cost.operators(Work(batch=sequences, context=sequences * context)) if sequences else []
         return sequences * bandwidth / sum(row.size_bytes for row in table) if table else 0.0
 
-    return Ceilings(peak * layout.devices / flops if flops else inf, decode(1), decode(batch), batch, peak / bandwidth)
+    prefill = cost.layout.devices / token_s if token_s else inf
+    return Ceilings(prefill, decode(1), decode(batch), batch, device.rate(_most(parts)) / bandwidth)
+
+
+def multiplied(cost: RooflineCost) -> dict[str, int]:
+    """Return the parameters of the layers that a token is multiplied with here, by the data type that multiplies."""
+    model, form = cost.model, cost.precision
+    whole = weights_of(model, Layout(), stages(model, Layout())[0])
+    part, routed = model.experts, 0
+    if part is not None and not cost.experts_elsewhere:
+        routed = whole.experts * part.active // part.experts
+    found: dict[str, int] = {}
+    for name, count in (
+        (form.of_attention, whole.attention),
+        (form.weights, whole.mlp),
+        (form.of_experts, routed),
+        (form.of_shared, whole.shared),
+        ("bf16", whole.routers + whole.norms),
+    ):
+        if count:
+            compute = FORMATS[name].compute
+            found[compute] = found.get(compute, 0) + count
+    return found
+
+
+def _most(parts: dict[str, int]) -> str:
+    """Return the data type of most arithmetic."""
+    return max(parts, key=parts.__getitem__)
 
 
 def memory_parts(cost: RooflineCost, book: Ledger, held: Held | None = None) -> dict[str, int]:

@@ -55,6 +55,14 @@ class Reading:
             self.fault(key, f"expected true or false, found {found!r}")
         return default if found is None else bool(found)
 
+    def listed(self, key: str) -> list[Any]:
+        """Return the values of a list, empty where there is none."""
+        found = self.value(key)
+        if found is not None and not isinstance(found, list | tuple):
+            self.fault(key, f"expected a list, found {found!r}")
+            return []
+        return list(found or ())
+
     def take(self, field: str, *keys: str, default: int | None = None) -> int:
         """Return the number of a field of the card, and note the key that it is from."""
         found = self.number(*keys, default=default)

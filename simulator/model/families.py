@@ -45,24 +45,31 @@ def _tied(c: Reading, default: bool = False) -> None:
     c.put("tied_embeddings", c.flag("tie_word_embeddings", default), "tie_word_embeddings")
 
 
-def _window(c: Reading, layers: int) -> None:
-    """Set the window when it is shorter than the longest context; `layers` have it unless `layer_types` says which."""
-    kinds = c.value("layer_types")
-    if kinds is not None:
+def _window(c: Reading, layers: int, default: int | None = None) -> None:
+    """Set the window when it is shorter than the longest context; `layers` have it unless `layer_types` says which.
+
+    `default`: that of the class, which a file that says nothing has; null is no window.
+    """
+    kinds = c.listed("layer_types")
+    if kinds:
         odd = sorted({str(kind) for kind in kinds} - {"sliding_attention", "full_attention"})
         if odd:
             c.fault("layer_types", f"layers of {', '.join(odd)}", "sliding_attention, full_attention")
+        if len(kinds) != c.fields["layers"]:
+            c.fault("layer_types", f"{len(kinds)} kinds for {c.fields['layers']} layers", "one for each layer")
         layers = sum(kind == "sliding_attention" for kind in kinds)
-    if c.value("sliding_window") is None or layers == 0 or c.value("use_sliding_window") is False:
+    null = "sliding_window" in c.values and c.values["sliding_window"] is None
+    there = not null and (c.value("sliding_window") is not None or default is not None)
+    if not there or layers == 0 or c.value("use_sliding_window") is False:
         return
-    if c.number("sliding_window") < c.fields["max_context"]:
-        c.take("attention.window.tokens", "sliding_window")
-        c.put("attention.window.layers", layers, "layer_types" if kinds is not None else "sliding_window")
+    if c.number("sliding_window", default=default) < c.fields["max_context"]:
+        c.take("attention.window.tokens", "sliding_window", default=default)
+        c.put("attention.window.layers", layers, "layer_types" if kinds else "sliding_window")
 
 
 def _qwen_window(c: Reading) -> None:
     if c.flag("use_sliding_window"):
-        _window(c, max(0, c.fields["layers"] - c.number("max_window_layers", default=0, least=0)))
+        _window(c, max(0, c.fields["layers"] - c.number("max_window_layers", default=28, least=0)), 4096)
 
 
 def _experts(c: Reading, experts: str, width: str, layers: int, every: int = 1) -> None:
@@ -77,7 +84,7 @@ def _experts(c: Reading, experts: str, width: str, layers: int, every: int = 1) 
 def _stepped_experts(c: Reading) -> None:
     """Set the experts of Qwen: in every `decoder_sparse_step`-th layer that is not among `mlp_only_layers`."""
     every, total = c.number("decoder_sparse_step", default=1), c.fields["layers"]
-    dense = c.value("mlp_only_layers") or ()
+    dense = c.listed("mlp_only_layers")
     layers = sum((layer + 1) % every == 0 and layer not in dense for layer in range(total))
     if layers:
         _experts(c, "num_experts", "moe_intermediate_size", layers, every)
@@ -109,14 +116,18 @@ def _llama(c: Reading) -> None:
 
 
 def _mistral(c: Reading) -> None:
+    _phi3(c, 4096)
+
+
+def _phi3(c: Reading, window: int | None = None) -> None:
     _sizes(c)
     _heads(c)
     _tied(c)
-    _window(c, c.fields["layers"])
+    _window(c, c.fields["layers"], window)
 
 
 def _mixtral(c: Reading) -> None:
-    _mistral(c)
+    _phi3(c)
     _experts(c, "num_local_experts", "intermediate_size", c.fields["layers"])
 
 
@@ -182,14 +193,14 @@ def _gpt_oss(c: Reading) -> None:
     c.put("mlp_bias", True, "model_type")
     _experts(c, "num_local_experts", "intermediate_size", c.fields["layers"])
     c.put("experts.router_bias", True, "model_type")
-    _window(c, (c.fields["layers"] + 1) // 2)
+    _window(c, (c.fields["layers"] + 1) // 2, 128)
 
 
 def _minimax_m2(c: Reading) -> None:
     _sizes(c)
     _heads(c)
     _tied(c)
-    if any(kind != 1 for kind in c.value("attn_type_list") or ()):
+    if any(kind != 1 for kind in c.listed("attn_type_list")):
         c.fault("attn_type_list", "layers of linear attention are not modelled", "1 for every layer")
     if c.flag("use_qk_norm", default=True):
         whole = c.value("qk_norm_type") in (None, "per_layer")
@@ -211,14 +222,15 @@ def _gemma(c: Reading) -> None:
 def _gemma2(c: Reading) -> None:
     _gemma(c)
     c.put("norms", 4, "model_type")
-    _window(c, (c.fields["layers"] + 1) // 2)
+    _window(c, (c.fields["layers"] + 1) // 2, 4096)
 
 
 def _gemma3(c: Reading) -> None:
     _gemma(c)
     c.put("norms", 4, "model_type")
     c.put("attention.qk_norm", "head", "model_type")
-    _window(c, c.fields["layers"] - c.fields["layers"] // c.number("sliding_window_pattern", default=6))
+    every = c.number("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    _window(c, c.fields["layers"] - c.fields["layers"] // every, 4096)
 
 
 def _glm(c: Reading) -> None:
@@ -355,7 +367,7 @@ ARCHITECTURES: dict[str, Callable[[Reading], None]] = {
     "kimi_k25": _deepseek,
     "gpt_oss": _gpt_oss,
     "minimax_m2": _minimax_m2,
-    "phi3": _mistral,
+    "phi3": _phi3,
     "gemma": _gemma,
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,

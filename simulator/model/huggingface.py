@@ -11,7 +11,7 @@ from simulator.documents import Document, PathKey, read_document
 from simulator.errors import InputError, Problem, nearest
 from simulator.model.config_json import Reading
 from simulator.model.families import ARCHITECTURES
-from simulator.model.quantisation import precision_of
+from simulator.model.quantisation import formats_of
 from simulator.model.transformer import Transformer
 from simulator.strict import validate
 
@@ -117,10 +117,11 @@ def read_config(path: Path) -> Transformer:
     if reading.problems:
         raise InputError(reading.problems)
     card = reading.card()
-    precision = precision_of(document)
-    if precision is not None:
-        card["checkpoint"] = precision
-        card["sources"]["checkpoint"] = f"{document.file}: quantization_config"
+    formats = formats_of(document)
+    if formats is not None:
+        card["checkpoint"] = formats.precision
+        noted = "; ".join(("quantization_config", *formats.exceptions))
+        card["sources"]["checkpoint"] = f"{document.file}: {noted}"
     return validate(Transformer, Document(document.file, card, reading.positions))
 
 
@@ -148,7 +149,7 @@ def _refuse_unsupported(reading: Reading, kind: str) -> None:
         return
     what = f"architecture {kind!r} is not supported" + (f": it has {lacking}, which is not modelled" if lacking else "")
     where = reading.document.problem((*reading.prefix, "model_type"), what)
-    also = close or nearest(kind, ARCHITECTURES)
+    also = close if lacking else nearest(kind, ARCHITECTURES)
     supported = ", ".join(ARCHITECTURES)
     raise InputError(Problem(what, where.file, where.line, where.column, where.path, supported, also))
 
@@ -157,7 +158,8 @@ def _vision(reading: Reading) -> None:
     tower = reading.document.value.get("vision_config")
     if tower is None or not reading.prefix:
         return
-    if reading.document.value.get("model_type") != "llava" or not isinstance(tower, Mapping):
+    clip = isinstance(tower, Mapping) and tower.get("model_type", "clip_vision_model") == "clip_vision_model"
+    if reading.document.value.get("model_type") != "llava" or not clip:
         reading.sources["vision"] = f"{reading.document.file}: vision_config, left out"
         return
     part = Reading(reading.document, ("vision_config",))
@@ -176,4 +178,4 @@ def _vision(reading: Reading) -> None:
     reading.problems += part.problems
 
 
-__all__ = ["ARCHITECTURES", "FEATURES", "UNSUPPORTED", "precision_of", "read_config"]
+__all__ = ["ARCHITECTURES", "FEATURES", "UNSUPPORTED", "formats_of", "read_config"]

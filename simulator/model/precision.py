@@ -4,7 +4,7 @@ Source: bits and scale blocks as the OCP microscaling specification (v1.0, 2023)
 block scaling of fp8 state them; weight-only formats multiply in 16 bits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, model_validator
@@ -38,8 +38,10 @@ FORMATS: dict[str, Format] = {
     "w4a8_mxfp4_mxfp8": Format(4 + 8 / 32, 8 + 8 / 32, "fp8", scaled=True),
     "w4a16_mxfp4": Format(4 + 8 / 32, 16, "bf16"),
     "w4a8": Format(4 + 16 / 128, 8, "int8", scaled=True),
+    "w4a8_fp8": Format(4 + 16 / 128, 8, "fp8", scaled=True),
     "int8_wo": Format(8 + 16 / 128, 16, "bf16"),
     "int4_wo": Format(4 + 16 / 128, 16, "bf16"),
+    "int4_wo_64": Format(4 + 16 / 64, 16, "bf16"),
     "int4_wo_32": Format(4 + 16 / 32, 16, "bf16"),
     "fp8_wo": Format(8, 16, "bf16"),
 }
@@ -130,3 +132,13 @@ class Precision(Strict):
     def activation_bytes(self) -> float:
         """Bytes of one activation."""
         return VALUES[self.activations] / 8
+
+
+def completed(named: Mapping[str, Any], checkpoint: Precision | None) -> dict[str, Any]:
+    """Return the formats named by part and, of the parts that are not, those of the published checkpoint.
+
+    Whoever names `weights` has other files than the published ones, so nothing is taken from them.
+    """
+    if checkpoint is None or "weights" in named:
+        return dict(named)
+    return checkpoint.model_dump(exclude_none=True) | dict(named)

@@ -19,7 +19,7 @@ from simulator.device.expert_servers import check_servers
 from simulator.device.memory import Beside, Ledger, kv_blocks, ledger
 from simulator.documents import Document, PathKey
 from simulator.errors import InputError, Problem, nearest
-from simulator.model.precision import Precision
+from simulator.model.precision import Precision, completed
 from simulator.model.split import check_layout
 from simulator.model.transformer import Transformer, load_model
 from simulator.results.metrics import POOLS
@@ -193,10 +193,11 @@ class References:
             return False
 
     def _take_precision(self) -> None:
-        """Fill in the formats of the published checkpoint where the document names none."""
+        """Fill in the formats of the published checkpoint of the parts for which the document names none."""
         section = value_at(self.document, ("serving",))
-        if self.model is not None and self.model.checkpoint is not None and "precision" not in section:
-            section["precision"] = self.model.checkpoint.model_dump(exclude_none=True)
+        named = section.get("precision", {})
+        if self.model is not None and self.model.checkpoint is not None and isinstance(named, Mapping):
+            section["precision"] = completed(named, self.model.checkpoint)
 
     def _check_trace(self, path: PathKey, file: Path) -> None:
         reads = value_at(self.document, ("workload", "format")) if path == ("workload", "trace") else None

@@ -78,7 +78,7 @@ class Serving(Strict):
     """Name of a shipped model card, or the path of one's own."""
     precision: Precision = Precision()
     """Formats of weights, KV cache and activations; a plain name, such as `fp8`, is that of the weights; default: those
-    of the model's published checkpoint."""
+    of the model's published checkpoint, also of the parts that a mapping without `weights` does not name."""
     max_context: Count | None = None
     """Longest request served, prompt and output tokens together; default: the model's. Longer ones are rejected."""
     request_overhead: Duration = 0

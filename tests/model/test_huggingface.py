@@ -9,7 +9,7 @@ import pytest
 from simulator import catalog
 from simulator.errors import InputError
 from simulator.model.families import ARCHITECTURES
-from simulator.model.huggingface import UNSUPPORTED, precision_of, read_config
+from simulator.model.huggingface import UNSUPPORTED, formats_of, read_config
 from simulator.model.precision import Precision
 from simulator.model.transformer import Transformer, load_model
 
@@ -234,6 +234,36 @@ def test_windows_in_the_upper_layers_alone(tmp_path: Path) -> None:
     assert imported(tmp_path, config | {"sliding_window": 32768}).attention.window is None  # sees everything
 
 
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        (sizes("mistral", 4096, 32, 32, 8, 14336, 32000), (4096, 32)),  # the class has it when the file says nothing
+        (sizes("mistral", 4096, 32, 32, 8, 14336, 32000, sliding_window=None), None),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral"}}, (4096, 32)),
+        ({"model_type": "mistral3", "text_config": {"model_type": "mistral", "sliding_window": None}}, None),
+        ({"model_type": "gemma3", "text_config": {"sliding_window": None}}, None),
+        (sizes("mixtral", 64, 4, 4, 2, 96, 1000, num_local_experts=8, num_experts_per_tok=2), None),
+        (sizes("phi3", 64, 4, 4, 4, 96, 1000), None),
+        ({k: v for k, v in GPT_OSS.items() if k not in ("sliding_window", "layer_types")}, (128, 18)),
+        (sizes("qwen2", 64, 36, 4, 2, 96, 1000, use_sliding_window=True), (4096, 8)),  # from the 28th layer on
+    ],
+)
+def test_a_window_that_is_not_said_is_that_of_the_class_and_null_is_none(
+    config: Any, window: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    found = imported(tmp_path, config).attention.window
+    assert (None if found is None else (found.tokens, found.layers)) == window
+
+
+def test_a_tower_that_is_not_clips_is_left_out(tmp_path: Path) -> None:
+    text = sizes("mistral", 5120, 40, 32, 8, 14336, 131072, head_dim=128, sliding_window=None)
+    for tower in ({"model_type": "pixtral", "image_size": 1024}, LLAVA["vision_config"] | {"model_type": "pixtral"}):
+        model = imported(tmp_path, {"model_type": "llava", "text_config": text, "vision_config": tower})
+        assert model.vision is None
+        assert model.sources["vision"].endswith("vision_config, left out")
+        assert model.parameters == 12_247_782_400  # Mistral Nemo
+
+
 def test_sources_name_the_keys(tmp_path: Path) -> None:
     model = imported(tmp_path, LLAVA)
     file = tmp_path / "mine" / "config.json"
@@ -263,10 +293,12 @@ def test_tabs_and_exponents_of_json_are_read(tmp_path: Path) -> None:
         (None, None),
         ({"quant_method": "fp8"}, Precision(weights="fp8")),
         (FP8, Precision(weights="fp8_block")),
+        (FP8 | {"modules_to_not_convert": "lm_head"}, Precision(weights="fp8_block")),
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, Precision(weights="int4_wo")),
         ({"quant_method": "gptq", "bits": 8}, Precision(weights="int8_wo")),
         ({"quant_method": "mxfp4"}, Precision(weights="bf16", experts="w4a16_mxfp4")),
-        (KIMI_QUANTISATION, Precision(weights="bf16", experts="int4_wo_32", shared="bf16")),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 64}, Precision(weights="int4_wo_64")),
+        ({"quant_method": "awq", "w_bit": 4, "q_group_size": 32}, Precision(weights="int4_wo_32")),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, Precision(weights="nvfp4")),
         (
             {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
@@ -286,6 +318,8 @@ def test_formats_of_the_weights(section: Any, expected: Precision | None, tmp_pa
     ("weights", "inputs", "name"),
     [
         ({"num_bits": 4, "type": "float", "group_size": 16}, {"num_bits": 4}, "nvfp4"),
+        ({"num_bits": 4, "type": "float", "group_size": 32}, {"num_bits": 4}, "mxfp4"),
+        ({"num_bits": 4, "type": "int", "group_size": 128}, {"num_bits": 8, "type": "float"}, "w4a8_fp8"),
         ({"num_bits": 8, "type": "float", "strategy": "channel"}, {"num_bits": 8}, "fp8"),
         ({"num_bits": 8, "type": "float", "block_structure": [128, 128]}, {"num_bits": 8}, "fp8_block"),
         ({"num_bits": 8, "type": "float"}, None, "fp8_wo"),
@@ -301,6 +335,63 @@ def test_formats_of_compressed_tensors(weights: Any, inputs: Any, name: str, tmp
     assert precision(tmp_path, section) == Precision(weights=name)
 
 
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+INT4 = {"weights": {"num_bits": 4, "type": "int", "group_size": 128}, "input_activations": None}
+FP8_GROUP = {"weights": {"num_bits": 8, "type": "float"}, "input_activations": {"num_bits": 8}}
+EXPERTS, LINEAR = {"targets": ["re:.*mlp.experts.*"]}, {"targets": ["Linear"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "section", "expected"),
+    [
+        (KIMI, KIMI_QUANTISATION, Precision(weights="bf16", experts="int4_wo_32", shared="bf16")),
+        # GPTQModel's rules by module: left out, or in other bits
+        (
+            DEEPSEEK_V3,
+            GPTQ | {"dynamic": {r"-:.*self_attn.*": {}}},
+            Precision(weights="int4_wo", attention_weights="bf16"),
+        ),
+        (
+            LLAMA_3_8B,
+            GPTQ | {"dynamic": {r"+:.*\.mlp\..*": {"bits": 8}}},
+            Precision(weights="int8_wo", attention_weights="int4_wo"),
+        ),
+        # groups of modules
+        (
+            DEEPSEEK_V3,
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": INT4 | EXPERTS}},
+            Precision(weights="bf16", experts="int4_wo", shared="bf16"),
+        ),
+        (
+            DEEPSEEK_V3,
+            {"quant_method": "compressed-tensors", "config_groups": {"a": FP8_GROUP | LINEAR, "b": INT4 | EXPERTS}},
+            Precision(weights="fp8", experts="int4_wo", shared="fp8"),
+        ),
+        # what the first layers alone have is not what most have, and dense layers are those before the experts
+        (LLAMA_3_8B, FP8 | {"modules_to_not_convert": ["model.layers.0.mlp"]}, Precision(weights="fp8_block")),
+        (
+            DEEPSEEK_V3,
+            FP8 | {"modules_to_not_convert": [f"model.layers.{i}." for i in range(3)]},
+            Precision(weights="bf16", experts="fp8_block", attention_weights="fp8_block"),
+        ),
+        # names inside a wrapper
+        (
+            {"model_type": "mistral3", "text_config": LLAMA_3_8B | {"model_type": "mistral"}},
+            FP8 | {"modules_to_not_convert": [f"language_model.model.layers.{i}.self_attn" for i in range(32)]},
+            Precision(weights="fp8_block", attention_weights="bf16"),
+        ),
+    ],
+)
+def test_formats_by_module(config: Any, section: Any, expected: Precision, tmp_path: Path) -> None:
+    assert imported(tmp_path, config | {"quantization_config": section}).checkpoint == expected
+
+
+def test_modules_in_another_format_than_most_are_told(tmp_path: Path) -> None:
+    section = FP8 | {"modules_to_not_convert": ["model.layers.0.mlp", "model.layers.31.mlp"]}
+    source = imported(tmp_path, LLAMA_3_8B | {"quantization_config": section}).sources["checkpoint"]
+    assert source.endswith(": quantization_config; 6 of 96 modules of MLPs are in bf16")
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -314,6 +405,18 @@ def test_formats_of_compressed_tensors(weights: Any, inputs: Any, name: str, tmp
         ),
         ({"quant_method": "modelopt", "quant_algo": "W3"}, r"quant_algo.*'W3' has no format"),
         ({"quant_method": "compressed-tensors"}, "without groups"),
+        ({"quant_method": ["fp8"]}, "has no format; allowed: fp8"),
+        (
+            {"config_groups": {"group_0": INT4 | {"input_activations": {"num_bits": {}}}}},
+            r"config_groups\.group_0\.weights.*with inputs of \{\} bits \(int\) have no format",
+        ),
+        (FP8 | {"modules_to_not_convert": ["re:("]}, r"'\(' is no regular expression"),
+        (FP8 | {"modules_to_not_convert": ["mlp", "self_attn"]}, "no part of the language model is quantised"),
+        (GPTQ | {"dynamic": {".*mlp.*": {"bits": 2}}}, r"dynamic.*gptq of 2 bits has no format; allowed: 4, 8"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": INT4 | {"targets": ["re:.*vision.*"]}}},
+            "no part of the language model is quantised",
+        ),
         ("fp8", "expected a mapping of keys, found 'fp8'"),
     ],
 )
@@ -355,7 +458,7 @@ def test_what_the_card_refuses_is_said_where_the_config_has_it(tmp_path: Path) -
     ("config", "message"),
     [
         ({"model_type": "qwen3_next"}, "linear attention, which is not modelled.*did you mean 'qwen3_moe'"),
-        ({"model_type": "mamba2"}, "state-space layers, which is not modelled"),
+        ({"model_type": "mamba2"}, "state-space layers, which is not modelled[^?]*$"),  # nothing is near
         ({"model_type": "deepseek_v32"}, "sparse attention chosen by an indexer.*did you mean 'deepseek_v3'"),
         ({"model_type": "llama4"}, "chunked attention"),
         ({"model_type": "quen3"}, "architecture 'quen3' is not supported; allowed: llama.*did you mean 'qwen3'"),
@@ -365,6 +468,10 @@ def test_what_the_card_refuses_is_said_where_the_config_has_it(tmp_path: Path) -
         (DEEPSEEK_V3 | {"moe_layer_freq": 2}, r"moe_layer_freq: experts in every 2\. layer; allowed: 1"),
         (DEEPSEEK_V3 | {"attention_bias": True}, "attention_bias: biases in latent attention"),
         (GPT_OSS | {"layer_types": ["chunked_attention"] * 36}, "layer_types: layers of chunked_attention"),
+        (GPT_OSS | {"layer_types": ["sliding_attention"] * 6}, "layer_types: 6 kinds for 36 layers"),
+        (GPT_OSS | {"layer_types": 36}, "layer_types: expected a list, found 36"),
+        (MINIMAX | {"attn_type_list": 1}, "attn_type_list: expected a list, found 1"),
+        (SHIPPED["qwen3-30b-a3b"] | {"mlp_only_layers": 3}, "mlp_only_layers: expected a list, found 3"),
         (SHIPPED["opt-66b"] | {"word_embed_proj_dim": 512}, "word_embed_proj_dim"),
         (T5 | {"vocab_size": 32128, "relative_attention_num_buckets": 64}, "relative_attention_num_buckets"),
         ({"model_type": "llava"}, "missing key 'text_config'"),
@@ -384,4 +491,4 @@ def test_what_no_card_describes_is_refused_honestly(config: Any, message: str, t
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_model("none/config.json", tmp_path)
-    assert callable(precision_of)
+    assert callable(formats_of)

@@ -54,6 +54,19 @@ def test_ceilings_by_hand() -> None:
     assert found.steps[0].tokens_per_s < found.ceilings.prefill_tokens_per_s
 
 
+def test_a_kv_format_alone_leaves_the_weights_as_they_are_published(simulate) -> None:
+    def memory(*options: str) -> dict:
+        outcome = simulate(
+            "explain", "--model", "gpt-oss-20b", "--device", "h100-sxm-80gb", "--json", "--phase", "decode", *options
+        )
+        assert outcome.code == 0, outcome.err
+        return json.loads(outcome.out)[0]
+
+    published, narrow = memory(), memory("--precision", "kv=fp8")
+    assert narrow["memory"] == published["memory"]
+    assert narrow["kv_bytes_per_token_per_device"] == published["kv_bytes_per_token_per_device"] / 2
+
+
 def test_a_scenario_is_explained_pool_by_pool(simulate) -> None:
     outcome = simulate("explain", "quickstart", "--json")
     prefill, decode = json.loads(outcome.out)
@@ -212,3 +225,17 @@ def test_what_is_explained_is_what_is_run(tmp_path: Path, cost: str, decode: str
         assert one.ceilings.batch == ranks * (blocks // ranks // 129)
         assert sum(one.memory.values()) == one.book.usable_bytes
         assert (one.memory.get("expert weights", 0) == 0) == ("expert_servers" in decode and role == "decode")
+
+
+@pytest.mark.parametrize(
+    "named", [{"weights": "bf16", "experts": "nvfp4"}, {"weights": "nvfp4", "attention_weights": "bf16"}]
+)
+def test_a_ceiling_is_that_of_each_parts_format(named: dict[str, str]) -> None:
+    # one model in one set of formats, for Mixtral has no dense MLP: attention in 16 bits, experts in 4
+    layout, device, model = Layout(tensor=8), load_accelerator("b200-sxm"), load_model("mixtral-8x22b")
+    found = explain_model("mixtral-8x22b", "b200-sxm", layout, Precision.model_validate(named), Ask(prompt=32768))
+    experts = 2 * 56 * 3 * 6144 * 16384
+    others = model.active_parameters - model.vocabulary * model.hidden - experts
+    seconds = 2 * (experts / device.rate("fp4") + others / device.rate("bf16"))
+    assert found.ceilings.prefill_tokens_per_s == pytest.approx(8 / seconds)
+    assert found.steps[0].peak_per_s == device.rate("fp4")  # of most arithmetic

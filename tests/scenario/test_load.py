@@ -271,3 +271,20 @@ def test_a_model_may_be_a_config_of_hugging_face(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         load(folder / "run.yaml")
     assert all(str(config) in str(problem) for problem in caught.value.problems), caught.value
+
+
+def test_formats_that_are_not_named_are_those_of_the_checkpoint(folder: Path) -> None:
+    published = {"weights": "bf16", "experts": "w4a16_mxfp4", "head": "bf16", "kv": "bf16", "activations": "bf16"}
+    for named, changed in (
+        ([], {}),
+        (["serving.precision.kv=fp8"], {"kv": "fp8"}),
+        (["serving.precision={attention_weights: fp8}"], {"attention_weights": "fp8"}),
+        (["serving.precision={experts: bf16, kv: fp8}"], {"experts": "bf16", "kv": "fp8"}),
+    ):
+        serving = child(folder, "serving: {model: gpt-oss-20b}", *named).serving
+        assert serving is not None
+        assert serving.precision.model_dump(exclude_none=True) == published | changed
+    for named in ("fp8", "{weights: fp8}"):  # other files than the published ones
+        serving = child(folder, "serving: {model: gpt-oss-20b}", f"serving.precision={named}").serving
+        assert serving is not None
+        assert (serving.precision.of_experts, serving.precision.kv) == ("fp8", "bf16")
