@@ -12,7 +12,7 @@ from typing import Any
 
 from engines import disaggregated, published, silicon
 from engines.harness import DATA, OUT, ROOT
-from operators import all_reduce, attention, borrowed, experts, gemm, host_links
+from operators import all_reduce, attention, borrowed, experts, gemm, host_links, index_scores
 
 Row = dict[str, Any]
 COLUMNS = ("what", "where", "device", "format", "decade", "rows", "median", "mean", "bias")
@@ -27,7 +27,7 @@ def kernels(data: Path) -> Iterator[Row]:
 
 def transfer(data: Path) -> Iterator[Row]:
     """Yield the errors on tables of other engines and devices, of which nothing was fitted."""
-    for source in (gemm, attention, experts, borrowed):
+    for source in (gemm, attention, index_scores, experts, borrowed):
         yield from source.transfer(data)
 
 

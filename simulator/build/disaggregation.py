@@ -59,7 +59,7 @@ def without_effect(serving: Serving) -> list[str]:
 
 def caches_of(model: Transformer, serving: Serving, layouts: Mapping[str, Layout]) -> Caches:
     """Return where the caches of instances lie, by name."""
-    each = model.attention.stored_per_token(1) * serving.precision.kv_bytes
+    each = model.attention.stored_per_token(1) * serving.precision.kv_bytes + model.attention.index_bytes
     places = {name: KVLayout.of(model, layout) for name, layout in layouts.items()}
     window = model.attention.window
     if window is None or not any(group.pool.gives_back(model) for group in serving.groups):

@@ -19,7 +19,7 @@ from simulator.errors import InputError, Problem
 from simulator.model.architecture import LatentAttention
 from simulator.model.forward import Pass, Work, longest, together
 from simulator.model.layout import Layout
-from simulator.model.operators import Collective, Experts, Operator, PromptAttention, Shape, TokenAttention
+from simulator.model.operators import Collective, Experts, IndexScores, Operator, PromptAttention, Shape, TokenAttention
 from simulator.model.precision import Precision
 from simulator.model.prediction import PredictionPass
 from simulator.model.split import check_layout
@@ -89,7 +89,7 @@ class OperatorTime(NamedTuple):
     shape: Shape | None = None
 
 
-ATTENTION = (PromptAttention, TokenAttention)
+ATTENTION = (PromptAttention, TokenAttention, IndexScores)
 MOST_REMEMBERED = 1 << 16
 """Steps, and parts of steps, remembered at most: what comes back does so soon, and memory stays flat."""
 

@@ -30,8 +30,9 @@ def gemm(shape: Gemm, accelerator: Accelerator) -> Kernel:
     fit = accelerator.fitted.gemm_in(shape.format)
     flops, size_bytes, processors = shape.flops, shape.size_bytes, accelerator.processors
     ideal_ns = compute_floor_ns(flops, accelerator, FORMATS[shape.format].compute)
-    share = fit.compute * (1 - (1 - fit.sustained) * ideal_ns / (ideal_ns + SOAK_NS))
-    slot_ns = ideal_ns / flops * 2 * processors / share  # one multiply and add on one processor
+    slot_ns = (
+        ideal_ns / flops * 2 * processors / sustained_share(fit, ideal_ns)
+    )  # one multiply and add on one processor
     compute_ns = min([_tiled_ns(shape, tile, fit, processors, slot_ns) for tile in TILES])
     memory_ns = memory_floor_ns(size_bytes, accelerator) / fit.memory
     together = hypot(compute_ns, memory_ns) / max(compute_ns, memory_ns)
@@ -42,6 +43,11 @@ def gemm(shape: Gemm, accelerator: Accelerator) -> Kernel:
         memory_ns=together * memory_ns,
         fixed_ns=fit.launch + _quantise_ns(shape, fit, accelerator),
     )
+
+
+def sustained_share(fit: efficiency.Gemm, ideal_ns: float) -> float:
+    """Return the share of the peak that products reach which would take `ideal_ns` at the peak."""
+    return fit.compute * (1 - (1 - fit.sustained) * ideal_ns / (ideal_ns + SOAK_NS))
 
 
 def _tiled_ns(shape: Gemm, tile: tuple[int, int], fit: efficiency.Gemm, processors: int, slot_ns: float) -> float:

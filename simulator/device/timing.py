@@ -8,6 +8,7 @@ from simulator.device.attention import prompt_attention, token_attention
 from simulator.device.experts import experts
 from simulator.device.gemm import gemm
 from simulator.device.gradients import attention_gradient
+from simulator.device.index_scores import index_scores
 from simulator.device.kernels import Kernel, elementwise
 from simulator.device.links import collective
 from simulator.model.operators import (
@@ -16,6 +17,7 @@ from simulator.model.operators import (
     Elementwise,
     Experts,
     Gemm,
+    IndexScores,
     Operator,
     PromptAttention,
     Shape,
@@ -28,6 +30,7 @@ KERNELS: dict[type, Callable[[Any, Accelerator], Kernel]] = {
     PromptAttention: prompt_attention,
     AttentionGradient: attention_gradient,
     TokenAttention: token_attention,
+    IndexScores: index_scores,
     Elementwise: lambda shape, accelerator: elementwise(shape.size_bytes, accelerator),
     Collective: collective,
 }

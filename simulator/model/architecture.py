@@ -1,6 +1,7 @@
 """The parts that a model card is made of: attention, mixture of experts, encoder, vision tower; exact parameter counts.
 
-Source: GQA arXiv:2305.13245, MLA 2405.04434, experts 2412.19437, T5 1910.10683, ViT 2010.11929, as their code has them.
+Source: GQA arXiv:2305.13245, MLA 2405.04434, its index (DSA) 2512.02556, experts 2412.19437, T5 1910.10683, ViT
+2010.11929, as their code has them.
 """
 
 from typing import Literal, Self
@@ -43,6 +44,16 @@ class GroupedAttention(Strict):
         return self
 
     @property
+    def index(self) -> None:
+        """Every key in reach is attended to."""
+        return None
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that one position holds in one layer beside keys and values: none."""
+        return 0
+
+    @property
     def key_dim(self) -> int:
         """Width of one head's keys."""
         return self.head_dim
@@ -68,6 +79,26 @@ class GroupedAttention(Strict):
         return 2 * kv_heads * self.head_dim
 
 
+class Index(Strict):
+    """What chooses, for each query, the positions that it attends to (DeepSeek sparse attention): scores in 8 bits."""
+
+    heads: Count
+    """Heads of its queries; one key per position serves all, whatever the tensor parallelism."""
+    dim: Count
+    """Width of a query's head and of the key."""
+    topk: Count
+    """Positions that a query attends to."""
+
+    def parameters(self, hidden: int, query_rank: int) -> int:
+        """Return those of one layer: queries from the compressed ones, a key with its norm, weights of the heads."""
+        return query_rank * self.heads * self.dim + hidden * (self.dim + self.heads) + 2 * self.dim
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes of a key in one layer: 8 bits a value and a scale of 4 bytes for each 128 of them."""
+        return self.dim + 4 * -(-self.dim // 128)
+
+
 class LatentAttention(Strict):
     """Multi-head latent attention (MLA): keys and values of all heads come from one compressed latent per position."""
 
@@ -82,11 +113,26 @@ class LatentAttention(Strict):
     rope_dim: Count
     """Width of the rotary part, whose key all heads share."""
     value_dim: Count
+    index: Index | None = None
+    """What chooses the positions that a query attends to; none: all of them."""
+
+    @model_validator(mode="after")
+    def _index_has_queries(self) -> Self:
+        if self.index is not None and self.query_rank is None:
+            raise LocatedError(
+                Fault(("index",), "an index needs query_rank: its queries are made from compressed ones")
+            )
+        return self
 
     @property
     def window(self) -> None:
-        """Every layer sees everything."""
+        """No layer has a window; an index reaches back to the first position."""
         return None
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that one position holds in one layer beside its latent: the key of the index."""
+        return self.index.bytes_per_position if self.index else 0
 
     @property
     def kv_heads(self) -> int:
@@ -111,7 +157,8 @@ class LatentAttention(Strict):
         else:
             query = hidden * self.query_rank + self.query_rank + self.query_rank * queries
         latent = hidden * self.latent_dim + self.kv_rank
-        return query + latent + self.absorbed(heads) + heads * self.value_dim * hidden
+        index = self.index.parameters(hidden, self.query_rank or 0) if self.index else 0
+        return query + latent + self.absorbed(heads) + heads * self.value_dim * hidden + index
 
     def absorbed(self, heads: int) -> int:
         """Return the parameters of one layer that decode multiplies with the latent of so many heads."""

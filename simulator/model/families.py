@@ -184,6 +184,22 @@ def _deepseek(c: Reading) -> None:
     c.put("experts.router_bias", (c.value("topk_method") or default) == "noaux_tc", "topk_method")
 
 
+def _indexed_deepseek(c: Reading) -> None:
+    _deepseek(c)
+    if c.value("q_lora_rank") is None:
+        c.fault("q_lora_rank", "an index makes its queries from compressed ones", "a number")
+        return
+    for field, key in (("heads", "index_n_heads"), ("dim", "index_head_dim"), ("topk", "index_topk")):
+        c.take(f"attention.index.{field}", key)
+    shared = "layers that take over what the index of another chose are not modelled"
+    if c.number("index_topk_freq", default=1) > 1:
+        c.fault("index_topk_freq", shared, "1")
+    elif any(kind != "full" for kind in c.listed("indexer_types") or ()):
+        c.fault("indexer_types", shared, "full")
+    elif c.value("index_topk_pattern") is not None:
+        c.fault("index_topk_pattern", shared, "null")
+
+
 def _gpt_oss(c: Reading) -> None:
     _sizes(c)
     _heads(c)
@@ -363,6 +379,8 @@ ARCHITECTURES: dict[str, Callable[[Reading], None]] = {
     "qwen3_moe": _qwen3_moe,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
+    "deepseek_v32": _indexed_deepseek,
+    "glm_moe_dsa": _indexed_deepseek,
     "kimi_k2": _deepseek,
     "kimi_k25": _deepseek,
     "gpt_oss": _gpt_oss,

@@ -1,19 +1,21 @@
 """The operators of one forward pass of a decoder as its busiest rank runs them: prefill, decode or both in one batch.
 
 Source: the layers of the Llama, Qwen, DeepSeek-V3 and gpt-oss reports; tensor parallelism as Megatron-LM, sequence
-parallelism as arXiv:2205.05198, expert parallelism as 2412.19437, MLA with absorbed projections as 2405.04434.
+parallelism as arXiv:2205.05198, expert parallelism as 2412.19437, MLA with absorbed projections as 2405.04434, DSA as
+2512.02556.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from simulator.model.architecture import GroupedAttention, LatentAttention
+from simulator.model.architecture import GroupedAttention, Index, LatentAttention
 from simulator.model.layout import Layout
 from simulator.model.operators import (
     Collective,
     Elementwise,
     Experts,
     Gemm,
+    IndexScores,
     Operator,
     PromptAttention,
     Shape,
@@ -194,6 +196,8 @@ class Pass:
 
     def _kernels(self, work: Work) -> list[Operator]:
         """Return the attention kernels of the layers that see everything and of those with a window."""
+        if self.model.attention.index is not None:
+            return self._indexed(self.model.attention.index, work)
         limit = self.model.attention.window
         windowed = limit.layers if limit else 0
         rows = []
@@ -205,6 +209,39 @@ class Pass:
                 shape = self.token_attention(work.batch, work.context, work.queries, window)
                 shape = shape._replace(mixed=work.prompt_tokens > 0)
                 rows.append(Operator(f"attention{suffix}", calls, shape))
+        return rows
+
+    def _indexed(self, index: Index, work: Work) -> list[Operator]:
+        """Return what an index scores and the attention over the positions that it chose, in the latent's form.
+
+        Kernels walk over `topk` positions where there are fewer too; each query has positions of its own. Prompts that
+        reach no further than that go without an index.
+        """
+        calls, rows, part = self.model.layers, [], self.model.attention
+        assert isinstance(part, LatentAttention)
+        sparse = _reaches_beyond(work, index)
+        if sparse:
+            shape = IndexScores(work.pairs, work.kv_tokens, index.heads, index.dim, index.bytes_per_position)
+            rows.append(Operator("prompt index scores", calls, shape))
+            whole = self.prompt_attention(work)
+            chosen = whole._replace(
+                pairs=work.prompt_tokens * index.topk,
+                kv_heads=1,
+                key_dim=part.latent_dim,
+                value_dim=part.kv_rank,
+                causal=False,
+            )
+            rows.append(Operator("prompt attention of chosen positions", calls, chosen))
+        elif work.prompt_tokens:
+            rows.append(Operator("prompt attention", calls, self.prompt_attention(work)))
+        if work.batch:
+            queries = work.batch * work.queries
+            pairs = work.context * work.queries
+            shape = IndexScores(pairs, work.context, index.heads, index.dim, index.bytes_per_position)
+            rows.append(Operator("index scores", calls, shape))
+            rows.append(
+                Operator("attention of chosen positions", calls, self.token_attention(queries, queries * index.topk))
+            )
         return rows
 
     def prompt_attention(self, work: Work, window: int = 0) -> PromptAttention:
@@ -271,25 +308,39 @@ class Pass:
         rows.append(Operator("rotary positions", layers, Elementwise(2 * turned * self.value_bytes)))
         kept = Elementwise(tokens * latent * (self.value_bytes + self.precision.kv_bytes))
         rows.append(Operator("latent cache write", layers, kept))
-        if work.prompt_tokens:
+        sparse = part.index is not None and _reaches_beyond(work, part.index)
+        if part.index is not None:
+            rows += self._index_inputs(part.index, part.query_rank or 0, tokens)
+        if work.prompt_tokens and not sparse:
             width = self.heads * (part.nope_dim + part.value_dim)
             made = Gemm(-(-round(work.kv_tokens) // self.layout.context), width, part.kv_rank, form)
             rows.append(Operator("key and value projection", layers, made))
             # each head's key is put together from its own part and the rotary part that all share
             joined = made.rows * self.heads * (part.nope_dim + part.key_dim) * self.value_bytes
             rows.append(Operator("key assembly", layers, Elementwise(joined)))
-        if work.batch:
-            fed = work.batch * work.queries
+        fed = work.batch * work.queries + (work.prompt_tokens if sparse else 0)
+        if fed:
             shape = Gemm(fed, part.kv_rank, part.nope_dim, "bf16", self.heads)
             rows.append(Operator("absorbed key projection", layers, shape))
         rows += self._kernels(work)
-        if work.batch:
+        if fed:
             shape = Gemm(fed, part.value_dim, part.kv_rank, "bf16", self.heads)
             rows.append(Operator("absorbed value projection", layers, shape))
         out = self.heads * part.value_dim
         if FORMATS[form].scaled:
             rows.append(Operator("quantise", layers, self._quantise(tokens, out, form)))
         return [*rows, Operator("output projection", layers, Gemm(tokens, hidden, out, form))]
+
+    def _index_inputs(self, index: Index, query_rank: int, tokens: int) -> list[Operator]:
+        """Return the queries, keys and weights of heads of an index, which every tensor-parallel rank makes whole."""
+        layers, form = self.model.layers, self.precision.of_attention
+        width = (index.heads + 1) * index.dim
+        turned = Elementwise(tokens * width * (2 * self.value_bytes + self.value_bytes + 1))  # rotated, then in 8 bits
+        return [
+            Operator("index query projection", layers, Gemm(tokens, index.heads * index.dim, query_rank, form)),
+            Operator("index key projection", layers, Gemm(tokens, index.dim + index.heads, self.model.hidden, form)),
+            Operator("index rotary positions", layers, turned),
+        ]
 
     def _quantise(self, tokens: int, width: int, form: str) -> Elementwise:
         """Return the kernel that quantises what attention leaves; before other products it is fused into the norm."""
@@ -411,6 +462,11 @@ class Pass:
         # reads the logits, writes and reads them as 4-byte floats
         table.append(Operator("sampling", 1, Elementwise(logits * (self.value_bytes + 2 * FP32_BYTES))))
         return table
+
+
+def _reaches_beyond(work: Work, index: Index) -> bool:
+    """Return whether prompts have more positions than an index chooses; they are taken as equally long."""
+    return work.prompt_tokens > 0 and work.kv_tokens > work.prompts * index.topk
 
 
 def clipped(work: Work, window: int) -> tuple[float, float]:

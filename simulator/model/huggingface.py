@@ -52,6 +52,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 LINEAR, STATE, SPARSE = "linear attention", "state-space layers", "sparse attention chosen by an indexer (DSA)"
 
+INDEXED = ("deepseek_v32", "glm_moe_dsa")
+"""Architectures of which an index is known."""
+
 UNSUPPORTED: dict[str, tuple[str, str | None]] = {
     "qwen3_next": (LINEAR, "qwen3_moe"),
     "qwen3_5": (LINEAR, "qwen3"),
@@ -62,9 +65,7 @@ UNSUPPORTED: dict[str, tuple[str, str | None]] = {
     "minimax": (LINEAR, "minimax_m2"),
     "minimax_text_01": (LINEAR, "minimax_m2"),
     "minimax_m1": (LINEAR, "minimax_m2"),
-    "deepseek_v32": (SPARSE, "deepseek_v3"),
     "deepseek_v4": ("compressed and sparse attention", "deepseek_v3"),
-    "glm_moe_dsa": (SPARSE, "glm4_moe"),
     "mamba": (STATE, None),
     "mamba2": (STATE, None),
     "falcon_mamba": (STATE, None),
@@ -144,7 +145,9 @@ def _language_model(document: Document) -> tuple[PathKey, str]:
 def _refuse_unsupported(reading: Reading, kind: str) -> None:
     lacking, close = UNSUPPORTED.get(kind, (None, None))
     if lacking is None:
-        lacking = next((what for key, what in FEATURES.items() if reading.value(key) is not None), None)
+        known = ("index_topk",) if kind in INDEXED else ()
+        odd = (what for key, what in FEATURES.items() if key not in known and reading.value(key) is not None)
+        lacking = next(odd, None)
     if lacking is None and kind in ARCHITECTURES:
         return
     what = f"architecture {kind!r} is not supported" + (f": it has {lacking}, which is not modelled" if lacking else "")

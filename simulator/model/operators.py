@@ -144,6 +144,34 @@ class TokenAttention(NamedTuple):
         return self.context * stored * VALUES[self.kv] / 8 + moved
 
 
+class IndexScores(NamedTuple):
+    """Scores of `pairs` of a query and a position by an index's heads, in 8 bits, and the choice of the highest.
+
+    `keys` positions are read, `key_bytes` each; the heads' scores are summed in the kernel.
+    """
+
+    pairs: float
+    keys: float
+    heads: int
+    dim: int
+    key_bytes: int
+
+    @property
+    def flops(self) -> float:
+        """Operations of the scores."""
+        return 2 * self.pairs * self.heads * self.dim
+
+    @property
+    def size_bytes(self) -> float:
+        """Bytes of the keys, and of the sums in 4 bytes, written once and read once."""
+        return self.keys * self.key_bytes + 2 * self.sums_bytes
+
+    @property
+    def sums_bytes(self) -> float:
+        """Bytes of one score for each pair."""
+        return 4 * self.pairs
+
+
 class Elementwise(NamedTuple):
     """A kernel that only moves bytes: norm, rotary positions, activation, quantisation, embedding, sampling."""
 
@@ -167,7 +195,7 @@ class Collective(NamedTuple):
         return 0.0
 
 
-Shape = Gemm | Experts | PromptAttention | AttentionGradient | TokenAttention | Elementwise | Collective
+Shape = Gemm | Experts | PromptAttention | AttentionGradient | TokenAttention | IndexScores | Elementwise | Collective
 
 
 class Operator(NamedTuple):

@@ -235,8 +235,9 @@ def kv_bytes_per_token_per_rank(
     Tokens are spread evenly over data-parallel and context-parallel ranks, so one costs each of them a part.
     """
     count = layers_per_stage(model, layout) if layers is None else layers
-    values = count * model.attention.stored_per_token(kv_heads_per_rank(model, layout))
-    return values * (precision or Precision()).kv_bytes / (layout.data * layout.context)
+    values = model.attention.stored_per_token(kv_heads_per_rank(model, layout))
+    each = values * (precision or Precision()).kv_bytes + model.attention.index_bytes
+    return count * each / (layout.data * layout.context)
 
 
 class KVGroups(NamedTuple):
@@ -306,6 +307,9 @@ def check_layout(model: Transformer, layout: Layout) -> None:
     if layout.pipeline > total:
         what = f"{model.name} has {total} layers, fewer than {layout.pipeline} stages"
         problems.append(Problem(what, path="layout.pipeline", allowed=f"1 to {total}"))
+    if model.attention.index is not None and layout.context > 1:
+        what = f"{model.name} attends to positions that an index chooses: over context-parallel ranks not modelled"
+        problems.append(Problem(what, path="layout.context", allowed="1"))
     problems += _check_experts(model, layout)
     if problems:
         raise InputError(problems)

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from simulator.errors import InputError, Problem
 from simulator.model.backward import (
     ACTIVATIONS,
     LOSS_SUMS,
@@ -125,6 +126,9 @@ class TrainingPass:
         skew: float = 0.0,
     ) -> None:
         check_layout(model, layout)
+        if model.attention.index is not None:
+            what = f"{model.name} attends to positions that an index chooses: its training is not modelled"
+            raise InputError(Problem(what, path="model", allowed="a model without an index"))
         self.model, self.layout, self.skew = model, layout, skew
         self.recipe, self.precision = recipe or Recipe(), precision or Precision()
         self.value_bytes = self.precision.activation_bytes

@@ -154,7 +154,7 @@ class Transformer(Strict):
 
     def kv_bytes_per_token(self, bytes_per_value: float = 2) -> int:
         """Return the bytes of keys and values that one token of context holds, over all layers, unsplit."""
-        return round(self.kv_values_per_token() * bytes_per_value)
+        return round(self.kv_values_per_token() * bytes_per_value) + self.layers * self.attention.index_bytes
 
     def kv_values(self, context: int) -> int:
         """Return the values that a sequence of so many positions holds when layers with a window keep only that."""

@@ -49,6 +49,20 @@ DEEPSEEK_V3 = sizes("deepseek_v3", 7168, 61, 128, 128, 18432, 129280) | {
     "rms_norm_eps": 1e-06,
     "quantization_config": FP8,
 }
+INDEX = {"index_n_heads": 64, "index_head_dim": 128, "index_topk": 2048}
+GLM_5 = {
+    **DEEPSEEK_V3,
+    **sizes("glm_moe_dsa", 6144, 78, 64, 64, 12288, 154880),
+    **INDEX,
+    "max_position_embeddings": 202752,
+    "q_lora_rank": 2048,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 256,
+    "n_group": 1,
+    "topk_group": 1,
+    "index_n_heads": 32,
+    "quantization_config": None,
+}
 KIMI_QUANTISATION = {
     "quant_method": "compressed-tensors",
     "format": "pack-quantized",
@@ -122,6 +136,8 @@ MINIMAX = sizes("minimax_m2", 3072, 62, 48, 8, 1536, 200064) | {
 SHIPPED = {
     "llama-3-8b": LLAMA_3_8B,
     "deepseek-v3": DEEPSEEK_V3,
+    "deepseek-v3.2": DEEPSEEK_V3 | {"model_type": "deepseek_v32"} | INDEX,
+    "glm-5": GLM_5,
     "kimi-k2.5": {"model_type": "kimi_k25", "text_config": KIMI, "vision_config": {"vt_hidden_size": 1152}},
     "gpt-oss-120b": GPT_OSS,
     "minimax-m2": MINIMAX,
@@ -459,7 +475,13 @@ def test_what_the_card_refuses_is_said_where_the_config_has_it(tmp_path: Path) -
     [
         ({"model_type": "qwen3_next"}, "linear attention, which is not modelled.*did you mean 'qwen3_moe'"),
         ({"model_type": "mamba2"}, "state-space layers, which is not modelled[^?]*$"),  # nothing is near
-        ({"model_type": "deepseek_v32"}, "sparse attention chosen by an indexer.*did you mean 'deepseek_v3'"),
+        ({"model_type": "deepseek_v4"}, "compressed and sparse attention.*did you mean 'deepseek_v3'"),
+        (GLM_5 | {"index_topk_freq": 4}, "index_topk_freq: layers that take over what the index of another chose"),
+        (GLM_5 | {"indexer_types": ["full", "shared"]}, "indexer_types: layers that take over.*allowed: full"),
+        (GLM_5 | {"indexer_types": 3}, "indexer_types: expected a list, found 3"),
+        (GLM_5 | {"index_topk_pattern": "FS"}, "index_topk_pattern: layers that take over"),
+        (GLM_5 | {"q_lora_rank": None}, "q_lora_rank: an index makes its queries from compressed ones"),
+        (GLM_5 | {"index_n_heads": None}, "missing key 'index_n_heads'"),
         ({"model_type": "llama4"}, "chunked attention"),
         ({"model_type": "quen3"}, "architecture 'quen3' is not supported; allowed: llama.*did you mean 'qwen3'"),
         ({"model_type": "novel", "linear_attn_config": {"x": 1}}, "'novel' is not supported: it has linear attention"),

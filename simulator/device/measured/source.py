@@ -48,6 +48,9 @@ def measured_times(parameters: MeasuredParameters, forward: Pass, accelerator: A
     Raises InputError when a table cannot be read, or is of another device or model and no word of the section says
     that it shall stand for this one.
     """
+    if forward.model.attention.index is not None:
+        what = f"{forward.model.name} attends to positions that an index chooses, of which no table has measurements"
+        raise InputError(Problem(what, path="cost", allowed="roofline, linear"))
     problems = [
         Problem(f"cannot be read: {reason}", file=section.path)
         for section in parameters.tables
