@@ -276,3 +276,21 @@ def test_a_decode_layer_over_320_dies_is_near_the_published_one():
 def test_overlap_without_an_exchange_is_said(tmp_path, model, layout, said):
     notes = plan(load(scenario(tmp_path, "", layout, model), ["serving.cost={roofline: {overlap: {}}}"])).notes
     assert any(note.startswith("serving.cost.roofline.overlap: no effect") for note in notes) == said
+
+
+def test_an_engine_that_spans_two_zones_is_timed_on_the_cables_between_them(tmp_path):
+    # Three engines of two nodes each in two zones of three nodes: the second has a node in either zone.
+    topology = "topology: {preset: two-zone-a100, nodes: 6, zone_links: 1, switch: {radix: 16, latency: 400 ns}}"
+    text = FILE.replace(FILE.splitlines()[3], topology).replace("MODEL", "qwen3-30b-a3b").replace("INSTANCES", "3")
+    (tmp_path / "s.yaml").write_text(text.replace("LAYOUT", "{data: 16, expert: 16}").replace("EXPERTS", ""))
+    [group] = plan(load(tmp_path / "s.yaml")).groups
+    first, across, last = (each.engine for each in group.members)
+    assert first is last  # they lie alike, and share what is known of their steps
+    links = [each.engine.cost._links.collectives.shape(each.lease.devices) for each in group.members]
+    # three nodes of a zone have 8 x 25 GB/s each into spines, of which every one has one cable across
+    assert [shape.cross_bytes_per_s for shape in links] == [25e9, 9.375e9, 25e9]
+    prompts = [Work(1024, 1024 * 1025 // 2, 1)] * 16
+    assert across.cost.together_ns(prompts) > 1.5 * first.cost.together_ns(prompts)
+    found = simulate(load(tmp_path / "s.yaml"), out=tmp_path / "run", check=True).requests
+    by_engine = ((found.finish_ns - found.first_token_ns) / (found.output_tokens - 1)).groupby(found.decode_instance)
+    assert by_engine.mean()["colocated-1"] > max(by_engine.mean()["colocated-0"], by_engine.mean()["colocated-2"])

@@ -102,7 +102,7 @@ def test_every_group_has_its_own_devices_memory_and_price(file: Path) -> None:
     sites = blueprint.topology.sites
     for group in (big, small):
         assert {sites[at].device for lease in group.leases for at in lease.devices} == {group.device}
-        assert group.traits.price_per_h == group.layout.devices * load_accelerator(group.device).price.hourly
+        assert group.members[0].traits.price_per_h == group.layout.devices * load_accelerator(group.device).price.hourly
     assert big.engine.kv_blocks > 3 * small.engine.kv_blocks
     assert blueprint.hourly == pytest.approx(4 * 2.99 + 4 * 0.79)
     # a request must fit the smallest engine that may get it

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from simulator.build.pools import GroupPlan
 from simulator.build.serving import Blueprint, plan
 from simulator.device.cost import RooflineCost
 from simulator.device.linear_cost import LinearCost
@@ -120,13 +119,8 @@ def _priced(blueprint: Blueprint, least: dict[str, float], most: dict[str, float
 # -- engines ----------------------------------------------------------------------------------------------------------
 
 
-def _engines_of(group: GroupPlan) -> list[Engine]:
-    """Return what the engines of a group are, and what they are in the other role."""
-    return [group.engine, *([group.switched.engine] if group.switched is not None else [])]
-
-
 def _engines(blueprint: Blueprint) -> Iterator[Engine]:
-    return chain.from_iterable(map(_engines_of, blueprint.groups))
+    return chain.from_iterable(group.engines for group in blueprint.groups)
 
 
 def _is_known(engine: Engine) -> bool:
@@ -179,7 +173,7 @@ def _decode_rate(blueprint: Blueprint, prompt: int) -> float:
     """
     rate = 0.0
     for group in blueprint.groups:
-        rate += len(group.leases) * max(_best_rate(engine, prompt) for engine in _engines_of(group))
+        rate += len(group.leases) * max(_best_rate(engine, prompt) for engine in group.engines)
     return rate
 
 

@@ -3,7 +3,7 @@
 Every group has its own devices: their data sheet sets its costs, its memory, its power and its price.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer
 from simulator.network.collectives import Collectives
-from simulator.network.group_times import GroupTimes
+from simulator.network.group_times import GroupTimes, surroundings
 from simulator.scenario.pool import Group, device_of, engine_names, group_names
 from simulator.scenario.pool import Pool as PoolSection
 from simulator.scenario.reference import kv_blocks_of
@@ -44,28 +44,57 @@ class Switched(NamedTuple):
     traits: EngineTraits
 
 
+class Member(NamedTuple):
+    """One engine of a group, before it lives; those that lie alike on the network share all but the lease."""
+
+    lease: Lease
+    engine: Engine
+    traits: EngineTraits
+    """But for its name."""
+    switched: Switched | None = None
+    """What it is in the other role, if it may have that."""
+
+
 @dataclass(frozen=True)
 class GroupPlan:
-    """Engines that are alike, before they live: what they share, and a lease for each."""
+    """Engines that are alike but for where they lie, before they live."""
 
     section: Group
     name: str
     """What its engines are called, but for a number; with a number of its own where several groups are called so."""
     device: str
     """Data sheet of its devices."""
-    engine: Engine
-    traits: EngineTraits
-    """Of each engine but for its name."""
+    members: tuple[Member, ...]
     hourly: float | None
     """Dollars per hour of one device, where they are known."""
-    leases: tuple[Lease, ...]
     servers: Lease | None = None
     """Devices of its expert servers."""
-    switched: Switched | None = None
-    """What its engines are in the other role, if they may have it."""
     experts: ExpertPlan | None = None
     pooled: FabricTier | None = None
     """The tier of its prefix caches that lies on the fabric."""
+
+    @property
+    def engine(self) -> Engine:
+        """What the first of its engines is: the others have the same memory and limits."""
+        return self.members[0].engine
+
+    @property
+    def switched(self) -> Engine | None:
+        """What the first is in the other role, if it may have that."""
+        there = self.members[0].switched
+        return None if there is None else there.engine
+
+    @property
+    def engines(self) -> list[Engine]:
+        """All that its engines are in either role, each once."""
+        found = [each.engine for each in self.members]
+        found += [each.switched.engine for each in self.members if each.switched is not None]
+        return list({id(each): each for each in found}.values())
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """The devices of each engine."""
+        return tuple(each.lease for each in self.members)
 
     @property
     def layout(self) -> Layout:
@@ -155,19 +184,33 @@ class Planning:
         servers = None
         if section.expert_servers is not None:
             servers = self.inventory.lease(f"{names[0]}-experts", section.expert_servers.devices, device)
-        cost = self._cost(group, accelerator, leases, servers, experts)
         devices = [at for lease in leases for at in lease.devices]
         check_reach(group, self.topology, devices)
-        engine = self._engine_of(group.role, section, accelerator, cost, shared[group.at])
         hourly = section.price if section.price is not None else accelerator.price.hourly
-        per_h = section.layout.devices * (hourly or 0.0)
-        switched = None
+        costs = self._costs(group, accelerator, leases, servers, experts)
+        known: dict[int, Member] = {}  # by cost
+        for lease, cost in zip(leases, costs, strict=True):
+            if id(cost) not in known:
+                per_h = section.layout.devices * (hourly or 0.0)
+                known[id(cost)] = self._member(group, accelerator, lease, cost, per_h, devices, shared)
+        members = tuple(known[id(cost)]._replace(lease=lease) for lease, cost in zip(leases, costs, strict=True))
+        return GroupPlan(group, name, device, members, hourly, servers, experts, shared[group.at].pooled)
+
+    def _member(
+        self,
+        group: Group,
+        accelerator: Accelerator,
+        lease: Lease,
+        cost: Cost,
+        per_h: float,
+        devices: list[int],
+        shared: Mapping[str, SharedTiers],
+    ) -> Member:
+        engine, switched = self._engine_of(group.role, group.pool, accelerator, cost, shared[group.at]), None
         if self.serving.role_switch is not None:
             there = self._switched(group, accelerator, cost, devices, shared)
             switched = Switched(there, engine_traits(there, per_h))
-        traits = engine_traits(engine, per_h)
-        pooled = shared[group.at].pooled
-        return GroupPlan(group, name, device, engine, traits, hourly, leases, servers, switched, experts, pooled)
+        return Member(lease, engine, engine_traits(engine, per_h), switched)
 
     def _switched(
         self,
@@ -187,26 +230,36 @@ class Planning:
             found = [replace(each, what=f"in the role of {other.role}, {each.what}") for each in error.at(group.at)]
             raise InputError([self.scenario.located(each) for each in found]) from None
 
-    def _cost(
+    def _costs(
         self,
         group: Group,
         accelerator: Accelerator,
         leases: tuple[Lease, ...],
         servers: Lease | None,
         experts: ExpertPlan | None,
-    ) -> Cost:
+    ) -> list[Cost]:
+        """Return the cost of each engine, one for all that lie alike on the network."""
         serving, model, section = self.serving, self.model, group.pool
         layout, kind = section.layout, device_of(section, tuple(self.topology.kinds))
         if section.expert_servers is not None and servers is not None:
             clients = [lease.devices for lease in leases]
             given = serving, model, layout, accelerator, section.expert_servers, self.topology
-            return cost_with_servers(*given, self.collectives(kind).constants, clients, servers.devices)
-        links = None
-        if layout.devices > layout.tensor or layout.tensor > accelerator.domain:
-            links = GroupTimes(self.collectives(kind), layout, leases[0].devices)
-        balance = experts.balance if experts else None
-        subject = Subject(model, layout, accelerator, serving.precision, links, balance)
-        return cost_of(serving.cost, subject, section.speculation)
+            one = cost_with_servers(*given, self.collectives(kind).constants, clients, servers.devices)
+            return [one] * len(leases)
+        subject = Subject(
+            model, layout, accelerator, serving.precision, None, experts.balance if experts is not None else None
+        )
+        if layout.devices <= min(layout.tensor, accelerator.domain):
+            return [cost_of(serving.cost, subject, section.speculation)] * len(leases)
+        known: dict[Hashable, Cost] = {}
+        found = []
+        for lease in leases:
+            place = None if serving.cost.name == "linear" else surroundings(self.topology, lease.devices)
+            if place not in known:
+                links = GroupTimes(self.collectives(kind), layout, lease.devices)
+                known[place] = cost_of(serving.cost, subject._replace(links=links), section.speculation)
+            found.append(known[place])
+        return found
 
     def _engine_of(
         self,

@@ -30,12 +30,13 @@ from simulator.build.workload import Workload, plan_workload
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory
-from simulator.device.cost import RooflineCost
+from simulator.device.cost import Cost, RooflineCost
 from simulator.device.expert_servers import ExpertServersCost
 from simulator.device.memory import window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InvariantError
+from simulator.model.expert_balance import ExpertBalance
 from simulator.model.expert_placement import Move
 from simulator.model.transformer import Transformer, load_model
 from simulator.network.collectives import Collectives
@@ -148,8 +149,8 @@ def plan(scenario: Scenario) -> Blueprint:
 def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
     """Return what the smallest of the engines that may prefill, and of those that may decode, can hold."""
     first, last = ([group.engine for group in pool.groups] for pool in (pools[0], pools[-1]))
-    first += [group.switched.engine for group in pools[-1].groups if group.switched is not None]
-    last += [group.switched.engine for group in pools[0].groups if group.switched is not None]
+    first += [group.switched for group in pools[-1].groups if group.switched is not None]
+    last += [group.switched for group in pools[0].groups if group.switched is not None]
     prefill, decode = (min(map(_most_tokens, engines)) for engines in (first, last))
     seats = min(engine.limits.max_running for engine in (*first, *last))
     return Admission(max_context, prefill, decode, seats, [(engine.request_blocks, engine.paging) for engine in last])
@@ -239,9 +240,9 @@ class System:
         self._connect_tiers()
         for pool, plan in zip(self.pools, blueprint.pools, strict=True):
             for group in plan.groups:
-                for lease in group.leases:
-                    instance = self._instance(group.engine, lease.owner, lease.devices, group.name)
-                    pool.add(instance, group.traits._replace(name=lease.owner))
+                for each in group.members:
+                    instance = self._instance(each.engine, each.lease.owner, each.lease.devices, group.name)
+                    pool.add(instance, each.traits._replace(name=each.lease.owner))
                 if group.experts is not None and isinstance(group.engine.cost, RooflineCost | SpeculativeCost):
                     self._balance(group.name, group.experts, group.engine.cost)
         if serving.role_switch is not None:
@@ -301,7 +302,7 @@ class System:
         return instance
 
     def _let_roles_switch(self, rules: RoleSwitch) -> None:
-        plans = {lease.owner: group for group in self.blueprint.groups for lease in group.leases}
+        plans = {each.lease.owner: each for group in self.blueprint.groups for each in group.members}
         groups = {group.section.role: group.name for group in self.blueprint.groups}
         numbers = {pool.role: len(pool.instances) for pool in self.pools}
 
@@ -333,10 +334,14 @@ class System:
         def transfer(instance: Instance, moves: Sequence[Move]) -> Event:
             return self.fabric.transfer(shards(moves, instance.devices, of.model, of.layout, of.precision))
 
+        def timed(own: Cost, balance: ExpertBalance) -> Cost:
+            assert isinstance(own, RooflineCost | SpeculativeCost)
+            return own.rebalanced(balance)
+
         def members() -> list[Instance]:  # those too that leave their pool, and still serve what they have
             return [instance for name, instance in self.instances.items() if self._group[name] == group]
 
-        self._experts[group] = ExpertBalancing(self.env, group, plan, members, cost.rebalanced, transfer, self.event)
+        self._experts[group] = ExpertBalancing(self.env, group, plan, members, timed, transfer, self.event)
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""

@@ -27,7 +27,7 @@ from simulator.build.network import (
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.errors import InputError, InvariantError, Problem
-from simulator.network.fabric import Send
+from simulator.network.bundle import Send
 from simulator.network.routing import Shares, together
 from simulator.results.flow_summary import summarise_flows
 from simulator.results.folder import RunFolder

@@ -1,18 +1,39 @@
-"""What the fabric keeps of flows that it has launched: one flow, or equal ones of one transfer that go as one.
+"""What the fabric is told of flows, and keeps of those under way: one, or equal ones of one transfer that go as one.
 
 Model: the shards of a tensor-parallel cache are alike, begin together and mostly have their paths to themselves; they
 then end together too, so one object stands for all of them until something else comes onto one of their links.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from simpy import Event
 
 from simulator.network.component import Start
+from simulator.network.routing import Spread, Way
 from simulator.topology.graph import Path
 
 MOST_SHARDS = 64
 """Shards that may go as one; a transfer of more, such as an all-to-all, hardly has paths that are disjoint."""
+
+
+class Send(NamedTuple):
+    """One flow to launch: bytes over a path (link indices, not empty), at `weight` times the share of its links.
+
+    One that goes over several paths at once has a `way`, and the latency of `path`. `ends` are the endpoints (indices)
+    of a flow that may be routed anew where its path dies; without them it keeps its path. `cap_bytes_per_s` bounds its
+    rate; `through` are engines (see `Fabric.add_engine`) that it shares with others. `spread` is asked for another path
+    before the network's routing is, for a flow that is bound to a plane.
+    """
+
+    path: Path
+    size_bytes: int
+    ends: tuple[int, int] | None = None
+    weight: float = 1
+    cap_bytes_per_s: float | None = None
+    through: tuple[int, ...] = ()
+    way: Way | None = None
+    spread: Spread | None = None
 
 
 class Transfer(Event):
@@ -24,7 +45,19 @@ class Transfer(Event):
 class Flow:
     """A flow that was launched and has not arrived."""
 
-    __slots__ = ("ends", "lane", "name", "path", "portions", "private", "through", "transfer", "weight", "wire_bytes")
+    __slots__ = (
+        "ends",
+        "lane",
+        "name",
+        "path",
+        "portions",
+        "private",
+        "spread",
+        "through",
+        "transfer",
+        "weight",
+        "wire_bytes",
+    )
 
     def __init__(self, transfer: Transfer, name: int, path: Path, wire_bytes: int, lane: int) -> None:
         self.transfer = transfer
@@ -35,6 +68,7 @@ class Flow:
         self.weight = 1.0
         self.portions: tuple[float, ...] = ()  # of it, that cross each link of the path; none: all of it
         self.ends: tuple[int, int] | None = None  # devices, of a flow that may be routed again
+        self.spread: Spread | None = None  # by what first; else, and without, as the network routes
         self.private: int | None = None  # the link that stands for its cap
         self.through: tuple[int, ...] = ()  # engines, and the private link
 

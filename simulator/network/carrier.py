@@ -5,8 +5,7 @@ from typing import Protocol
 
 from simpy import Event
 
-from simulator.network.bundle import Transfer
-from simulator.network.fabric import Send
+from simulator.network.bundle import Send, Transfer
 from simulator.network.routing import Spread, Way, Ways
 from simulator.topology.graph import Topology
 
@@ -17,6 +16,9 @@ class Network(Protocol):
     def way(self, source: int, target: int) -> Way | None:
         """Return the way of the next transfer."""
 
+    def alive(self, way: Way, ends: tuple[int, int], sequence: int, spread: Spread | None = None) -> Way:
+        """Return a way, or that around what is dead on it, by `spread` if that has one."""
+
     def launch(self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None) -> Transfer:
         """Send over chosen paths."""
 
@@ -24,12 +26,12 @@ class Network(Protocol):
 class Carrier:
     """Sends over the paths of `spread`, a routing on a plane, in lane `lane` (0: the highest priority).
 
-    Without a `spread` over those of the network, whose routing may go by all flows under way. A flow whose path dies
-    is routed anew as the network routes all.
+    Without a `spread` over those of the network, whose routing may go by all flows under way. A flow whose path is dead
+    takes what is left of the plane; where that is nothing it goes as the network routes all.
     """
 
     def __init__(self, network: Network, topology: Topology, seed: int, spread: Spread | None, lane: int = 0) -> None:
-        self._network, self._lane = network, lane
+        self._network, self._lane, self._spread = network, lane, spread
         self._ways = None if spread is None else Ways(topology, seed, spread)
         self._sent = 0
 
@@ -38,8 +40,13 @@ class Carrier:
         sends: list[Send] = []
         for source, target, size_bytes in shards:
             self._sent += 1
-            ways = self._ways
-            way = self._network.way(source, target) if ways is None else ways(source, target, self._sent)
+            way = self._way(source, target)
             if way is not None:
-                sends.append(Send(way.path, size_bytes, (source, target), way=way))
+                sends.append(Send(way.path, size_bytes, (source, target), way=way, spread=self._spread))
         return self._network.launch(sends, self._lane)
+
+    def _way(self, source: int, target: int) -> Way | None:
+        if self._ways is None:
+            return self._network.way(source, target)
+        way = self._ways(source, target, self._sent)
+        return None if way is None else self._network.alive(way, (source, target), self._sent, self._spread)

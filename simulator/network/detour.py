@@ -90,10 +90,17 @@ class Detours:
         """Look anew at what is dead."""
         self._alive = _Alive(self._topology, self._dead)
 
-    def __call__(self, ends: tuple[int, int], sequence: int) -> Way | None:
-        """Return the way that the policy chooses among the paths without dead links; None: there is none."""
+    def __call__(self, ends: tuple[int, int], sequence: int, first: Spread | None = None) -> Way | None:
+        """Return the way that the policy chooses among the paths without dead links; None: there is none.
+
+        A policy that is to be asked `first` is that of a flow which keeps to a plane while anything is left of it.
+        """
+        way = None if first is None else self._around(first, ends, sequence)
+        return way or self._around(self._policy, ends, sequence)
+
+    def _around(self, policy: Routing | Spread, ends: tuple[int, int], sequence: int) -> Way | None:
         try:
-            chosen = self._policy(cast(Topology, self._alive), self._seed, *ends, sequence)
+            chosen = policy(cast(Topology, self._alive), self._seed, *ends, sequence)
         except InputError:
             return None
         if not chosen:

@@ -8,11 +8,11 @@ strict priority.
 import heapq
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
-from simulator.network.bundle import MOST_SHARDS, Bundle, Flow, Transfer
+from simulator.network.bundle import MOST_SHARDS, Bundle, Flow, Send, Transfer
 from simulator.network.certificate import Rated, verify_shares
 from simulator.network.component import NEVER_NS, ComponentShares, Start
 from simulator.network.detour import Detours
@@ -32,23 +32,6 @@ OnDeadLink = Literal["fail", "stall", "reroute"]
 
 class DeadLinkError(Exception):
     """The value of a transfer's event when a link that one of its flows had to cross is dead."""
-
-
-class Send(NamedTuple):
-    """One flow to launch: bytes over a path (link indices, not empty), at `weight` times the share of its links.
-
-    One that goes over several paths at once has a `way`, and the latency of `path`. `ends` are the endpoints (indices)
-    of a flow that may be routed anew where its path dies; without them it keeps its path. `cap_bytes_per_s` bounds its
-    rate; `through` are engines (see `Fabric.add_engine`) that it shares with others.
-    """
-
-    path: Path
-    size_bytes: int
-    ends: tuple[int, int] | None = None
-    weight: float = 1
-    cap_bytes_per_s: float | None = None
-    through: tuple[int, ...] = ()
-    way: Way | None = None
 
 
 class Fabric:
@@ -168,9 +151,13 @@ class Fabric:
         else:
             shares = self.route(source, target)
             way = together(self.topology, shares) if shares else None
-        if way is None or self._on_dead_link != "reroute" or self._dead.keys().isdisjoint(way.links):
+        return None if way is None else self.alive(way, (source, target), self._names)
+
+    def alive(self, way: Way, ends: tuple[int, int], sequence: int, spread: Spread | None = None) -> Way:
+        """Return a way, or that around what is dead on it where flows are routed anew; see `Send.spread`."""
+        if self._on_dead_link != "reroute" or self._dead.keys().isdisjoint(way.links):
             return way
-        return self._detours((source, target), self._names) or way
+        return self._detours(ends, sequence, spread) or way
 
     def launch(
         self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False
@@ -192,7 +179,7 @@ class Fabric:
             self._names += 1
             flow = self._launch(transfer, send.path, send.size_bytes, lane, latency_ns)
             flow.weight = send.weight
-            flow.ends = send.ends
+            flow.ends, flow.spread = send.ends, send.spread
             if send.way is not None:
                 flow.path, flow.portions = send.way.links, send.way.portions
             flow.through = send.through
@@ -216,7 +203,7 @@ class Fabric:
         return self.launch((Send(path, size_bytes, None, weight, cap_bytes_per_s),), lane, defused=defused)
 
     def _refuse_wrong(self, send: Send) -> None:
-        path, size_bytes, _, weight, cap, through, _ = send
+        path, size_bytes, _, weight, cap, through, _, _ = send
         if not path or size_bytes < 0 or weight <= 0 or (cap or 0) < 0:
             raise ValueError(f"a flow of {size_bytes} bytes over {path}, weight {weight}, cap {cap}")
         if through and (any(engine not in self._engines for engine in through) or len(set(through)) < len(through)):
@@ -458,7 +445,7 @@ class Fabric:
                 flow.transfer.fail(DeadLinkError(said))
             return None
         if flow.ends is not None:
-            way = self._detours(flow.ends, flow.name)
+            way = self._detours(flow.ends, flow.name, flow.spread)
             if way is not None:
                 if self._adaptive is not None:
                     self._adaptive.leaves(flow.path)

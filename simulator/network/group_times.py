@@ -4,7 +4,8 @@ Model: `simulator.network.collectives` for the operations of a library; dispatch
 base, and the bytes of a rank over the slower of its link within the node and its way to the other nodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import combinations
 
 from simulator.errors import InputError, Problem
 from simulator.model.layout import Layout
@@ -12,6 +13,7 @@ from simulator.model.operators import Collective
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import Phase
 from simulator.network.collectives_shape import GroupShape
+from simulator.topology.graph import Topology
 from simulator.units import NS_PER_S
 
 
@@ -28,6 +30,23 @@ def group(layout: Layout, name: str, devices: Sequence[int]) -> tuple[int, ...]:
         "pipeline": devices[: stage + 1 : stage],
     }
     return tuple(groups[name])
+
+
+def surroundings(topology: Topology, devices: Sequence[int]) -> Hashable:
+    """Return what tells instances apart whose collectives take unlike times: their slots, and how far nodes are apart.
+
+    Where two have the same slots node by node, and between any two of these nodes paths are as many and as long, links
+    carry the same.
+    """
+    slots: dict[int, list[int]] = {}
+    for device in devices:
+        slots.setdefault(topology.sites[device].node, []).append(topology.sites[device].slot)
+    ways = []
+    for here, there in combinations(slots, 2):
+        pair = topology.device_at[here, slots[here][0]], topology.device_at[there, slots[there][0]]
+        paths = topology.paths(*pair)
+        ways.append((len(paths), topology.path_latency_ns(paths[0])))
+    return tuple(map(tuple, slots.values())), tuple(ways)
 
 
 class GroupTimes:

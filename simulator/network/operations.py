@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from simpy import Event
 
 from simulator.clock import Clock
-from simulator.network.bundle import Transfer
+from simulator.network.bundle import Send, Transfer
 from simulator.network.collectives import FORMS, Collectives, kernel_of
 from simulator.network.collectives_constants import Phase as Constants
 from simulator.network.collectives_phases import Exchange, Phase, phases
 from simulator.network.collectives_shape import between_nodes, group_nodes
 from simulator.network.dispatch import Traffic, start_ns, work_ns
-from simulator.network.fabric import DeadLinkError, Send
+from simulator.network.fabric import DeadLinkError
 from simulator.network.routing import Way
 from simulator.network.step_network import Step, StepNetwork
 from simulator.network.transport import PLAIN, Transport

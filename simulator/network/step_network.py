@@ -17,9 +17,9 @@ from simpy import Event
 
 from simulator.clock import NETWORK, Alarm, Clock
 from simulator.errors import InvariantError
-from simulator.network.bundle import Transfer
+from simulator.network.bundle import Send, Transfer
 from simulator.network.component import FORGIVEN_NS
-from simulator.network.fabric import DeadLinkError, LinkRow, Send
+from simulator.network.fabric import DeadLinkError, LinkRow
 from simulator.network.routing import Shares, Spread, Way, together
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
@@ -126,6 +126,10 @@ class StepNetwork:
         """Return the way of the next transfer, as `route` has it; None within one device."""
         shares = self.route(source, target)
         return together(self.topology, shares) if shares else None
+
+    def alive(self, way: Way, ends: tuple[int, int], sequence: int, spread: Spread | None = None) -> Way:
+        """Return the way itself: nothing is routed around what is dead."""
+        return way
 
     def transfer(self, shards: Sequence[tuple[int, int, int]], defused: bool = False, lane: int = 0) -> Transfer:
         """Send shards of (source, target, bytes) at once; the event fires when the last has arrived."""

@@ -32,7 +32,10 @@ class Plan(NamedTuple):
 
 
 class ExpertBalancing:
-    """An actor per pool; `transfer(engine, moves)` begins to move experts and `event(kind, subject, detail)` writes."""
+    """An actor per pool; `transfer(engine, moves)` begins to move experts and `event(kind, subject, detail)` writes.
+
+    `cost_of` returns an engine's cost under another balance.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class ExpertBalancing:
         pool: str,
         plan: Plan,
         instances: Callable[[], Sequence[Instance]],
-        cost_of: Callable[[ExpertBalance], Cost],
+        cost_of: Callable[[Cost, ExpertBalance], Cost],
         transfer: Callable[[Instance, Sequence[Move]], Event],
         event: Callable[[str, str, str], None],
     ) -> None:
@@ -50,7 +53,7 @@ class ExpertBalancing:
         self._latest = plan.balance.placement
         self._placed: dict[str, Whole] = {}
         self._moving: dict[str, bool] = {}
-        self._costs: dict[tuple[bytes, bytes], Cost] = {}
+        self._costs: dict[tuple[int, bytes, bytes], Cost] = {}
         self.moved_experts = 0
         env.process(self._run())
 
@@ -122,11 +125,13 @@ class ExpertBalancing:
 
     def _retime(self, instance: Instance) -> None:
         balance = self._balance(self._placement(instance))
-        cost = self._costs.get(balance.fingerprint)
+        own = instance.engine.cost  # on its own devices, which outlives the run
+        key = id(own), *balance.fingerprint
+        cost = self._costs.get(key)
         if cost is None:
             if len(self._costs) >= MOST_COSTS:
                 self._costs.clear()
-            cost = self._costs[balance.fingerprint] = self._cost_of(balance)
+            cost = self._costs[key] = self._cost_of(own, balance)
         instance.retime(cost)
 
 

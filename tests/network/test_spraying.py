@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from simulator.clock import Clock
 from simulator.network import DeadLinkError, Fabric
-from simulator.network.fabric import Send
+from simulator.network.bundle import Send
 from simulator.network.routing import Spraying, routing, together
 from simulator.topology import Link, Topology, build_topology
 

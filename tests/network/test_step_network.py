@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from simulator.clock import Clock
 from simulator.errors import InvariantError
-from simulator.network.fabric import DeadLinkError, Fabric, Send
+from simulator.network.bundle import Send
+from simulator.network.fabric import DeadLinkError, Fabric
 from simulator.network.routing import routing
 from simulator.network.step_network import StepNetwork
 from simulator.network.transport import Transport

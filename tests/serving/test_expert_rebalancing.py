@@ -1,5 +1,7 @@
 """Balancing as an actor: costs follow popularity at once and placement when weights have moved, by what was counted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from simulator.clock import Clock
@@ -11,12 +13,14 @@ from simulator.randomness import stream
 from simulator.serving.expert_balance import ExpertBalancing, Plan
 
 GROUP = Group(4, 5)
+OWN = object()
 FIRST, SECOND = (zipf(3, 16, 2, 0.9, stream(seed, "p")) for seed in (1, 2))
 
 
 class FakeEngine:
     def __init__(self, env, name):
         self.env, self.name, self.costs = env, name, []
+        self.engine = SimpleNamespace(cost=OWN)
 
     def retime(self, cost):
         self.costs.append((self.env.now, cost))
@@ -32,7 +36,8 @@ def run(changes, interval_ns, until_ns, moving_ns=0, engines=2):
     found = [FakeEngine(env, f"e{i}") for i in range(engines)]
     made, sent, events = [], [], []
 
-    def cost_of(balance):
+    def cost_of(own, balance):
+        assert own is OWN
         made.append(balance)
         return balance
 

@@ -60,6 +60,29 @@ def test_slower_planes_take_longer(tmp_path):
     assert means["ub"] < means["rdma"] < means["vpc"]
 
 
+FAR_OFF = [  # of the sixteen spines of the RDMA plane a cache passes as many as routing says
+    "workload={requests: 1, arrivals: {constant: {rate: 1 / s}}, prompt_tokens: 8000, output_tokens: 2}",
+    "serving.prefill={instances: 1, layout: {tensor: 8, data: 8}}",
+    "serving.decode={instances: 1, layout: {tensor: 8}}",
+    "serving.kv_transfer.plane=rdma",
+    "network.routing=spray",
+]
+
+
+@pytest.mark.parametrize("after_ns", [-1_000, 2_000_000], ids=["before", "under way"])
+def test_a_cache_keeps_to_its_plane_as_long_as_something_is_left_of_it(tmp_path, after_ns):
+    whole = run(tmp_path, *FAR_OFF).requests.iloc[0]
+    size = 8000 * TOKEN_BYTES // 8
+    assert whole.kv_transfer_ns == 2 * (1275 + 50) + 3 * 950 + 2 * 50 + size * 1_000_000_000 // 25_000_000_000
+    at = f"{whole.prefill_end_ns + after_ns} ns"
+    found = run(tmp_path, *FAR_OFF, f"faults=[{{what: switch, name: rdma/spine0, at: {at}}}]", name="one")
+    assert found.requests.iloc[0].kv_transfer_ns == whole.kv_transfer_ns  # a NIC is slower than fifteen spines
+    assert {tier.split("-")[0] for tier in found.links.tier} == {"rdma", "leaf"}
+    found = run(tmp_path, *FAR_OFF, f"faults=[{{what: plane, name: rdma, at: {at}}}]", name="all")
+    assert found.requests.iloc[0].kv_transfer_ns < whole.kv_transfer_ns  # over the bus, which is faster
+    assert set(found.links.tier) >= {"npu-l1", "l1-l2"}
+
+
 @pytest.mark.parametrize("mode", ["whole", "layerwise"])
 @pytest.mark.parametrize(
     ("prefill", "decode", "copies"),
