@@ -1,6 +1,7 @@
 """The live network of a scenario, whatever runs over it: its fidelity, its routing, its background, its faults."""
 
 from collections.abc import Iterable
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from simulator.clock import Clock
@@ -87,15 +88,26 @@ def plane_notes(scenario: Scenario, topology: Topology, places: Iterable[str]) -
     return [f"{place}: flows that are bound to a plane are routed by ecmp there, not by {name}" for place in places]
 
 
-def bound(fabric: "Live", scenario: Scenario, topology: Topology, plane: str | None, lane: int) -> "Live | Carrier":
-    """Return the network as it is, or bound to a plane and a lane.
+def bound(
+    fabric: "Live", scenario: Scenario, topology: Topology, plane: str | None, lane: int, operation: str | None = None
+) -> "Live | Carrier":
+    """Return the network as it is, or bound to a plane and a lane, and to what reads or writes reach in it.
 
-    Raises InputError for a plane that the topology does not have.
+    `operation`: `read` or `write`; none: what comes from a host's memory is read, all else written. Raises InputError
+    for a plane that the topology does not have.
     """
-    if plane is None and not lane:
+    if plane is None and not lane and not topology.operations:
         return fabric
     on_plane = None if plane is None else spread_on(scenario, topology, plane)
-    return Carrier(fabric, topology, scenario.seed, on_plane, lane)
+    reach = partial(_reached, topology, plane, operation) if topology.operations else None
+    return Carrier(fabric, topology, scenario.seed, on_plane, lane, None if reach is None else cache(reach))
+
+
+def _reached(topology: Topology, plane: str | None, operation: str | None, source: int, target: int) -> int | None:
+    """Return the rate that an operation reaches between two endpoints, of where one is known."""
+    name = operation or ("read" if source >= len(topology.sites) else "write")
+    known = topology.operation(name, source, target, plane)
+    return None if known is None else known.bytes_per_s
 
 
 def live_network(env: Clock, scenario: Scenario, topology: Topology, on_dead_link: OnDeadLink) -> "Live":

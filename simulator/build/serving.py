@@ -142,6 +142,7 @@ def plan(scenario: Scenario) -> Blueprint:
         for group in serving.groups
         if group.pool.speculation is not None and serving.cost.name != "linear"
     ]
+    notes += _as_built(scenario, topology, groups)
     faults = plan_faults(scenario, topology)
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
@@ -159,6 +160,17 @@ def _admission(max_context: int, pools: Sequence[PoolPlan]) -> Admission:
 def _most_tokens(engine: Engine) -> int:
     """Return the tokens of a request that a rank holds beside those that are drafted for it."""
     return engine.paging.longest(engine.request_blocks) - (engine.speculation.tokens if engine.speculation else 0)
+
+
+def _as_built(scenario: Scenario, topology: Topology, groups: Sequence[GroupPlan]) -> list[str]:
+    """Return a note for each group whose engines exchange over a network of which they do not know all."""
+    sections = {"faults": scenario.faults, "network.background": scenario.network.background}
+    hurt = [key for key, given in sections.items() if given]
+    if not hurt:
+        return []
+    spread = [g for g in groups if any(len({topology.sites[at].node for at in each.devices}) > 1 for each in g.leases)]
+    what = f"what its ranks exchange between nodes is timed on the network as built, {' and '.join(hurt)} aside"
+    return [f"{group.section.at}: {what}" for group in spread]
 
 
 def _on_planes(serving: Serving) -> list[str]:
@@ -258,7 +270,8 @@ class System:
         serving = blueprint.scenario.serving
         assert serving is not None
         rules = serving.kv_transfer
-        network = bound(self.fabric, blueprint.scenario, blueprint.topology, rules.plane, rules.lane)
+        way = rules.plane, rules.lane, "read" if rules.direction == "pull" else "write"
+        network = bound(self.fabric, blueprint.scenario, blueprint.topology, *way)
         layouts = {lease.owner: group.layout for group in blueprint.groups for lease in group.leases}
         caches = caches_of(blueprint.model, serving, layouts)
         return KVTransfer(self.env, network, self.pools[0], self.pools[1], caches, rules)

@@ -1,6 +1,6 @@
-"""Transfers between devices that are bound to a plane of the topology, or to a lane of priority, or to both."""
+"""Transfers between devices that are bound to a plane of the topology, a lane of priority, or a rate of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpy import Event
@@ -8,6 +8,9 @@ from simpy import Event
 from simulator.network.bundle import Send, Transfer
 from simulator.network.routing import Spread, Way, Ways
 from simulator.topology.graph import Topology
+
+Reach = Callable[[int, int], int | None]
+"""Bytes per second that a flow between two endpoints reaches at most; none: all that its links give."""
 
 
 class Network(Protocol):
@@ -27,11 +30,20 @@ class Carrier:
     """Sends over the paths of `spread`, a routing on a plane, in lane `lane` (0: the highest priority).
 
     Without a `spread` over those of the network, whose routing may go by all flows under way. A flow whose path is dead
-    takes what is left of the plane; where that is nothing it goes as the network routes all.
+    takes what is left of the plane; where that is nothing it goes as the network routes all. `reach` bounds the rate of
+    each flow.
     """
 
-    def __init__(self, network: Network, topology: Topology, seed: int, spread: Spread | None, lane: int = 0) -> None:
-        self._network, self._lane, self._spread = network, lane, spread
+    def __init__(
+        self,
+        network: Network,
+        topology: Topology,
+        seed: int,
+        spread: Spread | None,
+        lane: int = 0,
+        reach: Reach | None = None,
+    ) -> None:
+        self._network, self._lane, self._spread, self._reach = network, lane, spread, reach
         self._ways = None if spread is None else Ways(topology, seed, spread)
         self._sent = 0
 
@@ -42,7 +54,8 @@ class Carrier:
             self._sent += 1
             way = self._way(source, target)
             if way is not None:
-                sends.append(Send(way.path, size_bytes, (source, target), way=way, spread=self._spread))
+                ends, cap = (source, target), self._reach(source, target) if self._reach else None
+                sends.append(Send(way.path, size_bytes, ends, cap_bytes_per_s=cap, way=way, spread=self._spread))
         return self._network.launch(sends, self._lane)
 
     def _way(self, source: int, target: int) -> Way | None:

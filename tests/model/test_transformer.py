@@ -66,6 +66,8 @@ STATED = {  # as a paper or model card states them: count, its relative toleranc
     "deepseek-v3": (671e9, 0.001, "README of DeepSeek-V3: main model"),
     "deepseek-r1": (671e9, 0.001, "README of DeepSeek-R1"),
     "deepseek-v3.1": (671e9, 0.001, "README of DeepSeek-V3.1"),
+    "deepseek-v3.2": (671.9e9, 0.0005, "README of DeepSeek-V3.2-Exp: 671B, and 61 layers' indices of its config.json"),
+    "glm-5": (744e9, 0.001, "README of GLM-5"),
     "kimi-k2": (1.026e12, 0.001, "safetensors of Kimi-K2-Instruct, scales left out; the README says 1T"),
     "kimi-k2.5": (1.026e12, 0.001, "as Kimi K2, whose language model it is"),
     "minimax-m2": (228.7e9, 0.001, "safetensors of MiniMax-M2; the README says 230B"),
