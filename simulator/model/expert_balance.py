@@ -101,12 +101,7 @@ class ExpertBalance:
 
     @cached_property
     def relayed(self) -> float:
-        """Nodes that a token is sent to per rank that it is sent to; below one, a node may hand copies on.
-
-        One without a limit of nodes: then every copy is taken to cross by itself.
-        """
-        if not self.nodes_per_token:
-            return 1.0
+        """Nodes that a token is sent to per rank that it is sent to; below one, a node may hand copies on."""
         nodes = self._hit(self._by_node(self._means), self._visits()).sum(axis=1)
         return float(np.mean(nodes / self._hits().sum(axis=1)))
 

@@ -428,14 +428,14 @@ class Pass:
         form, ranks = FORMATS[self.precision.of_experts], layout.stage_devices
         # a rank gets one copy of a token however many of its experts are chosen
         if self.balance is not None:
-            copies, relayed = self.balance.copies, self.balance.relayed
+            copies, relayed, choices = self.balance.copies, self.balance.relayed, 0
         else:
-            copies, relayed = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active), 1.0
+            copies, relayed, choices = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active), 1.0, part.active
         sent = -(-tokens // layout.tensor) * (copies * layout.expert_tensor) * self.model.hidden
         out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
         return [
-            Operator("dispatch", part.layers, Collective("dispatch", out, ranks, "expert", relayed)),
-            Operator("combine", part.layers, Collective("combine", sent * self.value_bytes, ranks, "expert", relayed)),
+            Operator(name, part.layers, Collective(name, size, ranks, "expert", relayed, choices))
+            for name, size in (("dispatch", out), ("combine", sent * self.value_bytes))
         ]
 
     def _ring(self, tokens: int) -> list[Operator]:

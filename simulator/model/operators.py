@@ -188,6 +188,8 @@ class Collective(NamedTuple):
     group: str
     relayed: float = 1.0
     """Of the bytes of a dispatch or combine, the share that crosses to other nodes where these hand copies on."""
+    choices: int = 0
+    """Experts of a token, all alike, where that share is by chance; 0: it is `relayed`."""
 
     @property
     def flops(self) -> float:

@@ -16,6 +16,9 @@ from simulator.network.collectives_shape import GroupShape
 from simulator.topology.graph import Topology
 from simulator.units import NS_PER_S
 
+HANDS_ON = 2
+"""A node hands copies on where its own links are so many times as fast as its ways out; less is one port for both."""
+
 
 def group(layout: Layout, name: str, devices: Sequence[int]) -> tuple[int, ...]:
     """Return the devices of the first group `name` of a layout; ranks of `tensor` are next to each other in a lease.
@@ -73,13 +76,22 @@ class GroupTimes:
     def _exchange(self, shape: Collective, group: GroupShape) -> tuple[float, float]:
         constants = self.collectives.constants
         # in the high-throughput form a node gets one copy of a token and hands it on to its ranks
-        forms = [(constants.low_latency, 1.0), (constants.high_throughput, shape.relayed)]
+        relayed = by_chance(shape.choices, group) if shape.choices else shape.relayed
+        if group.rate_inside(to_all=True) < HANDS_ON * group.cross_bytes_per_s:
+            relayed = 1.0
+        forms = [(constants.low_latency, 1.0), (constants.high_throughput, relayed)]
         phases: list[tuple[Phase, float]] = [
             (getattr(form, shape.operation), relayed) for form, relayed in forms if form is not None
         ]
         if not phases:  # constants of a library alone: its all-to-all
             return self(shape._replace(operation="all_to_all"))
         return min((exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases), key=sum)
+
+
+def by_chance(choices: int, group: GroupShape) -> float:
+    """Return the nodes that a token is sent to per rank that it is sent to, when it chooses so many among all alike."""
+    nodes, ranks = (count * (1 - (1 - 1 / count) ** choices) for count in (group.nodes, group.ranks))
+    return nodes / ranks
 
 
 def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float = 1.0) -> tuple[float, float]:

@@ -53,6 +53,32 @@ def test_an_exchange_over_four_nodes_by_hand(collectives: Collectives) -> None:
     assert base + busy == pytest.approx(min(bounds))
 
 
+def test_a_node_gets_one_copy_of_a_token_and_hands_it_on(collectives: Collectives) -> None:
+    """n = 16, N = 2, 8 choices by chance: 6.45 ranks a token, half on the other node, which gets 0.996 copies."""
+    times = GroupTimes(collectives, Layout(data=16, expert=16), range(16))
+    ranks, other = 16 * (1 - (15 / 16) ** 8), 1 - 0.5**8
+    form, size = collectives.constants.high_throughput, 64e6 * ranks
+    assert form is not None
+    base, busy = times(Collective("dispatch", size, 16, "expert", choices=8))
+    network = 64e6 * other / (form.dispatch.network_share * 50e9)
+    assert base == form.dispatch.base + form.dispatch.network_base
+    assert busy == pytest.approx(network * 1e9)
+    _, apart = times(Collective("dispatch", size, 16, "expert"))
+    assert apart > 2 * busy
+
+
+def test_on_a_unified_bus_nothing_is_handed_on() -> None:
+    """What a node hands on goes over the ports by which it came."""
+    bus = Collectives(build_topology("cloudmatrix384", {}), load_constants("h100-sxm"))
+    times = GroupTimes(bus, Layout(data=32, expert=32), range(32))
+    assert times.nodes("expert") == 2
+    by_chance, limited, apart = (
+        times(Collective("combine", 64e6, 32, "expert", relayed, choices))
+        for relayed, choices in ((1, 8), (0.3, 0), (1, 0))
+    )
+    assert by_chance == limited == apart
+
+
 def test_within_a_node_nothing_leaves_it(collectives: Collectives) -> None:
     shape = collectives.shape(tuple(range(8)))
     phase = load_constants("h100-sxm").low_latency
