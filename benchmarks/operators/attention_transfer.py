@@ -76,15 +76,18 @@ def _prompts(new: int, cached: int, heads: int, kv_heads: int, device: Accelerat
     return prompt_attention(shape, device).ns
 
 
+def _decodes(batch: int, cached: int, heads: int, kv_heads: int, device: Accelerator, mixed: bool = False) -> float:
+    shape = TokenAttention(batch, float(batch * (cached + 1)), heads, kv_heads, 128, 128, mixed=mixed)
+    return token_attention(shape, device).ns
+
+
 def _step(row: Any, heads: int, kv_heads: int, device: Accelerator) -> float:
     heads, kv_heads = heads // row.tp, max(1, kv_heads // row.tp)
     total_ns = 0.0
     if row.prefill_chunk:
         total_ns += _prompts(row.prefill_chunk, row.kv_prefill, heads, kv_heads, device)
     if row.n_decode:
-        context = float(row.n_decode * (row.kv_decode + 1))
-        shape = TokenAttention(row.n_decode, context, heads, kv_heads, 128, 128, mixed=row.prefill_chunk > 0)
-        total_ns += token_attention(shape, device).ns
+        total_ns += _decodes(row.n_decode, row.kv_decode, heads, kv_heads, device, mixed=row.prefill_chunk > 0)
     return total_ns
 
 
@@ -128,11 +131,7 @@ def _tpu(file: Path) -> Iterator[Row]:
         "decodes, an early kernel",
         "tpu-v6e",
         decodes,
-        lambda r, device: (
-            token_attention(
-                TokenAttention(r.batch_size, float(r.batch_size * (r.kv_cache_size + 1)), 32, 8, 128, 128), device
-            ).ns
-        ),
+        lambda r, device: _decodes(r.batch_size, r.kv_cache_size, 32, 8, device),
         "p50_ns",
         1,
     )
@@ -153,11 +152,7 @@ def _frontier(file: Path) -> Iterator[Row]:
         "decodes, FlashInfer",
         name,
         frame[~frame["is_prefill"]].iloc[::EVERY],
-        lambda r, device: (
-            token_attention(
-                TokenAttention(r.batch_size, float(r.batch_size * (r.kv_cache_size + 1)), 32, 32, 128, 128), device
-            ).ns
-        ),
+        lambda r, device: _decodes(r.batch_size, r.kv_cache_size, 32, 32, device),
         "time_stats.attn_decode.median",
         1e6,
     )

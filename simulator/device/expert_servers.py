@@ -17,6 +17,7 @@ from simulator.device.memory import CONTEXT_BYTES, GIB
 from simulator.device.ping_pong import merged_when_ready, pipelined_ns
 from simulator.device.timing import Times
 from simulator.errors import InputError, Problem
+from simulator.model.expert_load import places_hit
 from simulator.model.forward import Pass, Work
 from simulator.model.layout import Layout
 from simulator.model.operators import Experts, Operator
@@ -204,7 +205,7 @@ class ExpertServersCost(RooflineCost):
         assert part is not None
         form = FORMATS[self.precision.of_experts]
         # a server gets one copy of a token however many of its experts are chosen
-        copies = count * (1 - (1 - 1 / count) ** part.active)
+        copies = places_hit(count, part.active)
         sent = ceil(tokens / self.layout.tensor) * copies * self.model.hidden
         sizes = (
             sent * (form.activation_bits / 8 if form.scaled else self._pass.value_bytes),

@@ -47,6 +47,11 @@ def experts_used(tokens: int, topk: int, experts: int) -> float:
     return experts * used_share(tokens * topk / experts, tokens)
 
 
+def places_hit(places: int, choices: int) -> float:
+    """Return how many of `places` (ranks, nodes) with equally many experts a token's choices fall on, at random."""
+    return places * (1 - (1 - 1 / places) ** choices)
+
+
 @cache
 def largest(ranks: int) -> tuple[float, float]:
     """Return the mean of the largest of `ranks` standard normal variables, and of its square."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.model.architecture import GroupedAttention, Index, LatentAttention
+from simulator.model.expert_load import places_hit
 from simulator.model.layout import Layout
 from simulator.model.operators import (
     Collective,
@@ -430,7 +431,7 @@ class Pass:
         if self.balance is not None:
             copies, relayed, choices = self.balance.copies, self.balance.relayed, 0
         else:
-            copies, relayed, choices = layout.expert * (1 - (1 - 1 / layout.expert) ** part.active), 1.0, part.active
+            copies, relayed, choices = places_hit(layout.expert, part.active), 1.0, part.active
         sent = -(-tokens // layout.tensor) * (copies * layout.expert_tensor) * self.model.hidden
         out = sent * (form.activation_bits / 8 if form.scaled else self.value_bytes)
         return [

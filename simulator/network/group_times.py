@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from itertools import combinations
 
 from simulator.errors import InputError, Problem
+from simulator.model.expert_load import places_hit
 from simulator.model.layout import Layout
 from simulator.model.operators import Collective
 from simulator.network.collectives import Collectives
@@ -76,7 +77,9 @@ class GroupTimes:
     def _exchange(self, shape: Collective, group: GroupShape) -> tuple[float, float]:
         constants = self.collectives.constants
         # in the high-throughput form a node gets one copy of a token and hands it on to its ranks
-        relayed = by_chance(shape.choices, group) if shape.choices else shape.relayed
+        relayed = shape.relayed
+        if shape.choices:
+            relayed = places_hit(group.nodes, shape.choices) / places_hit(group.ranks, shape.choices)
         if group.rate_inside(to_all=True) < HANDS_ON * group.cross_bytes_per_s:
             relayed = 1.0
         forms = [(constants.low_latency, 1.0), (constants.high_throughput, relayed)]
@@ -86,12 +89,6 @@ class GroupTimes:
         if not phases:  # constants of a library alone: its all-to-all
             return self(shape._replace(operation="all_to_all"))
         return min((exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases), key=sum)
-
-
-def by_chance(choices: int, group: GroupShape) -> float:
-    """Return the nodes that a token is sent to per rank that it is sent to, when it chooses so many among all alike."""
-    nodes, ranks = (count * (1 - (1 - 1 / count) ** choices) for count in (group.nodes, group.ranks))
-    return nodes / ranks
 
 
 def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float = 1.0) -> tuple[float, float]:
