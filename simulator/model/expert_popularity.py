@@ -53,6 +53,8 @@ def scaled(weights: Floats, active: int) -> Floats:
         full |= found >= 1
         found[full] = 1.0
         rest = ~full
+        if not rest.any():  # a token needs all of them, and rounding put the sum above
+            break
         found[rest] = weights[rest] * ((active - full.sum()) / weights[rest].sum())
     return found
 

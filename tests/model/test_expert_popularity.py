@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simulator.model.expert_popularity import counted, power_law, redrawn, scaled, uniform, zipf
@@ -13,6 +13,7 @@ from simulator.randomness import stream
     weights=st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=40),
     part=st.floats(0, 1),
 )
+@example(weights=[287381.7185845717] * 3, part=1.0)  # all are needed, and a third of the sum rounds up
 def test_scaled_weights_sum_to_the_choices_and_none_passes_one(weights, part):
     active = 1 + int(part * (len(weights) - 1))
     found = scaled(np.array(weights), active)
