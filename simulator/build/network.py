@@ -157,6 +157,15 @@ def links_of(topology: Topology, tier: str) -> list[int]:
     return found
 
 
+def left_by_background(scenario: Scenario, topology: Topology) -> list[float]:
+    """Return the share of each link that background leaves; raises InputError for a tier that is none."""
+    left = [1.0] * len(topology.links)
+    for item in scenario.network.background:
+        for link in links_of(topology, item.tier):
+            left[link] = 1 - item.share
+    return left
+
+
 def check_network(scenario: Scenario, topology: Topology) -> None:
     """Raise InputError now for what the live network would refuse."""
     spread(scenario, topology)

@@ -12,27 +12,26 @@ from simulator.build.collectives import constants_of
 from simulator.build.disaggregation import caches_of, check_plane, without_effect
 from simulator.build.experts import shards
 from simulator.build.front import front_notes, front_parts, rejected_notes
-from simulator.build.kv_memory import fabric_plane_key, tier_figures, tier_notes
+from simulator.build.kv_memory import tier_figures, tier_notes
 from simulator.build.network import (
     Planned,
     bound,
     check_network,
+    left_by_background,
     live_network,
-    many_paths,
     overlapping,
     plan_faults,
-    plane_notes,
     start_faults,
     too_late,
 )
 from simulator.build.pools import GroupPlan, Planning, PoolPlan
+from simulator.build.serving_notes import has_place, limit_notes, network_notes, sends_flows
 from simulator.build.workload import Workload, plan_workload
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
 from simulator.cluster.inventory import Inventory
 from simulator.device.cost import Cost, RooflineCost
 from simulator.device.expert_servers import ExpertServersCost
-from simulator.device.memory import window_lines
 from simulator.device.provenance import provenance
 from simulator.device.speculation import SpeculativeCost
 from simulator.errors import InvariantError
@@ -46,11 +45,13 @@ from simulator.results.groups import add_groups
 from simulator.results.metrics import GROUPS
 from simulator.results.summary import summarise
 from simulator.scenario.role_switch import RoleSwitch
-from simulator.scenario.schema import Scenario, Serving
+from simulator.scenario.schema import Scenario
 from simulator.scenario.workload import SyntheticWorkload, TraceWorkload
+from simulator.serving.across_nodes import AcrossNodes
 from simulator.serving.admission import Admission
 from simulator.serving.disaggregation import KVTransfer
 from simulator.serving.engine import Engine
+from simulator.serving.engine_links import EngineLinks
 from simulator.serving.expert_balance import ExpertBalancing
 from simulator.serving.expert_balance import Plan as ExpertPlan
 from simulator.serving.frontend import Frontend
@@ -115,34 +116,29 @@ def plan(scenario: Scenario) -> Blueprint:
     notes: list[str] = []
     workload = plan_workload(scenario, notes)
 
+    left = left_by_background(scenario, topology)
+    capacities = [link.capacity_bytes_per_s * share for link, share in zip(topology.links, left, strict=True)]
+
     @cache
     def collectives(device: str) -> Collectives:
-        return Collectives(topology, load_constants(constants_of(scenario, device, notes)))
+        return Collectives(topology, load_constants(constants_of(scenario, device, notes)), None, capacities)
 
     pools = Planning(scenario, model, topology, inventory, collectives, workload.unit_tokens, notes).pools()
     groups = [group for pool in pools for group in pool.groups]
     check_plane(serving, topology, [pool.devices for pool in pools])
     admission = _admission(serving.max_context or model.max_context, pools)
-    _note_limits(serving, model, notes)
+    notes += limit_notes(serving, model)
     routers = [serving.router_of(role)[0].name for role in serving.roles]
     notes += front_notes(serving, any(name not in ("round_robin", "random") for name in routers), _clients(scenario))
     notes += without_effect(serving) + tier_notes(serving)
     cost_lines = list(dict.fromkeys(line for group in groups for line in provenance(group.engine.cost)))
     notes += cost_lines
-    if len(pools) == 1 and not any(group.moves_experts or group.pooled is not None for group in groups):
-        notes += [
-            f"{key}: no byte of colocated engines crosses the network"
-            for key in ("network", "faults")
-            if _set(scenario, key)
-        ]
-    else:
-        notes += many_paths(scenario, topology) + plane_notes(scenario, topology, _on_planes(serving))
+    notes += network_notes(scenario, topology, pools)
     notes += [
         f"{group.at}.speculation: power is not reckoned where tokens are drafted"
         for group in serving.groups
         if group.pool.speculation is not None and serving.cost.name != "linear"
     ]
-    notes += _as_built(scenario, topology, groups)
     faults = plan_faults(scenario, topology)
     return Blueprint(scenario, topology, inventory, model, pools, admission, workload, faults, notes, cost_lines)
 
@@ -162,55 +158,8 @@ def _most_tokens(engine: Engine) -> int:
     return engine.paging.longest(engine.request_blocks) - (engine.speculation.tokens if engine.speculation else 0)
 
 
-def _as_built(scenario: Scenario, topology: Topology, groups: Sequence[GroupPlan]) -> list[str]:
-    """Return a note for each group whose engines exchange over a network of which they do not know all."""
-    sections = {"faults": scenario.faults, "network.background": scenario.network.background}
-    hurt = [key for key, given in sections.items() if given]
-    if not hurt:
-        return []
-    spread = [g for g in groups if any(len({topology.sites[at].node for at in each.devices}) > 1 for each in g.leases)]
-    what = f"what its ranks exchange between nodes is timed on the network as built, {' and '.join(hurt)} aside"
-    return [f"{group.section.at}: {what}" for group in spread]
-
-
-def _on_planes(serving: Serving) -> list[str]:
-    """Return where the scenario binds flows of engines to a plane."""
-    places = ["serving.kv_transfer.plane"] if serving.kv_transfer.plane is not None else []
-    for group in serving.groups:
-        tier = group.pool.kv.fabric_tier
-        if tier is not None and tier.fabric is not None and tier.fabric.plane is not None:
-            places.append(fabric_plane_key(group))
-    return places
-
-
-def _set(scenario: Scenario, key: str) -> bool:
-    """Return whether the scenario gives a section that has a default."""
-    return bool(getattr(scenario, key) != type(scenario).model_fields[key].default)
-
-
 def _clients(scenario: Scenario) -> int | None:
     return scenario.workload.clients if isinstance(scenario.workload, SyntheticWorkload) else None
-
-
-def _note_limits(serving: Serving, model: Transformer, notes: list[str]) -> None:
-    if serving.max_context is not None and serving.max_context > model.max_context:
-        most = f"{model.max_context:,} tokens"
-        notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
-    pools = [group.pool for group in serving.groups]
-    exchange = any(p.layout.data * p.layout.context > 1 and p.expert_servers is None for p in pools)
-    if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
-        what = "no effect, no tokens go to experts on other ranks of their engine"
-        notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")
-    for group in serving.groups:
-        if not group.pool.gives_back(model):
-            lines = window_lines(model, serving.max_context or model.max_context)
-            notes += [f"{group.at}.{line}" for line in lines]
-        if group.pool.kv.hybrid and model.attention.window is None:
-            notes.append(f"{group.at}.kv.hybrid has no effect: no layer of {model.name} has a window")
-    if serving.cost.name == "linear":
-        phases = serving.cost.parameters.model_dump(mode="python")
-        free = [name for name in phases if not any(getattr(serving.cost.parameters, name).__dict__.values())]
-        notes.extend(f"serving.cost: {name} takes no time, all of its constants are zero" for name in free)
 
 
 class System:
@@ -227,6 +176,7 @@ class System:
         self.fabric = live_network(self.env, scenario, blueprint.topology, on_dead_link="reroute")
         self.finished = Event(self.env)
         self.recording = recording
+        self.links = self._engine_links()
         view = serving.router_view
         age = Age(view.report_interval, view.counts_sent)
         self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
@@ -262,8 +212,24 @@ class System:
         assert scenario.workload is not None
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
         self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
-        health = LinkHealth(self.fabric, blueprint.topology)
+        health = LinkHealth(self.fabric, blueprint.topology, self.links.changed if self.links is not None else None)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
+
+    def _engine_links(self) -> EngineLinks | None:
+        """Return what has collectives of engines share links, if anything else does something to these."""
+        blueprint, shares = self.blueprint, sends_flows(self.blueprint.pools)
+        if not (shares or blueprint.faults):
+            return None
+        left = left_by_background(blueprint.scenario, blueprint.topology)
+        return EngineLinks(self.fabric, blueprint.topology, left, shares, self._retime, self.event)
+
+    def _retime(self, instance: Instance) -> None:
+        """Have an engine go by its present links and experts."""
+        balancing = self._experts.get(self._group[instance.name])
+        if balancing is not None:
+            balancing.retime(instance)
+        elif self.links is not None:
+            instance.retime(self.links.cost_of(instance))
 
     def _transfer(self) -> KVTransfer:
         blueprint = self.blueprint
@@ -303,7 +269,11 @@ class System:
                 self._power[id(engine)] = power
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
-        instance = kind_of(engine)(self.env, name, engine, devices, observer, finished, *hears)
+        shares = self.links is not None and has_place(engine.cost)
+        kind = AcrossNodes if shares else kind_of(engine)
+        instance = kind(self.env, name, engine, devices, observer, finished, *hears)
+        if self.links is not None and isinstance(instance, AcrossNodes):
+            self.links.joined(instance)
         self.instances[name] = instance
         self._group[name] = group
         lower = [rank.lower for rank in instance.ranks if rank.lower is not None]
@@ -328,6 +298,8 @@ class System:
             instance.settle()
             self.recording.retire(instance.name, self.env.now)
             del self.instances[instance.name]
+            if self.links is not None:
+                self.links.leaves(instance)
             name = f"{groups[role]}-{numbers[role]}"
             numbers[role] += 1
             plans[name] = plan
@@ -354,7 +326,10 @@ class System:
         def members() -> list[Instance]:  # those too that leave their pool, and still serve what they have
             return [instance for name, instance in self.instances.items() if self._group[name] == group]
 
-        self._experts[group] = ExpertBalancing(self.env, group, plan, members, timed, transfer, self.event)
+        def base(instance: Instance) -> Cost:
+            return instance.engine.cost if self.links is None else self.links.cost_of(instance)
+
+        self._experts[group] = ExpertBalancing(self.env, group, plan, members, base, timed, transfer, self.event)
 
     def _withdraw(self, request: Request) -> None:
         """Take a request that was given up out of whatever holds it."""
@@ -398,6 +373,7 @@ class System:
         if self.transfer is not None:
             self.transfer.settle()
         self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
+        self.notes += self.links.notes() if self.links is not None else []
         if not any(note.startswith("serving.admission: ") for note in self.notes):  # which says as much
             self.notes += rejected_notes(self.frontend.reasons, _clients(self.blueprint.scenario))
         if not self.frontend.arrived:

@@ -167,8 +167,12 @@ def _cables(topology: Topology) -> list[tuple[str, Part]]:
 class LinkHealth:
     """The capacity of every link: what it has by itself, times the least that the faults on it leave."""
 
-    def __init__(self, network: Network, topology: Topology) -> None:
+    def __init__(
+        self, network: Network, topology: Topology, changed: Callable[[Sequence[int]], None] | None = None
+    ) -> None:
+        """`changed` hears of links that have another capacity."""
         self._network = network
+        self._changed = changed
         self._whole = [link.capacity_bytes_per_s for link in topology.links]
         self._left: dict[int, dict[int, float]] = {}
         self._numbers = count()
@@ -200,6 +204,8 @@ class LinkHealth:
             by_capacity.setdefault(round(self._whole[link] * left), []).append(link)
         for bytes_per_s in sorted(by_capacity):  # what dies does so before anything is routed onto what is repaired
             self._network.set_capacity(by_capacity[bytes_per_s], bytes_per_s)
+        if self._changed is not None:
+            self._changed(links)
 
 
 Report = Callable[[str, str, str], None]
@@ -210,12 +216,12 @@ def strike_at(env: Clock, health: LinkHealth, fault: Fault, report: Report) -> G
     """Break a part at its time and repair it after; a process."""
     if fault.at_ns > env.now:
         yield env.timeout(fault.at_ns - env.now)
-    number = health.strike(fault.part.links, fault.left)
     report("fault", fault.part.name, _what_is_left(fault.part, fault.left))
+    number = health.strike(fault.part.links, fault.left)
     if fault.repair_ns is not None:
         yield env.timeout(fault.repair_ns)
-        health.heal(number, fault.part.links)
         report("repair", fault.part.name, f"{len(fault.part.links)} links")
+        health.heal(number, fault.part.links)
 
 
 def strike_at_random(
@@ -234,12 +240,12 @@ def strike_at_random(
             yield env.timeout(at_ns - env.now)
         struck = faults.parts[index]
         if number is None:
-            number = health.strike(struck.links, faults.left)
             report("fault", struck.name, _what_is_left(struck, faults.left))
+            number = health.strike(struck.links, faults.left)
             heapq.heapreplace(due, (at_ns + faults.repair_ns, index, number))
         else:
-            health.heal(number, struck.links)
             report("repair", struck.name, f"{len(struck.links)} links")
+            health.heal(number, struck.links)
             heapq.heapreplace(due, (at_ns + round(rng.exponential(faults.mtbf_ns)), index, None))
 
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:  # these take numpy, and a scenario is read without
 
 Key = TypeVar("Key")
 Found = TypeVar("Found")
-Links = Callable[[Collective], tuple[float, float]]
-"""(latency, time on the links) in ns of a collective of an instance, by its place in a topology."""
+Links = Callable[[Collective], tuple[float, float, float]]
+"""(latency, time on the links) in ns of a collective of an instance, by its place in a topology, and the bytes, at the
+rate of its links, that keep a rank's way to other nodes busy."""
 
 
 class Iterations(Protocol):
@@ -103,12 +104,14 @@ def _remember(known: dict[Key, Found], key: Key, value: Found) -> Found:
 
 
 class _Rest(NamedTuple):
-    """A step but for its attention: a rank's own kernels, routed experts, the exchange with them, how many kernels."""
+    """A step but for its attention: a rank's own kernels, routed experts, the exchange with them, how many kernels, and
+    what all collectives send to other nodes."""
 
     kernels_ns: float
     experts_ns: float
     exchange_ns: float
     calls: int
+    sent_bytes: float
 
 
 class RooflineCost:
@@ -169,6 +172,31 @@ class RooflineCost:
         if balance.shared_copies and not (self.balance and self.balance.shared_copies):
             found._own = {}  # shared experts were each rank's own
         return found
+
+    def relinked(self, links: Links) -> "RooflineCost":
+        """Return the cost with collectives over other links: only they are timed anew."""
+        found = copy(self)
+        found._links = links
+        found._rest, found._decode, found._own, found._steps = {}, {}, {}, {}
+        found._kernels = {key: kernel for key, kernel in self._kernels.items() if key[1] is not Collective}
+        return found
+
+    @property
+    def links(self) -> Links | None:
+        """What times its collectives."""
+        return self._links
+
+    def sent_bytes(self, works: Sequence[Work]) -> float:
+        """Return what a rank sends to other nodes in a step, on average, where each has work of its own.
+
+        In bytes at the rate of its links, all its collectives together; see `Cost.together_ns` for the order of ranks.
+        """
+        data, stages, sent = self.layout.data, self.layout.pipeline, 0.0
+        for first in range(0, len(works), data):
+            batch = together(works[first : first + data])._replace(queries=self._queries)
+            if batch.tokens:
+                sent += self._rest_of(batch).sent_bytes
+        return sent / stages
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step; see `Cost.prefill_ns`. One row of logits per sequence."""
@@ -327,8 +355,8 @@ class RooflineCost:
         if shape.ranks <= self.accelerator.domain and shape.group == "tensor":
             return self.times.kernel(operator)
         if self._links is not None:
-            latency_ns, link_ns = self._links(shape)
-            return Kernel(link_ns=link_ns, fixed_ns=latency_ns)
+            latency_ns, link_ns, sent_bytes = self._links(shape)
+            return Kernel(link_ns=link_ns, fixed_ns=latency_ns, sent_bytes=sent_bytes)
         if self.layout.devices > self.accelerator.domain:
             what = (
                 f"{shape.ranks} {shape.group}-parallel ranks do not fit one scale-up domain of {self.accelerator.name}"
@@ -345,13 +373,14 @@ class RooflineCost:
         key = *prompts, work.batch, work.queries, share
         known = self._rest.get(key)
         if known is None:
-            kernels = experts = exchange = 0.0
+            kernels = experts = exchange = sent = 0.0
             calls = 0
             for operator in self._pass.operators(work):
                 calls += operator.calls
                 if isinstance(operator.shape, ATTENTION):
                     continue
                 kernel = self._time(operator)
+                sent += operator.calls * kernel.sent_bytes
                 ns = operator.calls * kernel.on(share)
                 if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
                     exchange += ns
@@ -359,7 +388,7 @@ class RooflineCost:
                     experts += operator.calls * kernel.on(1 - share if share < 1 else 1.0)
                 else:
                     kernels += ns
-            known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls))
+            known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls, sent))
         return known
 
     def _attention_ns(self, work: Work, share: float = 1.0) -> float:

@@ -18,6 +18,8 @@ class Kernel(NamedTuple):
     memory_ns: float = 0.0
     link_ns: float = 0.0
     fixed_ns: float = 0.0
+    sent_bytes: float = 0.0
+    """What keeps a device's way to other nodes busy, as bytes at the rate of its links."""
 
     @property
     def busy_ns(self) -> float:

@@ -12,6 +12,7 @@ from simulator.device.lines import Line
 from simulator.model.forward import Work
 
 if TYPE_CHECKING:  # its arrays take numpy, and a scenario is read without
+    from simulator.device.cost import Links
     from simulator.model.expert_balance import ExpertBalance
 
 
@@ -48,6 +49,27 @@ class SpeculativeCost:
         """Return the cost under another balance of the target's experts; the draft model's are all alike."""
         assert isinstance(self.target, RooflineCost)
         return SpeculativeCost(self.target.rebalanced(balance), self.draft, self.tokens)
+
+    def relinked(self, links: "Links") -> "SpeculativeCost":
+        """Return the cost with the collectives of both models over other links."""
+        assert isinstance(self.target, RooflineCost)
+        assert self.draft is None or isinstance(self.draft, RooflineCost)
+        draft = None if self.draft is None else self.draft.relinked(links)
+        return SpeculativeCost(self.target.relinked(links), draft, self.tokens)
+
+    @property
+    def links(self) -> "Links | None":
+        """What times its collectives."""
+        return self.target.links if isinstance(self.target, RooflineCost) else None
+
+    def sent_bytes(self, works: Sequence[Work]) -> float:
+        """Return what a rank sends to other nodes in a step of both models; see `RooflineCost.sent_bytes`."""
+        assert isinstance(self.target, RooflineCost)
+        sent = self.target.sent_bytes(works)
+        if isinstance(self.draft, RooflineCost):
+            sent += self.draft.sent_bytes([work._replace(batch=0, context=0) for work in works])
+            sent += self.tokens * self.draft.sent_bytes([Work(batch=work.batch) for work in works])
+        return sent
 
     def prefill_ns(self, tokens: int, attended: int, sequences: int) -> float:
         """Return the duration of a prefill step of both models; see `Cost.prefill_ns`."""
@@ -92,3 +114,7 @@ class SpeculativeCost:
         for behind in self._behind:
             assert self.draft is not None
             yield self.draft.decode(batch, max(0.0, context - behind * batch)), behind * batch
+
+
+LinkedCost = RooflineCost | SpeculativeCost
+"""Costs that know of every collective over which links it goes."""

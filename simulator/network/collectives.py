@@ -329,14 +329,21 @@ class Collectives:
     """Times of collectives on one topology, with the least-time choice cached per group shape.
 
     Times are affine in the message for each choice, so the cache holds their lower envelope, which is exact for every
-    size. `capacities` are bytes/s by link index, and `health` counts how often `update` has been told of others.
-    `plane`, where given, carries all.
+    size. `capacities` are bytes/s by link index (default: the topology's), and `health` counts how often `update` has
+    been told of others. `plane`, where given, carries all.
     """
 
-    def __init__(self, topology: Topology, constants: CollectiveConstants, plane: str | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        constants: CollectiveConstants,
+        plane: str | None = None,
+        capacities: Sequence[float] | None = None,
+    ) -> None:
         self.topology, self.constants, self.plane = topology, constants, plane
         self.health = 0
-        self.capacities: Sequence[float] = [link.capacity_bytes_per_s for link in topology.links]
+        own = [link.capacity_bytes_per_s for link in topology.links]
+        self.capacities: Sequence[float] = own if capacities is None else capacities
         self._shapes: dict[tuple[int, ...], GroupShape] = {}
         self._envelopes: dict[tuple[str, GroupShape, tuple[str, ...] | None, Protocol | None], Envelope] = {}
 
@@ -382,6 +389,16 @@ class Collectives:
         if envelope is None:
             envelope = self._envelopes[key] = Envelope(choices(operation, shape, self.constants, named, protocol))
         return envelope.at(size_bytes)
+
+    def sent(self, operation: str, choice: Choice, devices: Sequence[int]) -> float:
+        """Return the bytes, for each byte of a message, that keep a rank's way to other nodes busy at full rate."""
+        shape = self.shape(devices)
+        if shape.nodes == 1 or shape.ranks == 1:
+            return 0.0
+        load = FORMS[operation][choice.algorithm][1](shape)
+        assert load is not None
+        kernel = kernel_of(self.constants, operation, choice.algorithm, choice.protocol)
+        return (load.rail + load.cross) / kernel.network_share
 
     def time_ns(self, operation: str, devices: Sequence[int], size_bytes: int, engine: bool = False) -> float:
         """Return the time of a collective on an otherwise idle network, in ns; see `choose`."""

@@ -1,17 +1,20 @@
 """The shape of a group of ranks on a topology: how many per node, and the rates that its links give each of them.
 
-Model: every flow of a pattern is spread evenly over its equal-cost paths; the most loaded link sets the rate of all.
+Model: every flow of a pattern is spread evenly over its equal-cost paths, or over those that are left where links are
+dead; the most loaded link sets the rate of all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import inf
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
+from simulator.network.detour import Alive
 from simulator.topology.graph import Topology
 from simulator.topology.spreading import exchange_loads, shard_loads
 
@@ -106,7 +109,19 @@ def pattern_rate(
     topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float], plane: str | None = None
 ) -> float:
     """Return the rate at which all `pairs` can send at once, in bytes/s; infinite for no pairs."""
-    return _rate(shard_loads(topology, ((a, b, 1.0) for a, b in pairs), plane), capacities)
+    shards = [(a, b, 1.0) for a, b in pairs]
+    return _rate(shard_loads(topology, shards, plane), capacities) or _rate_left(topology, shards, capacities, plane)
+
+
+def _rate_left(
+    topology: Topology, shards: Sequence[tuple[int, int, float]], capacities: Sequence[float], plane: str | None
+) -> float:
+    """Return how many times a second shards are carried by paths without dead links; zero where some have none."""
+    alive = cast(Topology, Alive(topology, {link for link, capacity in enumerate(capacities) if not capacity}))
+    try:
+        return _rate(shard_loads(alive, shards, plane), capacities)
+    except InputError:
+        return 0.0
 
 
 def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
@@ -122,7 +137,9 @@ def _inside_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], 
     """
     most_others = max(len(node) for node in nodes) - 1
     if len(nodes) == 1:
-        return _rate(exchange_loads(topology, nodes[0], 1 / max(1, most_others), plane), capacities)
+        whole = _rate(exchange_loads(topology, nodes[0], 1 / max(1, most_others), plane), capacities)
+        if whole:
+            return whole
     return most_others * pattern_rate(
         topology, [pair for node in nodes for pair in permutations(node, 2)], capacities, plane
     )
@@ -139,9 +156,31 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], p
         loads = exchange_loads(topology, devices, 1 / most_others, plane, between_nodes(nodes))
     except InputError:
         return 0.0
-    return _rate(loads, capacities)
+    rate = _rate(loads, capacities)
+    if not rate:
+        apart = permutations(zip(devices, between_nodes(nodes), strict=True), 2)
+        shards = [(a, b, 1 / most_others) for (a, here), (b, there) in apart if here != there]
+        rate = _rate_left(topology, shards, capacities, plane)
+    return rate
 
 
 def between_nodes(nodes: Nodes) -> list[int]:
     """Return the number of the node of each rank: the blocks that `exchange_loads` leaves out inside."""
     return [place for place, node in enumerate(nodes) for _ in node]
+
+
+def sent_loads(topology: Topology, devices: Sequence[int], plane: str | None = None) -> NDArray[np.float64]:
+    """Return the bytes on each link when each rank of a group sends a byte to those of other nodes evenly.
+
+    Where rails or planes never meet it sends it to its like in the next node.
+    """
+    nodes = group_nodes(topology, devices)
+    if len(nodes) == 1:
+        return np.zeros(len(topology.links))
+    ranks = [device for node in nodes for device in node]
+    most_others = len(ranks) - min(len(node) for node in nodes)
+    try:
+        return exchange_loads(topology, ranks, 1 / most_others, plane, between_nodes(nodes))
+    except InputError:
+        turns = zip(nodes, nodes[1:] + nodes[:1], strict=True)
+        return shard_loads(topology, ((*pair, 1.0) for turn in turns for pair in zip(*turn, strict=False)), plane)

@@ -5,30 +5,32 @@ graph of routers) the shortest paths over the links that are left count, however
 rail) is out of reach, the other lanes are tried, by relay if the fabric has one.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, cast
 
 from simulator.errors import InputError
 from simulator.network.routing import Routing, Shares, Spread, Way, together
 from simulator.topology.direct import Minimal
 from simulator.topology.graph import Topology
-from simulator.topology.paths import Between, Path
+from simulator.topology.paths import Between, Path, PathSequence
 from simulator.topology.plane import Plane, joined
-from simulator.topology.search import FewestHops
+from simulator.topology.search import FewestHops, Walks
 
 
-class _Alive:
+class Alive:
     """A topology whose paths avoid dead links; all else is the topology's own."""
 
     def __init__(self, topology: Topology, dead: Container[int]) -> None:
         self._topology = topology
         self._dead = dead
         self._around: dict[str, Between] = {}
+        self._shared: dict[int, tuple[Sequence[Path], bool]] = {}  # parts of many paths, and whether one is dead
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._topology, name)
 
     def paths(self, source: int, target: int, plane: str | None = None) -> Sequence[Path]:
+        """Return the paths of `Topology.paths` that are left, or ways around; raises InputError where there is none."""
         found = self._topology.paths(source, target, plane)
         if source == target:
             return found
@@ -62,11 +64,26 @@ class _Alive:
         ins = [way for way in plane.access[target] if not self._is_dead(way.inward)]
         return joined(outs, ins, around, lane) or ()
 
-    def _is_dead(self, path: Path) -> bool:
+    def _is_dead(self, path: Iterable[int]) -> bool:
         return any(link in self._dead for link in path)
 
-    def _without_dead(self, paths: Sequence[Path]) -> list[Path]:
-        return [path for path in paths if not self._is_dead(path)]
+    def _without_dead(self, paths: Sequence[Path]) -> Sequence[Path]:
+        return [path for path in paths if not self._is_dead(path)] if self._is_any_dead(paths) else paths
+
+    def _is_any_dead(self, paths: Sequence[Path]) -> bool:
+        """Return whether a path has a dead link; what paths between many ends have in common is looked into once."""
+        if isinstance(paths, Walks):
+            return self._is_dead([link for link, _ in paths.weights()])
+        if not isinstance(paths, PathSequence):
+            return any(map(self._is_dead, paths))
+        links, parts = paths.parts()
+        return self._is_dead(links) or any(self._is_part_dead(part) for part, _ in parts)
+
+    def _is_part_dead(self, paths: Sequence[Path]) -> bool:
+        known = self._shared.get(id(paths))
+        if known is None:
+            known = self._shared[id(paths)] = paths, self._is_any_dead(paths)
+        return known[1]
 
     def _by_other_lanes(self, source: int, target: int) -> list[Path]:
         """Return what is left of the first plane that has anything left, all its lanes together."""
@@ -84,11 +101,11 @@ class Detours:
 
     def __init__(self, topology: Topology, policy: Routing | Spread, seed: int, dead: Container[int]) -> None:
         self._topology, self._policy, self._seed, self._dead = topology, policy, seed, dead
-        self._alive = _Alive(topology, dead)
+        self._alive = Alive(topology, dead)
 
     def forget(self) -> None:
         """Look anew at what is dead."""
-        self._alive = _Alive(self._topology, self._dead)
+        self._alive = Alive(self._topology, self._dead)
 
     def __call__(self, ends: tuple[int, int], sequence: int, first: Spread | None = None) -> Way | None:
         """Return the way that the policy chooses among the paths without dead links; None: there is none.

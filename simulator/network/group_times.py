@@ -1,4 +1,4 @@
-"""Times of the collectives of one instance on its own devices of a topology, each group by itself on idle links.
+"""Times of the collectives of one instance on its own devices of a topology, each group by itself.
 
 Model: `simulator.network.collectives` for the operations of a library; dispatch and combine as DeepEP's kernels: a
 base, and the bytes of a rank over the slower of its link within the node and its way to the other nodes.
@@ -6,6 +6,7 @@ base, and the bytes of a rank over the slower of its link within the node and it
 
 from collections.abc import Hashable, Sequence
 from itertools import combinations
+from typing import NamedTuple
 
 from simulator.errors import InputError, Problem
 from simulator.model.expert_load import places_hit
@@ -53,14 +54,24 @@ def surroundings(topology: Topology, devices: Sequence[int]) -> Hashable:
     return tuple(map(tuple, slots.values())), tuple(ways)
 
 
+class OnLinks(NamedTuple):
+    """A collective on the links of its group."""
+
+    latency_ns: float
+    link_ns: float
+    """Time on the links, beside the latency."""
+    sent_bytes: float = 0.0
+    """What keeps a rank's way to other nodes busy, as bytes at the rate of its links."""
+
+
 class GroupTimes:
     """Latency and time on the links of a collective by the group that it runs in, on the devices of one instance."""
 
     def __init__(self, collectives: Collectives, layout: Layout, devices: Sequence[int]) -> None:
         self.collectives, self.layout, self.devices = collectives, layout, tuple(devices)
 
-    def __call__(self, shape: Collective) -> tuple[float, float]:
-        """Return (latency, time on the links) in ns; raises InputError where no algorithm of the library applies."""
+    def __call__(self, shape: Collective) -> OnLinks:
+        """Return the time of a collective; raises InputError where no algorithm of the library applies."""
         members = group(self.layout, shape.group, self.devices)
         if shape.operation in ("dispatch", "combine"):
             return self._exchange(shape, self.collectives.shape(members))
@@ -68,13 +79,27 @@ class GroupTimes:
             choice = self.collectives.choose(shape.operation, members, round(shape.size_bytes), engine=True)
         except ValueError as error:
             raise InputError(Problem(str(error), path="layout")) from None
-        return choice.latency_ns, choice.ns_per_byte * shape.size_bytes
+        sent = self.collectives.sent(shape.operation, choice, members)
+        return OnLinks(choice.latency_ns, choice.ns_per_byte * shape.size_bytes, sent * shape.size_bytes)
 
     def nodes(self, name: str) -> int:
         """Return how many nodes the group `name` spans."""
         return self.collectives.shape(group(self.layout, name, self.devices)).nodes
 
-    def _exchange(self, shape: Collective, group: GroupShape) -> tuple[float, float]:
+    @property
+    def shapes(self) -> tuple[GroupShape, ...]:
+        """The shapes of all groups: where two instances have the same, their collectives take the same times."""
+        layout = self.layout
+        sizes = {
+            "tensor": layout.tensor,
+            "context": layout.context,
+            "expert": layout.stage_devices,
+            "pipeline": layout.pipeline,
+        }
+        names = [name for name, size in sizes.items() if size > 1]
+        return tuple(self.collectives.shape(group(layout, name, self.devices)) for name in names)
+
+    def _exchange(self, shape: Collective, group: GroupShape) -> OnLinks:
         constants = self.collectives.constants
         # in the high-throughput form a node gets one copy of a token and hands it on to its ranks
         relayed = shape.relayed
@@ -88,11 +113,12 @@ class GroupTimes:
         ]
         if not phases:  # constants of a library alone: its all-to-all
             return self(shape._replace(operation="all_to_all"))
-        return min((exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases), key=sum)
+        found = [exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases]
+        return min(found, key=lambda each: each.latency_ns + each.link_ns)
 
 
-def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float = 1.0) -> tuple[float, float]:
-    """Return (base, time on the links) in ns when each rank sends `size_bytes` evenly to all ranks, itself included.
+def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float = 1.0) -> OnLinks:
+    """Return the time of an exchange in which each rank sends `size_bytes` evenly to all ranks, itself included.
 
     Of what goes to other nodes only the share `relayed` crosses, and is handed on there.
     """
@@ -103,4 +129,4 @@ def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float 
     local = inside / (phase.local_share * group.rate_inside(to_all=True)) if inside else 0.0
     network = outside / (phase.network_share * group.cross_bytes_per_s) if outside else 0.0
     base = phase.base + (phase.network_base if group.nodes > 1 else 0)
-    return base, max(local, network) * NS_PER_S
+    return OnLinks(base, max(local, network) * NS_PER_S, outside / phase.network_share)

@@ -290,7 +290,7 @@ def _check_engine(
         problems.append(document.problem(("serving", *group.keys, "kv", "hybrid"), what, "false, or leave it out"))
     if len(problems) > before or not thoroughly:
         return
-    subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0))
+    subject = Subject(model, pool.layout, device, serving.precision, links=lambda shape: (0.0, 0.0, 0.0))
     if pool.expert_servers is None:
         attempt(partial(cost_of, serving.cost, subject, pool.speculation), document, problems, at)
     else:

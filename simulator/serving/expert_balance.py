@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 class ExpertBalancing:
     """An actor per pool; `transfer(engine, moves)` begins to move experts and `event(kind, subject, detail)` writes.
 
-    `cost_of` returns an engine's cost under another balance.
+    `base` returns an engine's present cost under the first balance, `cost_of` what that is under another.
     """
 
     def __init__(
@@ -43,24 +43,26 @@ class ExpertBalancing:
         pool: str,
         plan: Plan,
         instances: Callable[[], Sequence[Instance]],
+        base: Callable[[Instance], Cost],
         cost_of: Callable[[Cost, ExpertBalance], Cost],
         transfer: Callable[[Instance, Sequence[Move]], Event],
         event: Callable[[str, str, str], None],
     ) -> None:
         self._env, self._pool, self._plan = env, pool, plan
-        self._instances, self._cost_of, self._transfer, self._event = instances, cost_of, transfer, event
+        self._instances, self._transfer, self._event = instances, transfer, event
+        self._base, self._cost_of = base, cost_of
         self._popularity = plan.balance.popularity
         self._latest = plan.balance.placement
         self._placed: dict[str, Whole] = {}
         self._moving: dict[str, bool] = {}
-        self._costs: dict[tuple[int, bytes, bytes], Cost] = {}
+        self._costs: dict[tuple[int, bytes, bytes], tuple[Cost, Cost]] = {}  # with the base, so that its id is its own
         self.moved_experts = 0
         env.process(self._run())
 
     def joined(self, instance: Instance) -> None:
         """Take in an engine that came later: its experts are placed as was last found best."""
         self._placed[instance.name] = self._latest
-        self._retime(instance)
+        self.retime(instance)
 
     def _run(self) -> Generator[Event, Any, None]:
         env, plan = self._env, self._plan
@@ -86,7 +88,7 @@ class ExpertBalancing:
 
     def _drifted(self) -> None:
         for instance in self._instances():
-            self._retime(instance)
+            self.retime(instance)
         first = next(iter(self._instances()), None)
         if first is not None:
             balance = self._balance(self._placement(first))
@@ -111,7 +113,7 @@ class ExpertBalancing:
         self._moving[instance.name] = False
         self._placed[instance.name] = placement
         self.moved_experts += count
-        self._retime(instance)
+        self.retime(instance)
         evenness = self._balance(placement).evenness
         detail = f"{count} experts moved, mean over maximum load {evenness:.3f}"
         self._event("experts rebalanced", instance.name, detail)
@@ -123,16 +125,17 @@ class ExpertBalancing:
         first = self._plan.balance
         return ExpertBalance(self._popularity, placement, first.group, first.shared_copies, first.nodes_per_token)
 
-    def _retime(self, instance: Instance) -> None:
+    def retime(self, instance: Instance) -> None:
+        """Have an engine go by its present cost and balance."""
         balance = self._balance(self._placement(instance))
-        own = instance.engine.cost  # on its own devices, which outlives the run
-        key = id(own), *balance.fingerprint
-        cost = self._costs.get(key)
-        if cost is None:
+        base = self._base(instance)
+        key = id(base), *balance.fingerprint
+        known = self._costs.get(key)
+        if known is None:
             if len(self._costs) >= MOST_COSTS:
                 self._costs.clear()
-            cost = self._costs[key] = self._cost_of(own, balance)
-        instance.retime(cost)
+            known = self._costs[key] = base, self._cost_of(base, balance)
+        instance.retime(known[1])
 
 
 MOST_COSTS = 16

@@ -252,12 +252,15 @@ class Instance:
                 wake_ns = step.wake_ns if wake_ns is None else min(wake_ns, step.wake_ns)
         return kind, wake_ns
 
-    def _begin_prefill(self) -> None:
+    def _iteration(self) -> tuple[float, int]:
+        """Begin an iteration with prompts; return how many ns it lasts and how many decode in it."""
         now = self.env.now
         if len(self.ranks) == 1:
-            lasts_ns, size = begin_alone(self._first, self.cost, now)
-        else:
-            lasts_ns, size = begin_together(self.ranks, self.cost, now, self._fit)
+            return begin_alone(self._first, self.cost, now)
+        return begin_together(self.ranks, self.cost, now, self._fit)[:2]
+
+    def _begin_prefill(self) -> None:
+        lasts_ns, size = self._iteration()
         if self._copies:
             self._ticks = copies_done(self.ranks, self._ticks)
         ticks = round(lasts_ns * TICKS_PER_NS)

@@ -25,12 +25,15 @@ def begin_alone(rank: Rank, cost: Cost, now_ns: int) -> tuple[float, int]:
     return cost.mixed_ns(tokens, pairs, prompts, size, batch.context + size * batch.positions), size
 
 
-def begin_together(ranks: Sequence[Rank], cost: Cost, now_ns: int, fit: Callable[[Rank], int]) -> tuple[float, int]:
-    """Begin an iteration of all ranks, some with prompts; return how long it lasts and how many decode in it.
+def begin_together(
+    ranks: Sequence[Rank], cost: Cost, now_ns: int, fit: Callable[[Rank], int]
+) -> tuple[float, int, Sequence[Work]]:
+    """Begin an iteration of all ranks, some with prompts; return how long it lasts, how many decode, each rank's work.
 
     `fit` makes room for a decode step of a rank and says whether any is left to go on.
     """
-    works, decoding = [], 0
+    works: list[Work] = []
+    decoding = 0
     for rank in ranks:
         step, batch = rank.step, rank.batch
         rank.decodes = bool(step.decodes and batch.members if step.prompts else fit(rank))
@@ -38,7 +41,7 @@ def begin_together(ranks: Sequence[Rank], cost: Cost, now_ns: int, fit: Callable
         size = batch.sequences + batch.ghosts if rank.decodes else 0
         works.append(Work(*prompts, size, batch.context + size * batch.positions if size else 0))
         decoding += batch.sequences if rank.decodes else 0
-    return cost.together_ns(works), decoding
+    return cost.together_ns(works), decoding, works
 
 
 def next_step(rank: Rank, engine: Engine) -> Step:

@@ -131,9 +131,12 @@ def test_a_timed_fault_begins_and_ends_on_the_nanosecond():
     env, network, seen = Clock(), Capacities(CLOS), []
     health = LinkHealth(network, CLOS)
     fault = Fault(Part("x", (0,)), at_ns=100, left=0.0, repair_ns=50)
-    env.process(strike_at(env, health, fault, lambda kind, *rest: seen.append((env.now, kind, network.now[0]))))
-    env.run()
-    assert seen == [(100, "fault", 0), (150, "repair", CLOS.links[0].capacity_bytes_per_s)]
+    env.process(strike_at(env, health, fault, lambda kind, *rest: seen.append((env.now, kind))))
+    whole = CLOS.links[0].capacity_bytes_per_s
+    for until_ns, capacity in ((100, whole), (101, 0), (150, 0), (151, whole)):
+        env.run(until=until_ns)  # but for what happens then
+        assert network.now[0] == capacity
+    assert seen == [(100, "fault"), (150, "repair")]
 
 
 def test_random_faults_are_an_alternating_renewal_process():

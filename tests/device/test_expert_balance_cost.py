@@ -32,7 +32,7 @@ WORKS = [
 
 def links(shape):
     """Links that cost something by size: 5 us and 100 bytes a ns."""
-    return 5000.0, shape.size_bytes / 100
+    return 5000.0, shape.size_bytes / 100, 0.0
 
 
 def cost(ranks, balance=None, overlap=None):

@@ -23,7 +23,7 @@ EP16 = Layout(data=16, expert=16)
 
 
 def cost(model=V32):
-    return RooflineCost(model, EP16, H200, Precision(weights="fp8_block"), links=lambda shape: (0.0, 0.0))
+    return RooflineCost(model, EP16, H200, Precision(weights="fp8_block"), links=lambda shape: (0.0, 0.0, 0.0))
 
 
 def prompt(tokens, cached=0):

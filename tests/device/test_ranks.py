@@ -18,7 +18,7 @@ from simulator.model.transformer import load_model
 
 def links(shape):
     """Links that cost something by size: 5 us and 100 bytes a ns."""
-    return 5000.0, shape.size_bytes / 100
+    return 5000.0, shape.size_bytes / 100, 0.0
 
 
 def cost(data=1, pipeline=1, overlap=None, expert=None):

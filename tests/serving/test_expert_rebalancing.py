@@ -1,5 +1,6 @@
 """Balancing as an actor: costs follow popularity at once and placement when weights have moved, by what was counted."""
 
+from operator import attrgetter
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +49,8 @@ def run(changes, interval_ns, until_ns, moving_ns=0, engines=2):
     def event(kind, subject, detail):
         events.append((env.now, kind, subject))
 
-    actor = ExpertBalancing(env, "decode", plan, lambda: found, cost_of, transfer, event)
+    base = attrgetter("engine.cost")
+    actor = ExpertBalancing(env, "decode", plan, lambda: found, base, cost_of, transfer, event)
     env.run(until=until_ns)
     return actor, found, made, sent, events
 

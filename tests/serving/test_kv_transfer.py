@@ -313,20 +313,3 @@ def test_caches_move_at_the_rate_that_reads_and_writes_reach(
     [moved] = run(tmp_path, kv, f"network.fidelity={fidelity}", text=text).requests.kv_transfer_ns
     share = 8000 * 327_680 // 8
     assert moved == -(-share // bytes_per_s) + (1200 * crossings or 3600)
-
-
-def test_exchanges_that_know_nothing_of_faults_are_named(tmp_path):
-    """Ranks of an engine over several nodes exchange on the healthy network; those of one node meet no fault of it."""
-    path = tmp_path / "scenario.yaml"
-    path.write_text(SCENARIO)
-    moe = ["serving.model=qwen3-30b-a3b", "until=1 s"]
-    moe += [
-        "serving.prefill={instances: 1, layout: {tensor: 1, data: 32, expert: 32}}",
-        "serving.decode={instances: 1, layout: {tensor: 1, data: 16, expert: 16}}",
-    ]
-    fault = "faults=[{what: link, tier: rdma-leaf, mtbf: 1 h, repair: 1 s}]"
-    said = [note for note in plan(load(path, [*moe, fault])).notes if "as built" in note]
-    assert said == [
-        "serving.prefill: what its ranks exchange between nodes is timed on the network as built, faults aside"
-    ]
-    assert not any("as built" in note for note in plan(load(path, moe)).notes)
