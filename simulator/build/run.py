@@ -42,6 +42,9 @@ class System(Protocol):
     def fabric(self) -> "Live":
         """The live network."""
 
+    def engine_bytes(self) -> dict[int, int]:
+        """What collectives of engines have kept links busy with, by link."""
+
     @property
     def ended(self) -> int:
         """Requests, or flows, that have their outcome."""
@@ -175,10 +178,13 @@ def _run_into(
 
 
 def _write_links(folder: RunFolder, system: System) -> None:
-    links, now_ns = folder.writer(LINKS), system.env.now
-    for index, source, target, tier, capacity, moved, busy_ns, busy, peak, flows in system.fabric.link_rows(now_ns):
-        utilisation = moved * NS_PER_S / (capacity * now_ns) if now_ns else 0.0
-        links.append((index, source, target, tier, capacity, moved, flows, busy_ns, busy, utilisation, peak))
+    links, now_ns, of_engines = folder.writer(LINKS), system.env.now, system.engine_bytes()
+    rows = system.fabric.link_rows(now_ns, idle=bool(of_engines))
+    for index, source, target, tier, capacity, moved, busy_ns, busy, peak, flows in rows:
+        own = of_engines.get(index, 0)
+        if flows or own:
+            utilisation = (moved + own) * NS_PER_S / (capacity * now_ns) if now_ns else 0.0
+            links.append((index, source, target, tier, capacity, moved, flows, own, busy_ns, busy, utilisation, peak))
     if not links.rows:
         system.notes.append("topology: no byte crossed a link; only the number and kind of devices mattered")
     links.close()

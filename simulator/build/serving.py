@@ -25,7 +25,7 @@ from simulator.build.network import (
     too_late,
 )
 from simulator.build.pools import GroupPlan, Planning, PoolPlan
-from simulator.build.serving_notes import has_place, limit_notes, network_notes, sends_flows
+from simulator.build.serving_notes import has_place, limit_notes, network_notes
 from simulator.build.workload import Workload, plan_workload
 from simulator.clock import Clock
 from simulator.cluster.faults import LinkHealth
@@ -176,7 +176,8 @@ class System:
         self.fabric = live_network(self.env, scenario, blueprint.topology, on_dead_link="reroute")
         self.finished = Event(self.env)
         self.recording = recording
-        self.links = self._engine_links()
+        left = left_by_background(scenario, blueprint.topology)
+        self.links = EngineLinks(self.fabric, blueprint.topology, left, self._retime, self.event)
         view = serving.router_view
         age = Age(view.report_interval, view.counts_sent)
         self.pools = [Pool(plan.role, plan.router, self.env, plan.reads, age) for plan in blueprint.pools]
@@ -212,23 +213,19 @@ class System:
         assert scenario.workload is not None
         speedup = scenario.workload.speedup if isinstance(scenario.workload, TraceWorkload) else 1.0
         self.env.process(self.frontend.replay(blueprint.workload.arrivals(speedup)))
-        health = LinkHealth(self.fabric, blueprint.topology, self.links.changed if self.links is not None else None)
+        health = LinkHealth(self.fabric, blueprint.topology, self.links.changed)
         start_faults(self.env, health, blueprint.faults, scenario.seed, self.event)
 
-    def _engine_links(self) -> EngineLinks | None:
-        """Return what has collectives of engines share links, if anything else does something to these."""
-        blueprint, shares = self.blueprint, sends_flows(self.blueprint.pools)
-        if not (shares or blueprint.faults):
-            return None
-        left = left_by_background(blueprint.scenario, blueprint.topology)
-        return EngineLinks(self.fabric, blueprint.topology, left, shares, self._retime, self.event)
+    def engine_bytes(self) -> dict[int, int]:
+        """Return what collectives of engines have kept links busy with, by link."""
+        return self.links.sent_bytes()
 
     def _retime(self, instance: Instance) -> None:
         """Have an engine go by its present links and experts."""
         balancing = self._experts.get(self._group[instance.name])
         if balancing is not None:
             balancing.retime(instance)
-        elif self.links is not None:
+        else:
             instance.retime(self.links.cost_of(instance))
 
     def _transfer(self) -> KVTransfer:
@@ -269,10 +266,9 @@ class System:
                 self._power[id(engine)] = power
         observer = self.recording.observer(name, engine.role, engine.kv_blocks * engine.ranks, power, self.env.now)
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
-        shares = self.links is not None and has_place(engine.cost)
-        kind = AcrossNodes if shares else kind_of(engine)
+        kind = AcrossNodes if has_place(engine.cost) else kind_of(engine)
         instance = kind(self.env, name, engine, devices, observer, finished, *hears)
-        if self.links is not None and isinstance(instance, AcrossNodes):
+        if isinstance(instance, AcrossNodes):
             self.links.joined(instance)
         self.instances[name] = instance
         self._group[name] = group
@@ -298,8 +294,7 @@ class System:
             instance.settle()
             self.recording.retire(instance.name, self.env.now)
             del self.instances[instance.name]
-            if self.links is not None:
-                self.links.leaves(instance)
+            self.links.leaves(instance)
             name = f"{groups[role]}-{numbers[role]}"
             numbers[role] += 1
             plans[name] = plan
@@ -326,9 +321,7 @@ class System:
         def members() -> list[Instance]:  # those too that leave their pool, and still serve what they have
             return [instance for name, instance in self.instances.items() if self._group[name] == group]
 
-        def base(instance: Instance) -> Cost:
-            return instance.engine.cost if self.links is None else self.links.cost_of(instance)
-
+        base = self.links.cost_of
         self._experts[group] = ExpertBalancing(self.env, group, plan, members, base, timed, transfer, self.event)
 
     def _withdraw(self, request: Request) -> None:
@@ -373,7 +366,7 @@ class System:
         if self.transfer is not None:
             self.transfer.settle()
         self.notes += too_late(self.blueprint.faults, self.env.now) + overlapping(self.fabric, self.env.now)
-        self.notes += self.links.notes() if self.links is not None else []
+        self.notes += self.links.notes()
         if not any(note.startswith("serving.admission: ") for note in self.notes):  # which says as much
             self.notes += rejected_notes(self.frontend.reasons, _clients(self.blueprint.scenario))
         if not self.frontend.arrived:

@@ -219,6 +219,10 @@ class System:
         """Whether anything is random: always, for ECMP hashes with the seed."""
         return True
 
+    def engine_bytes(self) -> dict[int, int]:
+        """Return nothing: there are no engines."""
+        return {}
+
     def check(self) -> None:
         """Raise InvariantError unless link capacities, the max-min certificate and bytes hold."""
         self.fabric.check()

@@ -372,7 +372,7 @@ def link_figures(folder: Path) -> dict[str, Any]:
     if path.exists():
         for group in row_groups(path, tuple(column.name for column in LINKS.columns)):
             for link in group.to_pylist():
-                if not link["bytes"]:
+                if not (link["bytes"] or link["engine_bytes"]):
                     continue
                 used += 1
                 hottest.append((-link["mean_utilisation"], link["link"], link))

@@ -148,10 +148,16 @@ LINKS = Table(
         Column("capacity_bytes_per_s", "int64", "bytes/s", "capacity of this direction"),
         Column("bytes", "int64", "bytes", "bytes carried"),
         Column("flows", "int64", "", "flows that crossed the link"),
+        Column("engine_bytes", "int64", "bytes", "what collectives of engines between nodes kept it busy with"),
         _time("busy_ns", "time with at least one flow on the link"),
         Column("busy_fraction", "double", "", "busy_ns over the run's duration"),
-        Column("mean_utilisation", "double", "", "bytes over what the link could have carried in the run's duration"),
-        Column("peak_bytes_per_s", "double", "bytes/s", "highest rate at which the link carried bytes"),
+        Column(
+            "mean_utilisation",
+            "double",
+            "",
+            "bytes and engine_bytes over what the link could have carried in the run's duration",
+        ),
+        Column("peak_bytes_per_s", "double", "bytes/s", "highest rate at which the link carried flows"),
     ),
 )
 

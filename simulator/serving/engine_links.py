@@ -53,16 +53,26 @@ class _Place:
     fullest: float = 0.0
     """Of the link that sets the rate: its share that a byte per second of each rank takes."""
     rate: float = 0.0
-    """Bytes per second that each rank sends to other nodes, as flows have heard of it."""
+    """Bytes per second that each rank sends to other nodes."""
+    since_ns: int = 0
+    sent_bytes: float = 0.0
+    """What each had sent by then."""
+    heard: float = 0.0
+    """The rate that flows have heard of."""
     known: bool = False
     """Whether flows have heard of it since the links last changed."""
+
+    def count(self, now_ns: int) -> None:
+        """Count what has been sent by now."""
+        self.sent_bytes += self.rate * ((now_ns - self.since_ns) / NS_PER_S)
+        self.since_ns = now_ns
 
 
 class EngineLinks:
     """Has flows see the collectives of engines, and these the faults of links.
 
     `left` is the share of each link that background leaves, `retime` has an engine go by another cost, and
-    `event(kind, subject, detail)` writes. With `shares`, flows and collectives share links.
+    `event(kind, subject, detail)` writes. Of a network without flow fidelity they do not see each other.
     """
 
     def __init__(
@@ -70,15 +80,15 @@ class EngineLinks:
         network: Any,
         topology: Topology,
         left: Sequence[float],
-        shares: bool,
         retime: Callable[[Instance], None],
         event: Callable[[str, str, str], None],
     ) -> None:
         self._network, self._topology, self._left = network, topology, np.array(left)
-        self._fabric: Fabric | None = network if shares and isinstance(network, Fabric) else None
+        self._fabric: Fabric | None = network if isinstance(network, Fabric) else None
         self._retime, self._event = retime, event
         self._places: dict[str, _Place] = {}
         self._on: dict[int, list[str]] = {}  # engines by the links that they use
+        self._sent = np.zeros(len(topology.links))  # bytes of engines that have left
         self._taken = np.zeros(len(topology.links))  # bytes/s of all engines
         self._most = np.zeros(len(topology.links))  # of what a link has, at any time
         self._known: dict[tuple[str, bytes], GroupTimes] = {}  # by engine and what its links have
@@ -98,15 +108,27 @@ class EngineLinks:
         self._places[instance.name] = place
         for link in used:
             self._on.setdefault(link, []).append(instance.name)
-        if self._fabric is not None and len(ways):
+        if len(ways):
             instance.sends = lambda sent_bytes, lasts_ns: self._runs(place, sent_bytes, lasts_ns)
 
     def leaves(self, instance: Instance) -> None:
         """Let an engine go, which is idle."""
         place = self._places.pop(instance.name, None)
         if place is not None:
+            self._sent += self._sent_by(place)
             for link in place.used:
                 self._on[link].remove(instance.name)
+
+    def sent_bytes(self) -> dict[int, int]:
+        """Return what collectives have kept each link between nodes busy with, as bytes at its rate, by link."""
+        whole = sum((self._sent_by(place) for place in self._places.values()), self._sent)
+        return {int(link): round(float(whole[link])) for link in np.flatnonzero(whole)}
+
+    def _sent_by(self, place: _Place) -> Any:
+        place.count(self._network.env.now)
+        loads = np.zeros(len(self._sent))
+        loads[place.ways] = place.loads * place.sent_bytes
+        return loads
 
     def cost_of(self, instance: Instance) -> Cost:
         """Return the present cost of an engine."""
@@ -167,18 +189,19 @@ class EngineLinks:
 
     def _runs(self, place: _Place, sent_bytes: float, lasts_ns: float) -> None:
         """Let flows know what an engine's ranks send to other nodes from now on, unless it is about what they know."""
-        rate = sent_bytes * NS_PER_S / lasts_ns
-        before = place.rate
-        if place.known and abs(rate - before) * place.fullest < STEP and (rate or not before):
+        rate, before = sent_bytes * NS_PER_S / lasts_ns, place.heard
+        if rate != place.rate:
+            place.count(self._network.env.now)
+            place.rate = rate
+        if self._fabric is None or (place.known and abs(rate - before) * place.fullest < STEP and (rate or not before)):
             return
-        place.rate, place.known = rate, True
+        place.heard, place.known = rate, True
         ways = place.ways
         self._taken[ways] += (rate - before) * place.loads
         asked = _parts(np.maximum(0.0, self._taken[ways]), place.capacities)
         self._most[ways] = np.maximum(self._most[ways], asked)
         parts = np.minimum(asked, MOST) * self._left[ways]
         values, groups = np.unique(np.round(parts, DIGITS), return_inverse=True)
-        assert self._fabric is not None
         for index, share in enumerate(values.tolist()):
             self._fabric.set_background(ways[groups == index].tolist(), "engines", share)
 

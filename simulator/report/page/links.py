@@ -59,13 +59,13 @@ def fabric_figures(run: Run) -> FabricFigures | str:
         topology = topology_of(run)
     except (InputError, OSError) as error:
         return f"The topology of this run cannot be built here: {' '.join(str(error).split())}"
-    rows = columns(run, "links", ("link", "source", "target", "bytes"))
+    rows = columns(run, "links", ("link", "source", "target", "bytes", "engine_bytes"))
     carried = [0] * len(topology.links)
-    for index, source, target, moved in zip(*(rows[name].tolist() for name in rows), strict=True):
+    for index, source, target, moved, own in zip(*(rows[name].tolist() for name in rows), strict=True):
         link = topology.links[index] if index < len(carried) else None
         if link is None or (link.source, link.target) != (source, target):
             return "The topology of this run has changed since it ran, so its links cannot be found in the drawing."
-        carried[index] = moved
+        carried[index] = moved + own
     return heat(topology, layout(topology), carried, int(run.manifest["simulated_ns"]))
 
 
@@ -128,15 +128,16 @@ def tiers(run: Run) -> tuple[Tier, ...]:
     """Return the tiers of links that carried bytes, in the order of the topology."""
     if not has(run, "links"):
         return ()
-    rows = columns(run, "links", ("tier", "bytes", "capacity_bytes_per_s", "mean_utilisation"))
+    rows = columns(run, "links", ("tier", "bytes", "engine_bytes", "capacity_bytes_per_s", "mean_utilisation"))
+    moved = rows["bytes"] + rows["engine_bytes"]
     found = []
     for name in dict.fromkeys(rows["tier"]):
-        mine = (rows["tier"] == name) & (rows["bytes"] > 0)
+        mine = (rows["tier"] == name) & (moved > 0)
         if mine.any():
             shares = rows["mean_utilisation"][mine]
             capacity = rows["capacity_bytes_per_s"][mine].astype(float)
             mean = float((shares * capacity).sum() / capacity.sum())
-            found.append(Tier(name, int(mine.sum()), int(rows["bytes"][mine].sum()), mean, float(shares.max())))
+            found.append(Tier(name, int(mine.sum()), int(moved[mine].sum()), mean, float(shares.max())))
     return tuple(found)
 
 
@@ -146,7 +147,7 @@ def hottest(run: Run) -> list[dict[str, Any]]:
 
     if not has(run, "links"):
         return []
-    names = ("link", "source", "target", "tier", "bytes", "flows", "busy_fraction", "mean_utilisation")
-    rows = columns(run, "links", (*names, "peak_bytes_per_s", "capacity_bytes_per_s"))
+    names = ("link", "source", "target", "tier", "bytes", "engine_bytes", "flows", "busy_fraction")
+    rows = columns(run, "links", (*names, "mean_utilisation", "peak_bytes_per_s", "capacity_bytes_per_s"))
     order = np.lexsort((rows["link"], -rows["mean_utilisation"]))[:HOTTEST]
-    return [{name: rows[name][at] for name in rows} for at in order if rows["bytes"][at]]
+    return [{name: rows[name][at] for name in rows} for at in order if rows["mean_utilisation"][at]]

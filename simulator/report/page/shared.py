@@ -91,11 +91,15 @@ def links_section(run: Run) -> Section:
             format_bandwidth(link["capacity_bytes_per_s"]),
             format_bytes(link["bytes"]),
             f"{link['flows']:,}",
+            format_bytes(link["engine_bytes"]),
         )
         for link in found
     ]
-    head = ("link", "tier", "mean", "busy", "peak", "capacity", "bytes", "flows")
-    note = "By mean utilisation; busy is the share of time with a flow, peak the highest rate over the capacity."
+    head = ("link", "tier", "mean", "busy", "peak", "capacity", "bytes", "flows", "engines")
+    note = (
+        "By mean utilisation; busy is the share of time with a flow, peak the highest rate of flows over the capacity, "
+        "engines what their collectives kept the link busy with."
+    )
     return Section("Links", (drawn, Table(head, rows_of(rows), "Hottest links", note, text=(0, 1)), by_tier))
 
 
