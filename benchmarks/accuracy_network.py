@@ -21,6 +21,7 @@ from calibrate_network import (
     LOW_LATENCY_ONLY,
     RANKS,
     ROOT,
+    SUPERNODE,
     TABLES,
     assemble,
     engine_table,
@@ -30,6 +31,8 @@ from calibrate_network import (
     least_ns,
     nccl_table,
     send_table,
+    supernode_model,
+    supernode_ns,
 )
 
 from simulator.network.collectives import choices
@@ -206,6 +209,18 @@ def published(data: Path, constants: CollectiveConstants) -> Iterator[Row]:
             yield error(what, "h800-sxm", np.array([model]), np.array([r.latency_us * 1e3]))
 
 
+def supernode() -> Iterator[Row]:
+    """Yield model and measurement of the published exchange of Ascend 910C dies, by form, phase and ranks."""
+    exchanges = load_constants("ascend-910c")
+    for (form, phase), rows in SUPERNODE.items():
+        constants = getattr(getattr(exchanges, form), phase)
+        for ranks in rows:
+            model, measured = supernode_model(form, phase, ranks, constants), supernode_ns(form, phase, ranks)
+            yield error(
+                f"{phase}, {form}, {ranks} ranks, fitted", "ascend-910c", np.array([model]), np.array([measured])
+            )
+
+
 def show(title: str, rows: list[Row]) -> None:
     """Print one error table as Markdown."""
     print(f"\n### {title}\n\n| what | where | rows | median error | mean error | worst | predicted / measured |")
@@ -241,6 +256,7 @@ def main() -> None:
     result["Across nodes, never fitted"] = list(between_nodes(data, constants))
     result["Expert exchange, one node of 8"] = list(exchanges(data, constants))
     result["Expert exchange across nodes, DeepEP's published table"] = list(published(data, constants["h800-sxm"]))
+    result["Expert exchange between dies of a supernode, a published table"] = list(supernode())
     for title, rows in result.items():
         (show_grid if "by operation" in title else show)(title, rows)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.model.expert_load import places_hit
 from simulator.network.collectives import ENGINE, LIBRARY, choices
-from simulator.network.collectives_constants import CollectiveConstants, Kernel
-from simulator.network.collectives_shape import GroupShape
+from simulator.network.collectives_constants import CollectiveConstants, Kernel, Phase
+from simulator.network.collectives_shape import GroupShape, group_shape
 from simulator.network.dispatch import Copies, Traffic, expected_copies, high_throughput, low_latency, token_bytes
 from simulator.network.expert_routing import ExpertRouting
+from simulator.network.group_times import exchange
+from simulator.topology import build_topology
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -264,6 +267,81 @@ def fit_published(data: Path, phase: str, base_ns: float) -> Theta:
     return search(loss, {"network_base": 30e3, "network_share": 0.8}, {"network_share": 1.0}) | {"local_share": local}
 
 
+SUPERNODE: dict[tuple[str, str], dict[int, float]] = {
+    ("high_throughput", "dispatch"): {8: 146, 16: 107, 32: 102, 64: 81, 128: 57},
+    ("high_throughput", "combine"): {8: 125, 16: 103, 32: 95, 64: 91, 128: 81},
+    ("low_latency", "dispatch"): {8: 132, 16: 139, 32: 153},
+    ("low_latency", "combine"): {8: 126, 16: 135, 32: 151},
+}
+"""Expert exchange between dies of Ascend 910C on a supernode of 384, by form, phase and ranks: GB/s of what a rank gets
+(4,096 tokens a rank) and us (128 tokens a rank), hidden 7168, top 8, INT8 out and BF16 back. Source: README of
+sgl-project/sgl-kernel-npu (MIT), DeepEP-Ascend Performance, A3 384 SuperPOD."""
+COPY_BYTES = {"dispatch": 7168, "combine": 14336}
+
+
+def supernode_ns(form: str, phase: str, ranks: int) -> float:
+    """Return the measured time of a row of `SUPERNODE`, in ns; a rank gets one copy of each token that it is sent."""
+    figure = SUPERNODE[form, phase][ranks]
+    if form == "low_latency":
+        return figure * 1e3
+    return 4096 * places_hit(ranks, 8) * COPY_BYTES[phase] / figure
+
+
+def supernode_model(form: str, phase: str, ranks: int, constants: Phase) -> float:
+    """Return the predicted time of such a row, in ns; the low-latency form sends a copy to each expert."""
+    shape = supernode_shape(ranks)
+    copies = 128 * 8 if form == "low_latency" else 4096 * places_hit(ranks, 8)
+    found = exchange(constants, copies * COPY_BYTES[phase], shape)
+    return found.latency_ns + found.link_ns
+
+
+@functools.cache
+def supernode_shape(ranks: int) -> GroupShape:
+    """Return the shape of the first ranks of a CloudMatrix384."""
+    return group_shape(build_topology("cloudmatrix384", {}), range(ranks))
+
+
+def supernode_phase(theta: Theta, measured_ranks: int) -> Phase:
+    """Return the constants of one phase; the ways within and between nodes are alike."""
+    return Phase.model_construct(
+        base=theta["base"],
+        network_base=0,
+        rank_time=theta["rank"],
+        measured_ranks=measured_ranks,
+        local_share=theta["share"],
+        network_share=theta["share"],
+    )
+
+
+LEAST_BASE_NS = 11_647
+"""The table has no small messages; an exchange of next to nothing takes no less than on H100."""
+
+
+def fit_supernode(phase: str) -> dict[str, Theta]:
+    """Return the constants of one phase by form: a base and a share for both, a time per rank for each."""
+
+    def of(theta: Theta, form: str) -> Theta:
+        return {"base": max(theta["base"], LEAST_BASE_NS), "rank": theta[form], "share": theta["share"]}
+
+    def loss(theta: Theta) -> float:
+        total = 0.0
+        for form in ("low_latency", "high_throughput"):
+            rows = list(SUPERNODE[form, phase])
+            constants = supernode_phase(of(theta, form), max(rows))
+            model = np.array([supernode_model(form, phase, n, constants) for n in rows])
+            measured = np.array([supernode_ns(form, phase, n) for n in rows])
+            total += float(np.mean(np.abs(np.log(model / measured))))
+        return total
+
+    starts = [
+        {"base": base, "share": share, "low_latency": 600.0, "high_throughput": 15e3}
+        for base in (30e3, 60e3, 90e3)
+        for share in (0.45, 0.6, 0.8)
+    ]
+    best = min((search(loss, start, {"share": 1.0}) for start in starts), key=loss)
+    return {form: of(best, form) for form in ("low_latency", "high_throughput")}
+
+
 def as_yaml(theta: Theta, names: Sequence[str]) -> dict[str, Any]:
     """Return the `kernels` section of a constants file."""
     out: dict[str, Any] = {}
@@ -298,6 +376,9 @@ def main() -> None:
                 if device == "h100-sxm" and form == "low_latency":
                     found = fit_published(arguments.data, str(phase), found["base"])
                     print("h800-sxm", form, phase, {key: round(value, 4) for key, value in found.items()})
+    for phase in BITS:
+        for form, found in fit_supernode(phase).items():
+            print("ascend-910c", form, phase, {key: round(value, 4) for key, value in found.items()})
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def _exchange(
 ) -> Exchange:
     """Return one way of the exchange: a kernel's start and the path, and the most loaded link per byte of a rank."""
     share = phase.network_share if phase is not None else 1.0
-    start_ns = phase.base + phase.network_base if phase is not None else 0
+    start_ns = phase.start_ns(len(clients[0]) + len(servers), 2) if phase is not None else 0
 
     def ns_per_byte(groups: Sequence[Sequence[int]]) -> float:
         pairs = [(rank, server) for group in groups for rank in group for server in servers]

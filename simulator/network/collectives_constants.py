@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from simulator import catalog
 from simulator.documents import read_document
 from simulator.errors import InputError, unknown
-from simulator.strict import Duration, Size, Strict, validate
+from simulator.strict import Count, Duration, Size, Strict, validate
 
 KIND = "topologies/collectives"
 
@@ -51,6 +51,12 @@ class Phase(Strict):
     """Time of an exchange of next to nothing within one node."""
     network_base: Duration
     """What the first other node adds."""
+    rank_time: Duration = 0
+    """What each rank of the group adds: its counts and flags."""
+    measured_ranks: Count | None = None
+    """Ranks of the largest group that was measured: those beyond it add nothing. None: each adds as much."""
+    most_bytes: Size | None = None
+    """Largest message of a rank that goes this way where there is another form; none: any does."""
     local_share: Share
     """Share of a device's link to its node that the payload reaches."""
     network_share: Share = 1.0
@@ -59,6 +65,11 @@ class Phase(Strict):
     """Nanoseconds that one processor spends on each copy of a token."""
     processor_share: Positive | None = None
     """Payload that one processor moves, as a share of the device's link; none: processors never limit."""
+
+    def start_ns(self, ranks: int, nodes: int) -> int:
+        """Return the time beside the bytes in a group of so many ranks on so many nodes."""
+        counted = ranks if self.measured_ranks is None else min(ranks, self.measured_ranks)
+        return self.base + (self.network_base if nodes > 1 else 0) + self.rank_time * counted
 
 
 class Exchange(Strict):
@@ -72,6 +83,8 @@ class CollectiveConstants(Strict):
     """All constants of one device; `sources` says where each group of numbers is from."""
 
     device: str
+    like: str | None = None
+    """Constants whose kernels stand for those that were not measured."""
     kernels: dict[Family, dict[Protocol, Kernel]]
     """By algorithm and protocol; a tree without its own takes the ring's, a send those of direct."""
     engine_limit: Size = 0
@@ -87,7 +100,17 @@ def load_constants(name: str, beside: Path | None = None) -> CollectiveConstants
     Raises InputError with every fault of the file, or with the shipped names when there is none of this name.
     """
     if "/" in name:
-        return validate(CollectiveConstants, read_document((beside or Path()) / name))
+        return _lent(validate(CollectiveConstants, read_document((beside or Path()) / name)))
     if name not in catalog.names(KIND):
         raise InputError(unknown("collective constants", name, catalog.names(KIND)))
-    return validate(CollectiveConstants, read_document(catalog.folder(KIND) / f"{name}.yaml", f"{KIND}/{name}.yaml"))
+    file = catalog.folder(KIND) / f"{name}.yaml"
+    return _lent(validate(CollectiveConstants, read_document(file, f"{KIND}/{name}.yaml")))
+
+
+def _lent(constants: CollectiveConstants) -> CollectiveConstants:
+    """Return constants with the kernels that they borrow."""
+    if constants.like is None:
+        return constants
+    lender = load_constants(constants.like)
+    kernels = {"kernels": {**lender.kernels, **constants.kernels}}
+    return constants.model_copy(update=kernels | {"engine_limit": constants.engine_limit or lender.engine_limit})

@@ -33,7 +33,9 @@ class GroupShape:
     the node, `inside` to all others of the node evenly (None: as to its neighbour, which a switch sees to), `rail` when
     every rank sends to its like in the next node (of an uneven group only the last rank, to the first), `cross` when it
     sends to all ranks of other nodes evenly (zero where some have no way to others); a rate of links that the group
-    does not use is infinite. `latency_ns` is that of the longest path between neighbouring nodes.
+    does not use is infinite. `all` is when it sends to all other ranks evenly, of a group over several nodes whose ways
+    within and between nodes have links in common, so that this is slower than either (else None). `latency_ns` is that
+    of the longest path between neighbouring nodes.
     """
 
     ranks: int
@@ -44,6 +46,7 @@ class GroupShape:
     cross_bytes_per_s: float = inf
     latency_ns: int = 0
     inside_bytes_per_s: float | None = None
+    all_bytes_per_s: float | None = None
 
     def rate_inside(self, to_all: bool) -> float:
         """Return the bytes/s of a rank to its neighbour, or to all others of its node evenly."""
@@ -97,10 +100,12 @@ def group_shape(
         if shape.even
         else [(here[-1], there[0]) for here, there in turns]
     )
+    cross = _cross_rate(topology, nodes, at, plane)
     return replace(
         shape,
         rail_bytes_per_s=pattern_rate(topology, rails, at, plane),
-        cross_bytes_per_s=_cross_rate(topology, nodes, at, plane),
+        cross_bytes_per_s=cross,
+        all_bytes_per_s=_all_rate(topology, nodes, at, plane, shape.rate_inside(to_all=True), cross),
         latency_ns=max(topology.path_latency_ns(topology.paths(a, b, plane)[0]) for a, b in rails),
     )
 
@@ -164,20 +169,44 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], p
     return rate
 
 
+def _all_rate(
+    topology: Topology, nodes: Nodes, capacities: Sequence[float], plane: str | None, inside: float, cross: float
+) -> float | None:
+    """Return the rate of one rank that sends to all others evenly, where links in common make it slower.
+
+    `inside` and `cross` are its rates to those of its node and to the others, by themselves.
+    """
+    devices = [device for node in nodes for device in node]
+    others, fullest = len(devices) - 1, max(len(node) for node in nodes)
+    if not cross or fullest == 1:
+        return None
+    apart = others / max((fullest - 1) / inside, (len(devices) - fullest) / cross)
+    try:
+        rate = _rate(exchange_loads(topology, devices, 1 / others, plane), capacities)
+    except InputError:
+        return None
+    return rate if 0 < rate < apart * (1 - SAME) else None
+
+
 def between_nodes(nodes: Nodes) -> list[int]:
     """Return the number of the node of each rank: the blocks that `exchange_loads` leaves out inside."""
     return [place for place, node in enumerate(nodes) for _ in node]
 
 
-def sent_loads(topology: Topology, devices: Sequence[int], plane: str | None = None) -> NDArray[np.float64]:
-    """Return the bytes on each link when each rank of a group sends a byte to those of other nodes evenly.
+def sent_loads(
+    topology: Topology, devices: Sequence[int], shape: GroupShape, plane: str | None = None
+) -> NDArray[np.float64]:
+    """Return the bytes on each link when each rank of a group of this shape sends a byte to other nodes evenly.
 
-    Where rails or planes never meet it sends it to its like in the next node.
+    To all other ranks where ways within and between nodes have links in common; to its like in the next node where
+    rails or planes never meet.
     """
     nodes = group_nodes(topology, devices)
     if len(nodes) == 1:
         return np.zeros(len(topology.links))
     ranks = [device for node in nodes for device in node]
+    if shape.all_bytes_per_s is not None:
+        return exchange_loads(topology, ranks, 1 / (len(ranks) - 1), plane)
     most_others = len(ranks) - min(len(node) for node in nodes)
     try:
         return exchange_loads(topology, ranks, 1 / most_others, plane, between_nodes(nodes))

@@ -166,8 +166,7 @@ def exchange_ns(
 
 def start_ns(traffic: Traffic, phase: Phase) -> int:
     """Return the time of an exchange beside its bytes."""
-    between = traffic.ports()["network_out"].max() > 0
-    return phase.base + (phase.network_base if between else 0)
+    return phase.start_ns(len(traffic.copies), len(np.unique(traffic.node_of_rank)))
 
 
 def work_ns(traffic: Traffic, phase: Phase, local_bytes_per_s: float, processors: int | None) -> float:

@@ -61,7 +61,7 @@ class OnLinks(NamedTuple):
     link_ns: float
     """Time on the links, beside the latency."""
     sent_bytes: float = 0.0
-    """What keeps a rank's way to other nodes busy, as bytes at the rate of its links."""
+    """What keeps a rank's way to other nodes busy, as bytes at the rate of its links; see `sent_loads`."""
 
 
 class GroupTimes:
@@ -111,6 +111,8 @@ class GroupTimes:
         phases: list[tuple[Phase, float]] = [
             (getattr(form, shape.operation), relayed) for form, relayed in forms if form is not None
         ]
+        fitting = [each for each in phases if each[0].most_bytes is None or shape.size_bytes <= each[0].most_bytes]
+        phases = fitting or phases[-1:]
         if not phases:  # constants of a library alone: its all-to-all
             return self(shape._replace(operation="all_to_all"))
         found = [exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases]
@@ -128,5 +130,9 @@ def exchange(phase: Phase, size_bytes: float, group: GroupShape, relayed: float 
     outside *= relayed
     local = inside / (phase.local_share * group.rate_inside(to_all=True)) if inside else 0.0
     network = outside / (phase.network_share * group.cross_bytes_per_s) if outside else 0.0
-    base = phase.base + (phase.network_base if group.nodes > 1 else 0)
-    return OnLinks(base, max(local, network) * NS_PER_S, outside / phase.network_share)
+    start_ns = phase.start_ns(group.ranks, group.nodes)
+    sent = outside
+    if outside and group.all_bytes_per_s is not None:  # the same links carry both
+        sent += inside
+        network = max(network, sent / (max(phase.local_share, phase.network_share) * group.all_bytes_per_s))
+    return OnLinks(start_ns, max(local, network) * NS_PER_S, sent / phase.network_share)

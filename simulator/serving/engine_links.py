@@ -223,7 +223,7 @@ def _loads(topology: Topology, times: GroupTimes) -> Any:
     layout, devices = times.layout, times.devices
     size = layout.stage_devices
     stages = [devices[first : first + size] for first in range(0, len(devices), size)]
-    loads = sum(sent_loads(topology, stage) for stage in stages)
+    loads = sum(sent_loads(topology, stage, times.collectives.shape(stage)) for stage in stages)
     if not np.any(loads) and len(stages) > 1:
         sends = [(here[rank], there[rank], 1.0) for here, there in pairwise(stages) for rank in range(size)]
         loads = shard_loads(topology, sends)

@@ -105,3 +105,43 @@ def test_what_the_library_cannot_do_is_an_error(collectives: Collectives) -> Non
     times = GroupTimes(collectives, Layout(tensor=4), range(4))
     with pytest.raises(InputError, match="unknown operation"):
         times(Collective("all_sum", 1, 4, "tensor"))
+
+
+def test_on_a_unified_bus_what_stays_in_a_node_and_what_leaves_it_share_the_ports() -> None:
+    """n = 32 on 2 nodes of 16 dies: of B what neither stays nor goes to the other die of a package leaves by its ports.
+
+    The low-latency form on 910C: a base, a time for each rank, and 30/32 of B at a share of the ports.
+    """
+    bus = Collectives(build_topology("cloudmatrix384", {}), load_constants("ascend-910c"))
+    times = GroupTimes(bus, Layout(data=32, expert=32), range(32))
+    form, size = bus.constants.low_latency, 8e6
+    assert form is not None
+    latency, busy, sent = times(Collective("dispatch", size, 32, "expert"))
+    assert latency == form.dispatch.base + 32 * form.dispatch.rank_time
+    assert busy == pytest.approx(30 / 32 * size / (form.dispatch.network_share * 196))
+    assert sent == pytest.approx(31 / 32 * size / form.dispatch.network_share)
+
+
+def test_ranks_beyond_those_that_were_measured_add_no_time_of_their_own() -> None:
+    bus = Collectives(build_topology("cloudmatrix384", {}), load_constants("ascend-910c"))
+    latencies = [
+        GroupTimes(bus, Layout(data=n, expert=n), range(n))(Collective("dispatch", 8e6, n, "expert")).latency_ns
+        for n in (16, 32, 64, 320)
+    ]
+    assert latencies[0] < latencies[1] == latencies[2] == latencies[3]
+
+
+def test_large_messages_go_by_the_form_that_takes_them() -> None:
+    bus = Collectives(build_topology("cloudmatrix384", {}), load_constants("ascend-910c"))
+    times = GroupTimes(bus, Layout(data=64, expert=64), range(64))
+    low, high = bus.constants.low_latency, bus.constants.high_throughput
+    assert low is not None
+    assert high is not None
+    assert low.dispatch.most_bytes is not None
+    below, above = (times(Collective("dispatch", low.dispatch.most_bytes + n, 64, "expert")) for n in (0, 1))
+    assert below.latency_ns == low.dispatch.start_ns(64, 4)
+    assert above.latency_ns == high.dispatch.start_ns(64, 4)
+
+
+def test_on_links_of_their_own_nothing_is_shared(collectives: Collectives) -> None:
+    assert collectives.shape(tuple(range(32))).all_bytes_per_s is None

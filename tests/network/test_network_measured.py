@@ -95,3 +95,10 @@ def test_expert_exchange(accuracy: ModuleType, constants: dict) -> None:
         assert 0.95 < row["ratio"] < 1.05, row
     for row in accuracy.published(accuracy.DATA, constants["h800-sxm"]):
         assert row["mean"] < 0.10, row
+
+
+def test_expert_exchange_between_dies_of_a_supernode(accuracy: ModuleType) -> None:
+    rows = list(accuracy.supernode())
+    assert len(rows) == 16
+    assert max(row["mean"] for row in rows) < 0.13
+    assert sum(row["mean"] for row in rows) / len(rows) < 0.03
