@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from calibrate_network import (
+    BITS,
     DATA,
     ENGINE_LIMIT,
     EXCHANGES,
@@ -37,8 +38,11 @@ from calibrate_network import (
 
 from simulator.network.collectives import choices
 from simulator.network.collectives_constants import CollectiveConstants, load_constants
-from simulator.network.collectives_shape import GroupShape
-from simulator.network.dispatch import exchange_ns
+from simulator.network.collectives_shape import GroupShape, group_shape
+from simulator.network.dispatch import exchange_ns, token_bytes
+from simulator.network.expert_routing import ExpertRouting
+from simulator.network.group_times import exchange
+from simulator.topology import build_topology
 
 Row = dict[str, Any]
 NIC = 50e9
@@ -209,6 +213,32 @@ def published(data: Path, constants: CollectiveConstants) -> Iterator[Row]:
             yield error(what, "h800-sxm", np.array([model]), np.array([r.latency_us * 1e3]))
 
 
+def published_normal(data: Path) -> Iterator[Row]:
+    """Yield model and measurement of DeepEP's published table of normal kernels on H800, none of which was fitted.
+
+    Constants are those of the tables of one node of H100 and, for the NIC, of the low-latency form. A token's eight
+    experts lie on four nodes at most. The table's bandwidth counts a copy for each rank of one node, and for each node,
+    its own too, of several.
+    """
+    frame = pd.read_csv(data / "deepep" / "published_performance.csv")
+    topology = build_topology("multi-rail-h800", {"nodes": 8})
+    exchanges = load_constants("h100-sxm").high_throughput
+    assert exchanges is not None
+    for row in frame[frame["mode"] == "normal"].itertuples():
+        ep, nodes = int(row.ep), max(1, int(row.ep) // 8)
+        rank_of = [expert * ep // 256 for expert in range(256)]
+        routing = ExpertRouting(tuple(rank // 8 for rank in rank_of), 8, None, min(nodes, 4))
+        groups = [[expert for expert, rank in enumerate(rank_of) if rank == place] for place in range(ep)]
+        on_ranks, on_nodes = float(routing.hit_probability(groups).sum()), float(routing.node_probability().sum())
+        size = 4096 * token_bytes(7168, *BITS[row.phase])
+        counted = size * (on_ranks if nodes == 1 else on_nodes)
+        relayed = on_nodes / on_ranks if nodes > 1 else 1.0
+        shape = group_shape(topology, range(ep))
+        found = exchange(getattr(exchanges, row.phase), size * on_ranks, shape, relayed)
+        model, measured = found.latency_ns + found.link_ns, counted / row.bandwidth_GBps
+        yield error(f"{row.phase}, {ep} ranks (not fitted)", "h800-sxm", np.array([model]), np.array([measured]))
+
+
 def supernode() -> Iterator[Row]:
     """Yield model and measurement of the published exchange of Ascend 910C dies, by form, phase and ranks."""
     exchanges = load_constants("ascend-910c")
@@ -256,6 +286,7 @@ def main() -> None:
     result["Across nodes, never fitted"] = list(between_nodes(data, constants))
     result["Expert exchange, one node of 8"] = list(exchanges(data, constants))
     result["Expert exchange across nodes, DeepEP's published table"] = list(published(data, constants["h800-sxm"]))
+    result["Expert exchange of the high-throughput form, DeepEP's published table"] = list(published_normal(data))
     result["Expert exchange between dies of a supernode, a published table"] = list(supernode())
     for title, rows in result.items():
         (show_grid if "by operation" in title else show)(title, rows)

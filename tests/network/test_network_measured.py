@@ -97,6 +97,12 @@ def test_expert_exchange(accuracy: ModuleType, constants: dict) -> None:
         assert row["mean"] < 0.10, row
 
 
+def test_expert_exchange_of_the_high_throughput_form_across_nodes_is_predicted(accuracy: ModuleType) -> None:
+    rows = list(accuracy.published_normal(accuracy.DATA))
+    assert len(rows) == 8
+    assert max(row["mean"] for row in rows) < 0.15
+
+
 def test_expert_exchange_between_dies_of_a_supernode(accuracy: ModuleType) -> None:
     rows = list(accuracy.supernode())
     assert len(rows) == 16
