@@ -72,6 +72,8 @@ HOST = "{capacity: 256 GiB, bandwidth: 50 GB/s}"
 POOL = "{capacity: 2 TiB, bandwidth: 100 GB/s, shared: true}"
 ONE_LINK = "{capacity: 16 TiB, bandwidth: 100 GB/s, write: through, shared: true}"
 
+SLOW_NIC = "{what: nic, name: NODE/nic0, at: 0 s, left: 0.25}"
+
 FULL = "tokens/s per decoding device"
 """Of the window in which an only decode engine makes the most: its batch is full."""
 
@@ -141,6 +143,17 @@ STUDIES: dict[str, Study] = {
             for mode in ("whole", "layerwise")
         ),
         ("kv_transfer.p50", "kv_transfer.p99", "tpot.p99", "e2e.p50"),
+    ),
+    "caches-beside-experts": Study(
+        "serving/caches-beside-experts",
+        (
+            Variant("as built"),
+            Variant("collectives and caches apart", ("network.fidelity=load", "network.routing=ecmp")),
+            Variant("30 % of the NICs taken", ("network.background=[{tier: nic-leaf, share: 0.3}]",)),
+            Variant("a decode NIC at a quarter", (f"faults=[{SLOW_NIC.replace('NODE', 'node4')}]",)),
+            Variant("a prefill NIC at a quarter", (f"faults=[{SLOW_NIC.replace('NODE', 'node0')}]",)),
+        ),
+        ("ttft.p50", "kv_transfer.p50", "kv_transfer.p99", "tpot.p50", "tpot.p99", "NICs of prefill", "NICs of decode"),
     ),
     "quantised-kv": Study(
         "serving/quantised-kv",
@@ -218,6 +231,11 @@ def cell(run: Run, column: str) -> str:
         rows = run.instances[run.instances.role == "decode"]
         devices = load(run.path / "scenario.yaml").serving.decode.layout.devices
         return f"{(rows.output_tokens / (rows.end_ns - rows.start_ns)).max() * 1e9 / devices:,.0f}"
+    if column.startswith("NICs of "):
+        first = {"prefill": 0, "decode": 4}[column.removeprefix("NICs of ")]
+        out = run.links[run.links.source.str.fullmatch(f"node[{first}-{first + 3}]/nic[0-7]")]
+        could = out.capacity_bytes_per_s * (run.manifest["simulated_ns"] / 1e9)
+        return f"{(out.engine_bytes / could).mean():.0%}"
     if column == "to H100":
         return f"{run.requests.prefill_instance.str.startswith('colocated-fast').mean():.1%}"
     if column == "H100 busy":

@@ -86,9 +86,11 @@ class GroupTimes:
         """Return how many nodes the group `name` spans."""
         return self.collectives.shape(group(self.layout, name, self.devices)).nodes
 
-    @property
-    def shapes(self) -> tuple[GroupShape, ...]:
-        """The shapes of all groups: where two instances have the same, their collectives take the same times."""
+    def shapes(self, domain: int) -> tuple[GroupShape, ...]:
+        """Return the shapes of the groups whose times depend on their place: equal ones take equal times.
+
+        Tensor-parallel ranks within a scale-up `domain` go by constants of their device.
+        """
         layout = self.layout
         sizes = {
             "tensor": layout.tensor,
@@ -96,7 +98,7 @@ class GroupTimes:
             "expert": layout.stage_devices,
             "pipeline": layout.pipeline,
         }
-        names = [name for name, size in sizes.items() if size > 1]
+        names = [name for name, size in sizes.items() if size > (domain if name == "tensor" else 1)]
         return tuple(self.collectives.shape(group(layout, name, self.devices)) for name in names)
 
     def _exchange(self, shape: Collective, group: GroupShape) -> OnLinks:

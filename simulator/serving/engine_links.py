@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from simulator.device.cost import Cost
+from simulator.clock import Clock
+from simulator.device.cost import Cost, RooflineCost
 from simulator.device.speculation import LinkedCost
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_shape import GroupShape, group_nodes, sent_loads
@@ -36,6 +37,14 @@ DIGITS = 12
 """Of shares of links: what is left of sums that should be equal is no reason to share anew."""
 
 
+class Network(Protocol):
+    """What runs flows: a Fabric, or a StepNetwork."""
+
+    env: Clock
+    capacities: list[int]
+    """In bytes/s, by link."""
+
+
 @dataclass
 class _Place:
     """An engine, the links that its groups use, and its collectives at present."""
@@ -43,6 +52,8 @@ class _Place:
     instance: AcrossNodes
     times: GroupTimes
     """On its own devices, as built."""
+    domain: int
+    """Devices of a scale-up domain."""
     used: Sequence[int]
     cost: LinkedCost
     loads: Any
@@ -77,7 +88,7 @@ class EngineLinks:
 
     def __init__(
         self,
-        network: Any,
+        network: Network,
         topology: Topology,
         left: Sequence[float],
         retime: Callable[[Instance], None],
@@ -102,8 +113,11 @@ class EngineLinks:
         times = GroupTimes(cost.links.collectives, cost.links.layout, instance.devices)
         loads = _loads(self._topology, times)
         ways = np.flatnonzero(loads)
-        used = [*dict.fromkeys([*ways.tolist(), *_inside(self._topology, instance.devices)])]
-        place = _Place(instance, times, used, cost, loads[ways], ways)
+        others = [_inside(self._topology, instance.devices), _between_stages(self._topology, times)]
+        used = np.flatnonzero(sum(others, loads)).tolist()
+        target = cost if isinstance(cost, RooflineCost) else cost.target
+        assert isinstance(target, RooflineCost)
+        place = _Place(instance, times, target.accelerator.domain, used, cost, loads[ways], ways)
         self._measure(place)
         self._places[instance.name] = place
         for link in used:
@@ -115,6 +129,7 @@ class EngineLinks:
         """Let an engine go, which is idle."""
         place = self._places.pop(instance.name, None)
         if place is not None:
+            self._runs(place, 0.0, 1.0)
             self._sent += self._sent_by(place)
             for link in place.used:
                 self._on[link].remove(instance.name)
@@ -158,7 +173,7 @@ class EngineLinks:
 
     def _relink(self, place: _Place, links: GroupTimes) -> None:
         instance = place.instance
-        before, now = place.times.shapes, links.shapes
+        before, now = place.times.shapes(place.domain), links.shapes(place.domain)
         least = min(map(_rates_left, before, now), default=1.0)
         if least == 0:
             if not instance.halted:
@@ -220,20 +235,24 @@ def _loads(topology: Topology, times: GroupTimes) -> Any:
 
     Evenly to the ranks of its stage there, or where a stage is within a node to its like in the next stage.
     """
-    layout, devices = times.layout, times.devices
-    size = layout.stage_devices
-    stages = [devices[first : first + size] for first in range(0, len(devices), size)]
-    loads = sum(sent_loads(topology, stage, times.collectives.shape(stage)) for stage in stages)
-    if not np.any(loads) and len(stages) > 1:
-        sends = [(here[rank], there[rank], 1.0) for here, there in pairwise(stages) for rank in range(size)]
-        loads = shard_loads(topology, sends)
-    return loads
+    loads = sum(sent_loads(topology, stage, times.collectives.shape(stage)) for stage in _stages(times))
+    return loads if np.any(loads) else _between_stages(topology, times)
 
 
-def _inside(topology: Topology, devices: Sequence[int]) -> list[int]:
-    """Return the links within nodes between the devices of an engine."""
-    loads = sum(exchange_loads(topology, node, 1.0) for node in group_nodes(topology, devices))
-    return np.flatnonzero(loads).tolist()
+def _stages(times: GroupTimes) -> list[tuple[int, ...]]:
+    devices, size = times.devices, times.layout.stage_devices
+    return [devices[first : first + size] for first in range(0, len(devices), size)]
+
+
+def _between_stages(topology: Topology, times: GroupTimes) -> Any:
+    """Return the bytes on each link when each rank sends a byte to its like in the next stage."""
+    pairs = [pair for here, there in pairwise(_stages(times)) for pair in zip(here, there, strict=True)]
+    return shard_loads(topology, ((*pair, 1.0) for pair in pairs))
+
+
+def _inside(topology: Topology, devices: Sequence[int]) -> Any:
+    """Return the bytes on each link when each device of an engine sends one to all others of its node."""
+    return sum(exchange_loads(topology, node, 1.0) for node in group_nodes(topology, devices))
 
 
 def _parts(loads: Any, capacities: Any) -> Any:

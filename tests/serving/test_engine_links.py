@@ -312,3 +312,31 @@ def test_nothing_is_lost_whatever_breaks(tmp_path, rate, prefill, mtbf, left, wh
     again = run(folder, *given, *rest, name="b", text=MOE)
     assert again.requests.equals(rows)
     assert again.events.equals(found.events)
+
+
+def test_links_within_a_node_slow_its_expert_exchange_but_not_tensor_parallelism(tmp_path):
+    """Tensor-parallel ranks of a scale-up domain go by constants of their device, whatever breaks there."""
+    fault = "faults=[{what: switch, name: node0/nvlink, at: 0 s, left: 0.1}]"
+    few = ["workload.requests=4"]
+    experts = run(tmp_path, *few, fault, name="experts", text=MOE)
+    whole = run(tmp_path, *few, name="whole", text=MOE)
+    assert ("engine retimed", "prefill-0") in [(kind, name) for _, kind, name in happened(experts)]
+    assert experts.requests.prefill_end_ns.iloc[0] > whole.requests.prefill_end_ns.iloc[0]
+    text = MOE.replace(
+        "prefill: {instances: 1, layout: {data: 8, expert: 8}}", "prefill: {instances: 1, layout: {tensor: 8}}"
+    )
+    tensor = run(tmp_path, *few, fault, name="tensor", text=text)
+    assert "engine retimed" not in [kind for _, kind, name in happened(tensor) if name == "prefill-0"]
+
+
+def test_what_links_are_said_to_carry_is_what_steps_sent(tmp_path):
+    """One request, one prefill of 1,000 tokens over two nodes: each NIC has a rank's bytes of the prefill, no more."""
+    prefill = "serving.prefill.layout={data: 16, expert: 16}"
+    one = ["workload.requests=1", "workload.prompt_tokens=1000", "workload.output_tokens=1"]
+    found = run(tmp_path, *one, prefill, "topology.nodes=4", text=MOE)
+    cost = cost_of(tmp_path, prefill, "topology.nodes=4", text=MOE)
+    sent = cost.sent_bytes([Work(1000, 500_500, 1)] + [Work()] * 15)
+    out = found.links[found.links.tier == "nic-leaf"]
+    assert len(out) == 32  # 16 NICs, both ways
+    assert (out.engine_bytes - sent).abs().max() <= 1e-6 * sent
+    assert (out.bytes == 0).all()
