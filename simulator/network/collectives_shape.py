@@ -178,13 +178,16 @@ def _all_rate(
     """
     devices = [device for node in nodes for device in node]
     others, fullest = len(devices) - 1, max(len(node) for node in nodes)
-    if not cross or fullest == 1:
+    if not cross or not inside or fullest == 1:
         return None
     apart = others / max((fullest - 1) / inside, (len(devices) - fullest) / cross)
     try:
         rate = _rate(exchange_loads(topology, devices, 1 / others, plane), capacities)
     except InputError:
         return None
+    if not rate:
+        shards = [(a, b, 1 / others) for a, b in permutations(devices, 2)]
+        rate = _rate_left(topology, shards, capacities, plane)
     return rate if 0 < rate < apart * (1 - SAME) else None
 
 

@@ -145,3 +145,39 @@ def test_large_messages_go_by_the_form_that_takes_them() -> None:
 
 def test_on_links_of_their_own_nothing_is_shared(collectives: Collectives) -> None:
     assert collectives.shape(tuple(range(32))).all_bytes_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "ranks"),
+    [
+        ("clos-h100", {"nodes": 8}, 32),
+        ("clos-h100-tapered", {"nodes": 16}, 32),
+        ("rail-only-h100", {"nodes": 4}, 32),
+        ("multi-plane-h800", {"nodes": 4}, 32),
+        ("two-zone-a100", {"nodes": 8}, 32),
+        ("cloudmatrix384", {}, 32),
+        ("cloudmatrix384", {}, 8),
+    ],
+)
+@pytest.mark.parametrize("left", [0.0, 0.3])
+def test_a_link_that_is_hurt_never_makes_an_exchange_faster(
+    preset: str, parameters: dict, ranks: int, left: float
+) -> None:
+    topology = build_topology(preset, parameters)
+    constants = load_constants("ascend-910c")
+    layout, shape = Layout(data=ranks, expert=ranks), Collective("combine", 3e7, ranks, "expert")
+    built = sum(GroupTimes(Collectives(topology, constants), layout, range(ranks))(shape)[:2])
+    tiers: dict[str, list[int]] = {}
+    for link in topology.links:
+        tiers.setdefault(link.tier, []).append(link.index)
+    slower = 0
+    for links in tiers.values():
+        capacities = [link.capacity_bytes_per_s * (left if link.index in links[:1] else 1.0) for link in topology.links]
+        times = GroupTimes(Collectives(topology, constants, None, capacities), layout, range(ranks))
+        found = times.collectives.shape(range(ranks))
+        if 0 in (found.cross_bytes_per_s, found.rate_inside(to_all=True)):
+            continue  # cut off
+        hurt = sum(times(shape)[:2])
+        assert hurt >= built * (1 - 1e-9)
+        slower += hurt > built * 1.001
+    assert slower or left == 0
