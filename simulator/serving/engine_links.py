@@ -9,8 +9,9 @@ collective down as its most loaded link does; without a way between two of its r
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import permutations
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from simulator.network.group_times import GroupTimes, groups, stages
 from simulator.serving.across_nodes import AcrossNodes
 from simulator.serving.instance import Instance
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads, shard_loads
 from simulator.units import NS_PER_S
 
 MOST = 10 / 11
@@ -64,11 +64,13 @@ class _Place:
     cost: LinkedCost
     shapes: tuple[GroupShape, ...]
     """Of its groups, by which it goes at present."""
+    built: Any
+    """Bytes on each link for a byte that each rank sends to other nodes, as built."""
     loads: Any
-    """Bytes on each of `ways` for a byte that each rank sends to other nodes, at present."""
+    """The same at present, on each of `ways`."""
     ways: Any
-    detours: bool = False
-    """Whether some of the links that it used are dead, so that it goes by others."""
+    detours: frozenset[int] | None = None
+    """Links by which it goes where some are others than those that it used while all worked; none: without a way."""
     capacities: Any = None
     """Of each of `ways` what background leaves, in bytes/s, at present."""
     fullest: float = 0.0
@@ -87,6 +89,16 @@ class _Place:
         """Count what has been sent by now."""
         self.sent_bytes += self.rate * ((now_ns - self.since_ns) / NS_PER_S)
         self.since_ns = now_ns
+
+
+class _Present(NamedTuple):
+    """How an engine goes by links that have changed."""
+
+    times: GroupTimes
+    loads: Any
+    """On each link; None where some ranks have no way to others."""
+    detours: frozenset[int] | None
+    """See `_Place.detours`."""
 
 
 class EngineLinks:
@@ -111,10 +123,9 @@ class EngineLinks:
         self._on: dict[int, list[str]] = {}  # engines by the links that they use
         self._sent = np.zeros(len(topology.links))  # bytes of engines that have left
         self._taken = np.zeros(len(topology.links))  # bytes/s of all engines
+        self._dead: set[int] = set()
         self._most = np.zeros(len(topology.links))  # of what a link has, at any time
-        self._known: dict[
-            tuple[str, bytes], tuple[GroupTimes, Any]
-        ] = {}  # with loads, by engine and what its links have
+        self._known: dict[tuple[str, bytes], _Present] = {}  # by engine and what its links have
         self._costs: dict[tuple[int, tuple[GroupShape, ...]], tuple[LinkedCost, LinkedCost]] = {}
 
     def joined(self, instance: AcrossNodes) -> None:
@@ -130,7 +141,7 @@ class EngineLinks:
         ways = np.flatnonzero(loads)
         used = np.flatnonzero(_reach(self._topology, times) + loads).tolist()
         domain = target.accelerator.domain
-        place = _Place(instance, times, domain, to_all, used, cost, times.shapes(domain), loads[ways], ways)
+        place = _Place(instance, times, domain, to_all, used, cost, times.shapes(domain), loads, loads[ways], ways)
         self._measure(place)
         self._places[instance.name] = place
         for link in used:
@@ -170,9 +181,19 @@ class EngineLinks:
     def changed(self, links: Sequence[int]) -> None:
         """Have the engines that use links with another capacity go by it."""
         names = {name: None for link in links for name in self._on.get(link, ())}
-        names |= {name: None for name, place in self._places.items() if place.detours}
+        repaired = self._repaired(links)
+        for name, place in self._places.items():
+            if place.detours is not None and (repaired or not place.detours.isdisjoint(links)):
+                names[name] = None
         for name in names:
             self._follow(self._places[name])
+
+    def _repaired(self, links: Sequence[int]) -> bool:
+        """Return whether some of these links were dead and no longer are."""
+        works = {link for link in links if self._network.capacities[link]}
+        repaired = not self._dead.isdisjoint(works)
+        self._dead = (self._dead | set(links)) - works
+        return repaired
 
     def _capacities(self) -> Any:
         """Return what background leaves of each link at present, in bytes/s."""
@@ -181,36 +202,40 @@ class EngineLinks:
     def _follow(self, place: _Place) -> None:
         """Have an engine go by what its links have now, and over those that are left."""
         capacities = self._capacities()
-        links, loads = self._present(place, capacities)
-        if loads is not None:
+        times, loads, place.detours = self._present(place, capacities)
+        if loads is not None:  # else it halts after the step under way
             self._move(place, loads)
         self._measure(place)
         if self._fabric is not None and place.heard:
             self._share(self._fabric, place.ways, _parts(self._taken[place.ways], place.capacities))
-        self._relink(place, links)
+        self._relink(place, times)
 
-    def _present(self, place: _Place, capacities: Any) -> tuple[GroupTimes, Any]:
-        """Return the times of an engine's collectives on what its links have, and their loads, if they have ways.
-
-        They are remembered: the same parts break again and again.
-        """
-        have = capacities[place.used]
-        place.detours = not have.all()
-        # detours may go by any link
-        key = place.instance.name, blake2b(capacities.tobytes()).digest() if place.detours else have.tobytes()
-        known = self._known.get(key)
+    def _present(self, place: _Place, capacities: Any) -> _Present:
+        """Return how an engine goes by what its links have; it is remembered, for the same parts break again."""
+        name, have = place.instance.name, capacities[place.used].tobytes()
+        known = self._known.get((name, have))
+        if known is not None and known.detours is not None:  # which may go by any link
+            known = self._known.get((name, blake2b(capacities.tobytes()).digest()))
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            built = place.times.collectives
-            collectives = Collectives(self._topology, built.constants, built.plane, capacities.tolist())
-            times = GroupTimes(collectives, place.times.layout, place.instance.devices)
-            try:
-                loads = _loads(self._topology, times, place.to_all)
-            except InputError:  # no way between some: it halts after the step under way
-                loads = None
-            known = self._known[key] = times, loads
+            known = self._known[name, have] = self._found(place, capacities)
+            if known.detours is not None:
+                self._known[name, blake2b(capacities.tobytes()).digest()] = known
         return known
+
+    def _found(self, place: _Place, capacities: Any) -> _Present:
+        built = place.times.collectives
+        collectives = Collectives(self._topology, built.constants, built.plane, capacities.tolist())
+        times = GroupTimes(collectives, place.times.layout, place.instance.devices)
+        if capacities[place.used].all():
+            return _Present(times, place.built, None)
+        try:
+            loads = _loads(self._topology, times, place.to_all)
+            now = frozenset(np.flatnonzero(loads + _reach(self._topology, times)).tolist())
+        except InputError:  # no way between some
+            return _Present(times, None, frozenset())
+        return _Present(times, loads, None if now.issubset(place.used) else now)
 
     def _move(self, place: _Place, loads: Any) -> None:
         """Have an engine's bytes go by other links from now on."""
@@ -326,12 +351,14 @@ def _between_stages(topology: Topology, times: GroupTimes) -> Any:
 
 
 def _reach(topology: Topology, times: GroupTimes) -> Any:
-    """Return loads on all links by which ranks of a node, and likes in stages that follow each other, have ways."""
-    turns = groups(times.layout, "pipeline", times.devices)
-    loads: Any = shard_loads(topology, ((here, there, 1.0) for turn in turns for here, there in turn))
+    """Return loads on all links by which ranks of a node, and likes in stages that follow each other, have ways.
+
+    Raises InputError where some have none.
+    """
+    ways = [(a, b) for turn in groups(times.layout, "pipeline", times.devices) for a, b in turn]
     for node in group_nodes(topology, times.devices):
-        loads += exchange_loads(topology, node, 1.0)
-    return loads
+        ways += permutations(node, 2)
+    return way_loads(topology, ways, times.collectives.capacities)
 
 
 def _parts(loads: Any, capacities: Any) -> Any:
