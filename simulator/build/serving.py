@@ -268,8 +268,6 @@ class System:
         hears = (transfer.hand_over, transfer.began) if transfer is not None and pool is self.pools[0] else (None, None)
         kind = AcrossNodes if has_place(engine.cost) else kind_of(engine)
         instance = kind(self.env, name, engine, devices, observer, finished, *hears)
-        if isinstance(instance, AcrossNodes):
-            self.links.joined(instance)
         self.instances[name] = instance
         self._group[name] = group
         lower = [rank.lower for rank in instance.ranks if rank.lower is not None]
@@ -278,6 +276,8 @@ class System:
         if group in self._experts:
             self._experts[group].joined(instance)
         self.recording.event(self.env.now, "lease", name, f"devices {_ranges(tuple(devices))}")
+        if isinstance(instance, AcrossNodes):
+            self.links.joined(instance)
         return instance
 
     def _let_roles_switch(self, rules: RoleSwitch) -> None:

@@ -94,12 +94,7 @@ def group_shape(
         shape = replace(shape, inside_bytes_per_s=inside)
     if len(nodes) == 1:
         return shape
-    turns = list(zip(nodes, nodes[1:] + nodes[:1], strict=True))
-    rails = (
-        [pair for here, there in turns for pair in zip(here, there, strict=True)]
-        if shape.even
-        else [(here[-1], there[0]) for here, there in turns]
-    )
+    rails = _rails(nodes)
     cross = _cross_rate(topology, nodes, at, plane)
     return replace(
         shape,
@@ -108,6 +103,14 @@ def group_shape(
         all_bytes_per_s=_all_rate(topology, nodes, at, plane, shape.rate_inside(to_all=True), cross),
         latency_ns=max(topology.path_latency_ns(topology.paths(a, b, plane)[0]) for a, b in rails),
     )
+
+
+def _rails(nodes: Nodes) -> list[tuple[int, int]]:
+    """Return each rank and its like in the next node; of an uneven group the last rank and the first."""
+    turns = list(zip(nodes, nodes[1:] + nodes[:1], strict=True))
+    if len({len(node) for node in nodes}) == 1:
+        return [pair for here, there in turns for pair in zip(here, there, strict=True)]
+    return [(here[-1], there[0]) for here, there in turns]
 
 
 def pattern_rate(
@@ -122,11 +125,15 @@ def _rate_left(
     topology: Topology, shards: Sequence[tuple[int, int, float]], capacities: Sequence[float], plane: str | None
 ) -> float:
     """Return how many times a second shards are carried by paths without dead links; zero where some have none."""
-    alive = cast(Topology, Alive(topology, {link for link, capacity in enumerate(capacities) if not capacity}))
     try:
-        return _rate(shard_loads(alive, shards, plane), capacities)
+        return _rate(shard_loads(_alive(topology, capacities), shards, plane), capacities)
     except InputError:
         return 0.0
+
+
+def _alive(topology: Topology, capacities: Sequence[float]) -> Topology:
+    """Return the topology without its dead links."""
+    return cast(Topology, Alive(topology, {link for link, capacity in enumerate(capacities) if not capacity}))
 
 
 def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
@@ -162,11 +169,12 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], p
     except InputError:
         return 0.0
     rate = _rate(loads, capacities)
-    if not rate:
-        apart = permutations(zip(devices, between_nodes(nodes), strict=True), 2)
-        shards = [(a, b, 1 / most_others) for (a, here), (b, there) in apart if here != there]
-        rate = _rate_left(topology, shards, capacities, plane)
-    return rate
+    return rate or _rate_left(topology, _across(nodes, 1 / most_others), capacities, plane)
+
+
+def _across(nodes: Nodes, size: float) -> list[tuple[int, int, float]]:
+    """Return what each rank sends to each of another node."""
+    return [(a, b, size) for here, there in permutations(nodes, 2) for a in here for b in there]
 
 
 def _all_rate(
@@ -197,22 +205,44 @@ def between_nodes(nodes: Nodes) -> list[int]:
 
 
 def sent_loads(
-    topology: Topology, devices: Sequence[int], shape: GroupShape, plane: str | None = None
+    topology: Topology,
+    devices: Sequence[int],
+    shape: GroupShape,
+    capacities: Sequence[float],
+    to_all: bool,
+    plane: str | None = None,
 ) -> NDArray[np.float64]:
-    """Return the bytes on each link when each rank of a group of this shape sends a byte to other nodes evenly.
+    """Return the bytes on each link when each rank of a group of this shape sends a byte to other nodes.
 
-    To all other ranks where ways within and between nodes have links in common; to its like in the next node where
-    rails or planes never meet.
+    With `to_all` evenly to all ranks there, and to all other ranks where ways within and between nodes have links in
+    common; else, and where rails or planes never meet, to its like in the next node. Where `capacities` are zero, by
+    the paths that are left; raises InputError where there are none.
     """
     nodes = group_nodes(topology, devices)
     if len(nodes) == 1:
         return np.zeros(len(topology.links))
     ranks = [device for node in nodes for device in node]
-    if shape.all_bytes_per_s is not None:
-        return exchange_loads(topology, ranks, 1 / (len(ranks) - 1), plane)
-    most_others = len(ranks) - min(len(node) for node in nodes)
+    among_all = shape.all_bytes_per_s is not None
+    each = 1 / (len(ranks) - 1 if among_all else len(ranks) - min(map(len, nodes)))
+    if not to_all:
+        return way_loads(topology, _rails(nodes), capacities, plane)
     try:
-        return exchange_loads(topology, ranks, 1 / most_others, plane, between_nodes(nodes))
+        loads = exchange_loads(topology, ranks, each, plane, None if among_all else between_nodes(nodes))
     except InputError:
-        turns = zip(nodes, nodes[1:] + nodes[:1], strict=True)
-        return shard_loads(topology, ((*pair, 1.0) for turn in turns for pair in zip(*turn, strict=False)), plane)
+        return way_loads(topology, _rails(nodes), capacities, plane)
+    if _rate(loads, capacities):
+        return loads
+    shards = [(a, b, each) for a, b in permutations(ranks, 2)] if among_all else _across(nodes, each)
+    return shard_loads(_alive(topology, capacities), shards, plane)
+
+
+def way_loads(
+    topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float], plane: str | None = None
+) -> NDArray[np.float64]:
+    """Return the bytes on each link for a byte from the first to the second of each pair, dead links left out.
+
+    Raises InputError where nothing is left between two.
+    """
+    shards = [(a, b, 1.0) for a, b in pairs]
+    loads = shard_loads(topology, shards, plane)
+    return loads if _rate(loads, capacities) else shard_loads(_alive(topology, capacities), shards, plane)

@@ -5,7 +5,7 @@ base, and the bytes of a rank over the slower of its link within the node and it
 """
 
 from collections.abc import Hashable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 from simulator.errors import InputError, Problem
@@ -22,19 +22,31 @@ HANDS_ON = 2
 """A node hands copies on where its own links are so many times as fast as its ways out; less is one port for both."""
 
 
-def group(layout: Layout, name: str, devices: Sequence[int]) -> tuple[int, ...]:
-    """Return the devices of the first group `name` of a layout; ranks of `tensor` are next to each other in a lease.
+Group = tuple[int, ...]
+"""Devices whose ranks take part in a collective."""
 
-    Those of `context` and `data` are `tensor` apart, and the stages of a pipeline follow each other.
+
+def groups(layout: Layout, name: str, devices: Sequence[int]) -> Sequence[Sequence[Group]]:
+    """Return the devices of every group `name` of a layout, those together that go at once.
+
+    Ranks of `tensor` are next to each other in a lease, those of `context` and `data` are `tensor` apart, and the
+    stages of a pipeline follow each other: each rank sends to its like in the next, one pair of stages after another.
     """
-    stage = layout.stage_devices
-    groups = {
-        "tensor": devices[: layout.tensor],
-        "context": devices[: layout.tensor * layout.context : layout.tensor],
-        "expert": devices[:stage],
-        "pipeline": devices[: stage + 1 : stage],
-    }
-    return tuple(groups[name])
+    if name == "pipeline":
+        return [list(zip(here, there, strict=True)) for here, there in pairwise(stages(layout, devices))]
+    if name == "expert":
+        return [stages(layout, devices)]
+    tensor, whole = layout.tensor, layout.tensor * layout.context
+    if name == "tensor":
+        return [[tuple(devices[first : first + tensor]) for first in range(0, len(devices), tensor)]]
+    blocks = range(0, len(devices), whole)
+    return [[tuple(devices[first + at : first + whole : tensor]) for first in blocks for at in range(tensor)]]
+
+
+def stages(layout: Layout, devices: Sequence[int]) -> list[Group]:
+    """Return the devices of each stage of a pipeline."""
+    size = layout.stage_devices
+    return [tuple(devices[first : first + size]) for first in range(0, len(devices), size)]
 
 
 def surroundings(topology: Topology, devices: Sequence[int]) -> Hashable:
@@ -65,16 +77,34 @@ class OnLinks(NamedTuple):
 
 
 class GroupTimes:
-    """Latency and time on the links of a collective by the group that it runs in, on the devices of one instance."""
+    """Latency and time on the links of a collective by the group that it runs in, on the devices of one instance.
+
+    Groups of a name wait for the slowest of those that go at once; what stages send each other is the mean over them.
+    """
 
     def __init__(self, collectives: Collectives, layout: Layout, devices: Sequence[int]) -> None:
         self.collectives, self.layout, self.devices = collectives, layout, tuple(devices)
+        self._unlike: dict[str, list[list[Group]]] = {}  # by name: a group for each shape of those that go at once
 
     def __call__(self, shape: Collective) -> OnLinks:
         """Return the time of a collective; raises InputError where no algorithm of the library applies."""
-        members = group(self.layout, shape.group, self.devices)
+        turns = self._unlike.get(shape.group)
+        if turns is None:
+            turns = self._unlike[shape.group] = [
+                list({self.collectives.shape(members): members for members in reversed(turn)}.values())
+                for turn in groups(self.layout, shape.group, self.devices)
+            ]
+        slowest = [
+            max((self._of(shape, members) for members in turn), key=lambda each: each.latency_ns + each.link_ns)
+            for turn in turns
+        ]
+        if all(each == slowest[0] for each in slowest):
+            return slowest[0]
+        return OnLinks(*(sum(each) / len(slowest) for each in zip(*slowest, strict=True)))
+
+    def _of(self, shape: Collective, members: Group) -> OnLinks:
         if shape.operation in ("dispatch", "combine"):
-            return self._exchange(shape, self.collectives.shape(members))
+            return self._exchange(shape, members)
         try:
             choice = self.collectives.choose(shape.operation, members, round(shape.size_bytes), engine=True)
         except ValueError as error:
@@ -83,8 +113,9 @@ class GroupTimes:
         return OnLinks(choice.latency_ns, choice.ns_per_byte * shape.size_bytes, sent * shape.size_bytes)
 
     def nodes(self, name: str) -> int:
-        """Return how many nodes the group `name` spans."""
-        return self.collectives.shape(group(self.layout, name, self.devices)).nodes
+        """Return how many nodes a group `name` spans at most."""
+        every = [members for turn in groups(self.layout, name, self.devices) for members in turn]
+        return max(self.collectives.shape(members).nodes for members in every)
 
     def shapes(self, domain: int) -> tuple[GroupShape, ...]:
         """Return the shapes of the groups whose times depend on their place: equal ones take equal times.
@@ -99,10 +130,11 @@ class GroupTimes:
             "pipeline": layout.pipeline,
         }
         names = [name for name, size in sizes.items() if size > (domain if name == "tensor" else 1)]
-        return tuple(self.collectives.shape(group(layout, name, self.devices)) for name in names)
+        turns = [turn for name in names for turn in groups(layout, name, self.devices)]
+        return tuple(self.collectives.shape(members) for turn in turns for members in turn)
 
-    def _exchange(self, shape: Collective, group: GroupShape) -> OnLinks:
-        constants = self.collectives.constants
+    def _exchange(self, shape: Collective, members: Group) -> OnLinks:
+        constants, group = self.collectives.constants, self.collectives.shape(members)
         # in the high-throughput form a node gets one copy of a token and hands it on to its ranks
         relayed = shape.relayed
         if shape.choices:
@@ -116,7 +148,7 @@ class GroupTimes:
         fitting = [each for each in phases if each[0].most_bytes is None or shape.size_bytes <= each[0].most_bytes]
         phases = fitting or phases[-1:]
         if not phases:  # constants of a library alone: its all-to-all
-            return self(shape._replace(operation="all_to_all"))
+            return self._of(shape._replace(operation="all_to_all"), members)
         found = [exchange(phase, shape.size_bytes, group, relayed) for phase, relayed in phases]
         return min(found, key=lambda each: each.latency_ns + each.link_ns)
 

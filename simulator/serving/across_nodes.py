@@ -9,7 +9,7 @@ from simulator.device.speculation import LinkedCost
 from simulator.model.forward import Work
 from simulator.results.windows import IDLE
 from simulator.serving.instance import Instance
-from simulator.serving.iteration import begin_together
+from simulator.serving.iteration import begin_together, copies_done
 from simulator.units import TICKS_PER_NS
 
 
@@ -38,15 +38,18 @@ class AcrossNodes(Instance):
 
     def _iteration(self) -> tuple[float, int]:
         lasts_ns, decoding, works = begin_together(self.ranks, self.cost, self.env.now, self._fit)
-        self._tell(works, lasts_ns)
+        begins = copies_done(self.ranks, self._ticks) if self._copies else self._ticks
+        self._tell(works, lasts_ns + (begins - self._ticks) / TICKS_PER_NS)
         return lasts_ns, decoding
 
     def _begin_jump(self, wake_ns: int | None) -> None:
+        before = self._ticks
         super()._begin_jump(wake_ns)
         jump = self._jump
         if jump is not None and self.sends is not None:
             sizes = [rank.batch.sequences + rank.batch.ghosts if rank.decodes else 0 for rank in self.ranks]
-            self._tell([Work(batch=size) for size in sizes], (jump.end - jump.start) / (jump.steps * TICKS_PER_NS))
+            # with what it waits for copies
+            self._tell([Work(batch=size) for size in sizes], (jump.end - before) / (jump.steps * TICKS_PER_NS))
 
     def _begins(self, state: int) -> None:
         super()._begins(state)

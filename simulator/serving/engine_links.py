@@ -8,23 +8,26 @@ collective down as its most loaded link does; without a way between two of its r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from hashlib import blake2b
+from itertools import permutations
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from simulator.clock import Clock
 from simulator.device.cost import Cost, RooflineCost
 from simulator.device.speculation import LinkedCost
+from simulator.errors import InputError
+from simulator.model.forward import Work
+from simulator.model.operators import Collective
 from simulator.network.collectives import Collectives
-from simulator.network.collectives_shape import GroupShape, group_nodes, sent_loads
+from simulator.network.collectives_shape import GroupShape, group_nodes, sent_loads, way_loads
 from simulator.network.fabric import Fabric
-from simulator.network.group_times import GroupTimes
+from simulator.network.group_times import GroupTimes, groups, stages
 from simulator.serving.across_nodes import AcrossNodes
 from simulator.serving.instance import Instance
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads, shard_loads
 from simulator.units import NS_PER_S
 
 MOST = 10 / 11
@@ -54,11 +57,20 @@ class _Place:
     """On its own devices, as built."""
     domain: int
     """Devices of a scale-up domain."""
+    to_all: bool
+    """Whether its ranks exchange tokens, each with all others, and not only partial sums along the rails."""
     used: Sequence[int]
+    """While all of them work."""
     cost: LinkedCost
+    shapes: tuple[GroupShape, ...]
+    """Of its groups, by which it goes at present."""
+    built: Any
+    """Bytes on each link for a byte that each rank sends to other nodes, as built."""
     loads: Any
-    """Bytes on each of `ways` for a byte that each rank sends to other nodes."""
+    """The same at present, on each of `ways`."""
     ways: Any
+    detours: frozenset[int] | None = None
+    """Links by which it goes where some are others than those that it used while all worked; none: without a way."""
     capacities: Any = None
     """Of each of `ways` what background leaves, in bytes/s, at present."""
     fullest: float = 0.0
@@ -77,6 +89,16 @@ class _Place:
         """Count what has been sent by now."""
         self.sent_bytes += self.rate * ((now_ns - self.since_ns) / NS_PER_S)
         self.since_ns = now_ns
+
+
+class _Present(NamedTuple):
+    """How an engine goes by links that have changed."""
+
+    times: GroupTimes
+    loads: Any
+    """On each link; None where some ranks have no way to others."""
+    detours: frozenset[int] | None
+    """See `_Place.detours`."""
 
 
 class EngineLinks:
@@ -101,49 +123,55 @@ class EngineLinks:
         self._on: dict[int, list[str]] = {}  # engines by the links that they use
         self._sent = np.zeros(len(topology.links))  # bytes of engines that have left
         self._taken = np.zeros(len(topology.links))  # bytes/s of all engines
+        self._dead: set[int] = set()
         self._most = np.zeros(len(topology.links))  # of what a link has, at any time
-        self._known: dict[tuple[str, bytes], GroupTimes] = {}  # by engine and what its links have
+        self._known: dict[tuple[str, bytes], _Present] = {}  # by engine and what its links have
         self._costs: dict[tuple[int, tuple[GroupShape, ...]], tuple[LinkedCost, LinkedCost]] = {}
 
     def joined(self, instance: AcrossNodes) -> None:
-        """Take in an engine, whose cost has a place in the topology."""
+        """Take in an engine, whose cost has a place in the topology; it goes by what its links have now."""
         cost = instance.engine.cost
         assert isinstance(cost, LinkedCost)
         assert isinstance(cost.links, GroupTimes)
         times = GroupTimes(cost.links.collectives, cost.links.layout, instance.devices)
-        loads = _loads(self._topology, times)
-        ways = np.flatnonzero(loads)
-        others = [_inside(self._topology, instance.devices), _between_stages(self._topology, times)]
-        used = np.flatnonzero(sum(others, loads)).tolist()
         target = cost if isinstance(cost, RooflineCost) else cost.target
         assert isinstance(target, RooflineCost)
-        place = _Place(instance, times, target.accelerator.domain, used, cost, loads[ways], ways)
+        to_all = _exchanges(target)
+        loads = _loads(self._topology, times, to_all)
+        ways = np.flatnonzero(loads)
+        used = np.flatnonzero(_reach(self._topology, times) + loads).tolist()
+        domain = target.accelerator.domain
+        place = _Place(instance, times, domain, to_all, used, cost, times.shapes(domain), loads, loads[ways], ways)
         self._measure(place)
         self._places[instance.name] = place
         for link in used:
             self._on.setdefault(link, []).append(instance.name)
         if len(ways):
             instance.sends = lambda sent_bytes, lasts_ns: self._runs(place, sent_bytes, lasts_ns)
+        built = np.array(times.collectives.capacities)
+        if np.any(built[used] != self._capacities()[used]):
+            self._follow(place)
 
     def leaves(self, instance: Instance) -> None:
         """Let an engine go, which is idle."""
         place = self._places.pop(instance.name, None)
         if place is not None:
             self._runs(place, 0.0, 1.0)
-            self._sent += self._sent_by(place)
+            self._settle(place)
             for link in place.used:
                 self._on[link].remove(instance.name)
 
     def sent_bytes(self) -> dict[int, int]:
         """Return what collectives have kept each link between nodes busy with, as bytes at its rate, by link."""
-        whole = sum((self._sent_by(place) for place in self._places.values()), self._sent)
-        return {int(link): round(float(whole[link])) for link in np.flatnonzero(whole)}
+        for place in self._places.values():
+            self._settle(place)
+        return {int(link): round(float(self._sent[link])) for link in np.flatnonzero(self._sent)}
 
-    def _sent_by(self, place: _Place) -> Any:
+    def _settle(self, place: _Place) -> None:
+        """Count what an engine has sent so far as what has been by the links of its present ways."""
         place.count(self._network.env.now)
-        loads = np.zeros(len(self._sent))
-        loads[place.ways] = place.loads * place.sent_bytes
-        return loads
+        self._sent[place.ways] += place.loads * place.sent_bytes
+        place.sent_bytes = 0.0
 
     def cost_of(self, instance: Instance) -> Cost:
         """Return the present cost of an engine."""
@@ -153,23 +181,75 @@ class EngineLinks:
     def changed(self, links: Sequence[int]) -> None:
         """Have the engines that use links with another capacity go by it."""
         names = {name: None for link in links for name in self._on.get(link, ())}
-        capacities = np.array(self._network.capacities) * self._left
+        repaired = self._repaired(links)
+        for name, place in self._places.items():
+            if place.detours is not None and (repaired or not place.detours.isdisjoint(links)):
+                names[name] = None
         for name in names:
-            place = self._places[name]
-            self._measure(place)
-            self._relink(place, self._present(place, capacities))
+            self._follow(self._places[name])
 
-    def _present(self, place: _Place, capacities: Any) -> GroupTimes:
-        """Return the times of an engine's collectives on what its links have; the same parts break again and again."""
-        key = place.instance.name, capacities[place.used].tobytes()
-        known = self._known.get(key)
+    def _repaired(self, links: Sequence[int]) -> bool:
+        """Return whether some of these links were dead and no longer are."""
+        works = {link for link in links if self._network.capacities[link]}
+        repaired = not self._dead.isdisjoint(works)
+        self._dead = (self._dead | set(links)) - works
+        return repaired
+
+    def _capacities(self) -> Any:
+        """Return what background leaves of each link at present, in bytes/s."""
+        return np.array(self._network.capacities) * self._left
+
+    def _follow(self, place: _Place) -> None:
+        """Have an engine go by what its links have now, and over those that are left."""
+        capacities = self._capacities()
+        times, loads, place.detours = self._present(place, capacities)
+        if loads is not None:  # else it halts after the step under way
+            self._move(place, loads)
+        self._measure(place)
+        if self._fabric is not None and place.heard:
+            self._share(self._fabric, place.ways, _parts(self._taken[place.ways], place.capacities))
+        self._relink(place, times)
+
+    def _present(self, place: _Place, capacities: Any) -> _Present:
+        """Return how an engine goes by what its links have; it is remembered, for the same parts break again."""
+        name, have = place.instance.name, capacities[place.used].tobytes()
+        known = self._known.get((name, have))
+        if known is not None and known.detours is not None:  # which may go by any link
+            known = self._known.get((name, blake2b(capacities.tobytes()).digest()))
         if known is None:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            built = place.times.collectives
-            collectives = Collectives(self._topology, built.constants, built.plane, capacities.tolist())
-            known = self._known[key] = GroupTimes(collectives, place.times.layout, place.instance.devices)
+            known = self._known[name, have] = self._found(place, capacities)
+            if known.detours is not None:
+                self._known[name, blake2b(capacities.tobytes()).digest()] = known
         return known
+
+    def _found(self, place: _Place, capacities: Any) -> _Present:
+        built = place.times.collectives
+        collectives = Collectives(self._topology, built.constants, built.plane, capacities.tolist())
+        times = GroupTimes(collectives, place.times.layout, place.instance.devices)
+        if capacities[place.used].all():
+            return _Present(times, place.built, None)
+        try:
+            loads = _loads(self._topology, times, place.to_all)
+            now = frozenset(np.flatnonzero(loads + _reach(self._topology, times)).tolist())
+        except InputError:  # no way between some
+            return _Present(times, None, frozenset())
+        return _Present(times, loads, None if now.issubset(place.used) else now)
+
+    def _move(self, place: _Place, loads: Any) -> None:
+        """Have an engine's bytes go by other links from now on."""
+        ways = np.flatnonzero(loads)
+        if np.array_equal(ways, place.ways) and np.array_equal(loads[ways], place.loads):
+            return
+        self._settle(place)
+        before = place.ways
+        self._taken[before] -= place.heard * place.loads
+        place.ways, place.loads = ways, loads[ways]
+        self._taken[ways] += place.heard * place.loads
+        freed = np.setdiff1d(before, ways)
+        if self._fabric is not None and place.heard and len(freed):
+            self._share(self._fabric, freed, _parts(self._taken[freed], self._capacities()[freed]))
 
     def _relink(self, place: _Place, links: GroupTimes) -> None:
         instance = place.instance
@@ -180,27 +260,30 @@ class EngineLinks:
                 self._event("engine halted", instance.name, "some of its ranks have no way to others")
                 instance.halt()
             return
-        own = instance.engine.cost
-        assert isinstance(own, LinkedCost)
-        cost = own
-        if before != now:
-            key = id(own), now
-            if key not in self._costs:
-                self._costs[key] = own, own.relinked(links)
-            cost = self._costs[key][1]
-        if cost is not place.cost:
-            place.cost = cost
+        if now != place.shapes:
+            own = instance.engine.cost
+            assert isinstance(own, LinkedCost)
+            place.shapes, place.cost = now, own if now == before else self._relinked(own, now, links)
             self._event("engine retimed", instance.name, f"its collectives have {least:.0%} of the links as built")
             self._retime(instance)
         if instance.halted:
             self._event("engine goes on", instance.name, "its ranks have ways to each other again")
             instance.go_on()
 
+    def _relinked(self, own: LinkedCost, shapes: tuple[GroupShape, ...], links: GroupTimes) -> LinkedCost:
+        """Return an engine's cost with collectives over other links, one for all whose groups have these shapes."""
+        key = id(own), shapes
+        if key not in self._costs:
+            if len(self._costs) >= MOST_KNOWN:
+                self._costs.clear()
+            self._costs[key] = own, own.relinked(links)
+        return self._costs[key][1]
+
     def _measure(self, place: _Place) -> None:
         """Note what the links between nodes have now; flows hear anew of what an engine takes of them."""
-        place.capacities = (np.array(self._network.capacities) * self._left)[place.ways]
+        place.capacities = self._capacities()[place.ways]
         place.fullest = float(_parts(place.loads, place.capacities).max(initial=0.0))
-        place.known = False
+        place.known = not place.heard
 
     def _runs(self, place: _Place, sent_bytes: float, lasts_ns: float) -> None:
         """Let flows know what an engine's ranks send to other nodes from now on, unless it is about what they know."""
@@ -213,12 +296,17 @@ class EngineLinks:
         place.heard, place.known = rate, True
         ways = place.ways
         self._taken[ways] += (rate - before) * place.loads
-        asked = _parts(np.maximum(0.0, self._taken[ways]), place.capacities)
-        self._most[ways] = np.maximum(self._most[ways], asked)
-        parts = np.minimum(asked, MOST) * self._left[ways]
-        values, groups = np.unique(np.round(parts, DIGITS), return_inverse=True)
+        asked = _parts(self._taken[ways], place.capacities)
+        if all(each.known for each in self._places.values()):  # none still at the pace of links that have changed
+            self._most[ways] = np.maximum(self._most[ways], asked)
+        self._share(self._fabric, ways, asked)
+
+    def _share(self, fabric: Fabric, ways: Any, asked: Any) -> None:
+        """Have flows hear which shares of links collectives ask for."""
+        parts = np.clip(asked, 0.0, MOST) * self._left[ways]
+        values, like = np.unique(np.round(parts, DIGITS), return_inverse=True)
         for index, share in enumerate(values.tolist()):
-            self._fabric.set_background(ways[groups == index].tolist(), "engines", share)
+            fabric.set_background(ways[like == index].tolist(), "engines", share)
 
     def notes(self) -> list[str]:
         """Return a note where collectives of several engines together ask more of a link than it has."""
@@ -230,29 +318,47 @@ class EngineLinks:
         return [f"network: {what}; they are timed engine by engine, so their steps are too short"]
 
 
-def _loads(topology: Topology, times: GroupTimes) -> Any:
+def _exchanges(cost: RooflineCost) -> bool:
+    """Return whether ranks exchange tokens with experts on others."""
+    shapes = [operator.shape for operator, _ in cost.kernels(Work(1, 1, 1, 1, 1))]
+    return any(isinstance(shape, Collective) and shape.group == "expert" for shape in shapes)
+
+
+def _loads(topology: Topology, times: GroupTimes, to_all: bool) -> Any:
     """Return the bytes on each link when each rank of an engine sends a byte to other nodes.
 
-    Evenly to the ranks of its stage there, or where a stage is within a node to its like in the next stage.
+    Within its stage, or where stages are within nodes to its like in the next one. Raises InputError where there is no
+    way.
     """
-    loads = sum(sent_loads(topology, stage, times.collectives.shape(stage)) for stage in _stages(times))
+    collectives = times.collectives
+    loads = np.zeros(len(topology.links))
+    for stage in stages(times.layout, times.devices):
+        loads += sent_loads(topology, stage, collectives.shape(stage), collectives.capacities, to_all)
     return loads if np.any(loads) else _between_stages(topology, times)
 
 
-def _stages(times: GroupTimes) -> list[tuple[int, ...]]:
-    devices, size = times.devices, times.layout.stage_devices
-    return [devices[first : first + size] for first in range(0, len(devices), size)]
-
-
 def _between_stages(topology: Topology, times: GroupTimes) -> Any:
-    """Return the bytes on each link when each rank sends a byte to its like in the next stage."""
-    pairs = [pair for here, there in pairwise(_stages(times)) for pair in zip(here, there, strict=True)]
-    return shard_loads(topology, ((*pair, 1.0) for pair in pairs))
+    """Return the bytes on each link when ranks send a byte on average, all of them to their like on another node.
+
+    The ranks of the last stage send nothing, nor do those whose like in the next stage is on their own node.
+    """
+    loads, turns = np.zeros(len(topology.links)), 0
+    for turn in groups(times.layout, "pipeline", times.devices):
+        crossing = [(a, b) for a, b in turn if topology.sites[a].node != topology.sites[b].node]
+        turns += bool(crossing)
+        loads += way_loads(topology, crossing, times.collectives.capacities)
+    return loads * (times.layout.pipeline / turns) if turns else loads
 
 
-def _inside(topology: Topology, devices: Sequence[int]) -> Any:
-    """Return the bytes on each link when each device of an engine sends one to all others of its node."""
-    return sum(exchange_loads(topology, node, 1.0) for node in group_nodes(topology, devices))
+def _reach(topology: Topology, times: GroupTimes) -> Any:
+    """Return loads on all links by which ranks of a node, and likes in stages that follow each other, have ways.
+
+    Raises InputError where some have none.
+    """
+    ways = [(a, b) for turn in groups(times.layout, "pipeline", times.devices) for a, b in turn]
+    for node in group_nodes(topology, times.devices):
+        ways += permutations(node, 2)
+    return way_loads(topology, ways, times.collectives.capacities)
 
 
 def _parts(loads: Any, capacities: Any) -> Any:

@@ -11,7 +11,7 @@ from simulator.model.layout import Layout
 from simulator.model.operators import Collective
 from simulator.network.collectives import Collectives
 from simulator.network.collectives_constants import load_constants
-from simulator.network.group_times import GroupTimes, exchange, group
+from simulator.network.group_times import GroupTimes, exchange, groups
 from simulator.topology import build_topology
 
 
@@ -23,10 +23,48 @@ def collectives() -> Collectives:
 def test_groups_by_hand() -> None:
     layout = Layout(tensor=2, data=2, context=2, pipeline=2, expert=4)
     devices = tuple(range(100, 116))
-    assert group(layout, "tensor", devices) == (100, 101)
-    assert group(layout, "context", devices) == (100, 102)
-    assert group(layout, "expert", devices) == tuple(range(100, 108))
-    assert group(layout, "pipeline", devices) == (100, 108)
+    assert groups(layout, "tensor", devices) == [[(n, n + 1) for n in range(100, 116, 2)]]
+    first, second = [(100, 102), (101, 103), (104, 106), (105, 107)], [(108, 110), (109, 111), (112, 114), (113, 115)]
+    assert groups(layout, "context", devices) == [first + second]
+    assert groups(layout, "expert", devices) == [[tuple(range(100, 108)), tuple(range(108, 116))]]
+    assert groups(layout, "pipeline", devices) == [[(n, n + 8) for n in range(100, 108)]]
+
+
+def slow(collectives: Collectives, name: str, left: float) -> Collectives:
+    """Return the collectives of a topology with a part that has a share of its capacity."""
+    topology = collectives.topology
+    capacities = [c.capacity_bytes_per_s * (left if name in (c.source, c.target) else 1) for c in topology.links]
+    return Collectives(topology, collectives.constants, capacities=capacities)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "nic"),
+    [
+        (Layout(tensor=8, context=2), Collective("all_gather", 8e7, 2, "context"), "node1/nic5"),
+        (Layout(tensor=8, pipeline=2), Collective("send_receive", 8e7, 2, "pipeline"), "node0/nic7"),
+        (Layout(tensor=16, data=2), Collective("all_to_all", 8e8, 16, "tensor"), "node3/nic1"),
+        (Layout(data=16, expert=16, pipeline=2), Collective("combine", 8e8, 16, "expert"), "node2/nic3"),
+    ],
+)
+def test_the_slowest_of_the_groups_of_a_name_sets_the_pace(
+    collectives: Collectives, layout: Layout, shape: Collective, nic: str
+) -> None:
+    """A NIC at a quarter, of no rank of the first group."""
+    devices = range(layout.devices)
+    whole, hurt = (GroupTimes(each, layout, devices) for each in (collectives, slow(collectives, nic, 0.25)))
+    assert hurt(shape).link_ns == pytest.approx(4 * whole(shape).link_ns, rel=5e-3)
+    assert hurt(shape).latency_ns == whole(shape).latency_ns
+    assert hurt.shapes(8) != whole.shapes(8)
+
+
+def test_stages_of_one_node_send_each_other_within_it(collectives: Collectives) -> None:
+    """Four stages of four ranks on two nodes: of three sends one leaves the node, and the mean is what each takes."""
+    shape = Collective("send_receive", 8e7, 2, "pipeline")
+    mixed = GroupTimes(collectives, Layout(tensor=4, pipeline=4), range(16))(shape)
+    inside = GroupTimes(collectives, Layout(tensor=4, pipeline=2), range(8))(shape)
+    across = GroupTimes(collectives, Layout(tensor=4, pipeline=2), [0, 1, 2, 3, 8, 9, 10, 11])(shape)
+    assert inside.sent_bytes == 0 < across.sent_bytes
+    assert mixed == pytest.approx([(2 * near + far) / 3 for near, far in zip(inside, across, strict=True)])
 
 
 @pytest.mark.parametrize("operation", ["all_reduce", "all_gather", "reduce_scatter"])

@@ -340,3 +340,120 @@ def test_what_links_are_said_to_carry_is_what_steps_sent(tmp_path):
     assert len(out) == 32  # 16 NICs, both ways
     assert (out.engine_bytes - sent).abs().max() <= 1e-6 * sent
     assert (out.bytes == 0).all()
+
+
+PIPELINE = """
+schema: 1
+seed: 3
+topology: {preset: clos-h100, nodes: 2}
+workload: {requests: 1, arrivals: {poisson: {rate: 1000 / s}}, prompt_tokens: 4000, output_tokens: 1}
+serving:
+  model: llama-3.1-70b
+  colocated: {instances: 1, layout: {tensor: 8, pipeline: 2}}
+"""
+
+
+def busy(found, tier="nic-leaf"):
+    """Links of a tier that collectives have kept busy."""
+    return found.links[(found.links.engine_bytes > 0) & (found.links.tier == tier)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "slots"), [("{tensor: 8, pipeline: 2}", range(8)), ("{tensor: 4, pipeline: 4}", range(4, 8))]
+)
+def test_what_stages_send_each_other_by_hand(tmp_path, layout, slots):
+    """Each rank sends its part of every token's row to its like in the next stage: once over the network, one way."""
+    found = busy(run(tmp_path, f"serving.colocated.layout={layout}", text=PIPELINE))
+    out = found[found.source.str.startswith("node")]
+    assert sorted(out.source) == [f"node0/nic{slot}" for slot in slots]
+    assert sorted(found[~found.index.isin(out.index)].target) == [
+        f"node1/nic{slot % len(slots)}" for slot in range(len(slots))
+    ]
+    collectives = cost_of(tmp_path, text=PIPELINE).links.collectives
+    row = 4000 * 8192 * 2 / len(slots)
+    share = 1 / (collectives.choose("send_receive", (0, 8), round(row)).ns_per_byte * NIC * 1e-9)
+    assert found.engine_bytes.to_numpy() == pytest.approx(row / share, abs=1)
+
+
+def test_sums_stay_on_their_rails(tmp_path):
+    """Ranks of a dense model send along the rails, by which they are timed: nothing of theirs goes up to the spines."""
+    found = run(tmp_path, text=PIPELINE.replace("tensor: 8, pipeline: 2", "tensor: 16"))
+    assert len(busy(found)) == 32
+    assert not len(busy(found, "leaf-spine"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "nodes", "nic"),
+    [
+        ("{tensor: 8, pipeline: 2}", "llama-3.1-70b", 2, "node1/nic3"),
+        ("{tensor: 4, pipeline: 3}", "llama-3.1-70b", 2, "node0/nic6"),
+        ("{tensor: 8, context: 2}", "llama-3.1-70b", 2, "node1/nic3"),
+        ("{data: 16, expert: 16, pipeline: 2}", "qwen3-235b-a22b", 4, "node3/nic3"),
+    ],
+)
+def test_every_rank_needs_its_ways(tmp_path, layout, model, nodes, nic):
+    """Whichever NIC is slow or dead, not only one of the first group, and whichever stage it serves."""
+    given = [f"serving.model={model}", f"topology.nodes={nodes}", "workload.output_tokens=400"]
+    text = PIPELINE.replace("{tensor: 8, pipeline: 2}", layout)
+    whole = run(tmp_path, *given, name="whole", text=text).requests
+    slow = f"faults=[{{what: nic, name: {nic}, at: 0 s, left: 0.05}}]"
+    hurt = run(tmp_path, *given, slow, name="hurt", text=text)
+    assert hurt.requests.finish_ns[0] > whole.finish_ns[0] + 1e6
+    dead = run(tmp_path, *given, f"faults=[{{what: nic, name: {nic}, at: 1 s, repair: 3 s}}]", name="dead", text=text)
+    assert [kind for _, kind, _ in happened(dead)] == ["fault", "engine halted", "repair", "engine goes on"]
+    assert 2.9e9 < dead.requests.finish_ns[0] - whole.finish_ns[0] <= 3e9
+
+
+def test_an_engine_that_comes_to_hurt_links_goes_by_what_they_have(tmp_path):
+    """Of two decode engines the second becomes one for prompts; its NIC is slow, or dead until 3.05 s."""
+    text = MOE.replace("{data: 8, expert: 8}", "{data: 16, expert: 16}").replace("nodes: 3", "nodes: 6")
+    text = text.replace("decode: {instances: 1", "decode: {instances: 2").replace("requests: 24", "requests: 60")
+    text += "  role_switch: {policy: thresholds, interval: 100 ms, delay: 50 ms}\n"
+    many = ["workload.arrivals={poisson: {rate: 60 / s}}", "workload.output_tokens=30", "workload.prompt_tokens=3000"]
+    fault = "{what: nic, name: node4/nic0, at: 50 ms, repair: 3 s, left: LEFT}"
+    for left, kinds in (("0.1", {"engine retimed"}), ("0", {"engine halted", "engine goes on"})):
+        found = run(tmp_path, *many, f"faults=[{fault.replace('LEFT', left)}]", name=f"at{left}", text=text)
+        assert {kind for _, kind, name in happened(found) if name == "prefill-1"} - {"joins pool"} == kinds
+        assert not any("collectives of engines ask" in note for note in found.summary["warnings"])
+        if left == "0":
+            rows = found.requests[found.requests.prefill_instance == "prefill-1"]
+            assert rows.prefill_end_ns.min() > 3.05e9
+
+
+def test_bytes_go_by_the_links_that_are_left(tmp_path):
+    """Two cables from a leaf to its spine, one dead: the other carries what both did, and the dead one nothing."""
+    given = ["topology.nodes=2", "workload.requests=1", "workload.output_tokens=20"]
+    text = MOE.replace("decode: {instances: 1, layout: {data: 16, expert: 16}}", "").replace(
+        "prefill: {instances: 1, layout: {data: 8, expert: 8}}",
+        "colocated: {instances: 1, layout: {data: 16, expert: 16}}",
+    )
+    whole, hurt = (
+        busy(run(tmp_path, *given, *fault, name=f"run{len(fault)}", text=text), "leaf-spine")
+        for fault in ([], ["faults=[{what: link, name: leaf0.0<>spine0#0, at: 0 s}]"])
+    )
+    up = [
+        found[(found.source == "leaf0.0") & (found.target == "spine0")].engine_bytes.tolist() for found in (whole, hurt)
+    ]
+    assert len(up[0]) == 2
+    assert up[1] == [pytest.approx(sum(up[0]), rel=1e-8)]
+
+
+def test_an_engine_on_detours_hears_of_links_that_it_did_not_use(tmp_path):
+    """A ring of dies: the cable between two is dead, so that they meet the other way round, which is then slow."""
+    text = PIPELINE.replace("preset: clos-h100, nodes: 2", "preset: torus-8x8x8, dimensions: [4]")
+    text = (
+        text.replace("llama-3.1-70b", "llama-3.1-8b")
+        .replace("tensor: 8, ", "")
+        .replace("output_tokens: 1}", "output_tokens: 500}")
+    )
+    dead = "{what: link, name: router0<>router1, at: 0 s}"
+    slow = "{what: link, name: router2<>router3, at: 1 s, left: 0.001, repair: 1 s}"
+    found = run(tmp_path, f"faults=[{dead}, {slow}]", text=text)
+    assert [(at, kind) for at, kind, name in happened(found) if name == "colocated-0"] == [
+        (1_000_000_000, "engine retimed"),
+        (2_000_000_000, "engine retimed"),
+    ]
+    carried = busy(found, "router-router")
+    assert not any({"router0", "router1"} == {a, b} for a, b in zip(carried.source, carried.target, strict=True))
+    assert carried.engine_bytes.nunique() == 1
+    assert len(carried) == 3
