@@ -42,6 +42,7 @@ MODELS = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "moonshotai/Kimi-K2.5": "kimi-k2",
     "openai/gpt-oss-120b": "gpt-oss-120b",
+    "zhipuai/GLM-5": "glm-5",
 }
 DEVICES = {"h100_sxm": "h100-sxm-80gb", "b200_sxm": "b200-sxm", "gb200": "gb200", "b300_sxm": "b300-sxm"}
 BATCHER = {"vllm": "chunked_prefill", "trtllm": "chunked_prefill", "sglang": "continuous"}

@@ -97,7 +97,7 @@ def play(shares, capacities, steps, together):
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "as one"])
 @given(sequences())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=160, deadline=None)
 def test_flows_alone_or_as_one_are_as_if_entered_one_by_one(together, sequence):
     capacities, steps = sequence
     expected = play(OneByOne(capacities), capacities, steps, together=False)

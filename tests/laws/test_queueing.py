@@ -65,6 +65,7 @@ def test_mmc(tmp_path, servers):
         tmp_path,
         QUEUE,
         f"workload.arrivals.poisson.rate={rate} / s",
+        "workload.requests=50000",
         "workload.prompt_tokens=1",
         "workload.output_tokens={exponential: {mean: 101}}",
         "serving.cost={linear: {decode: {fixed: 10 ms}}}",

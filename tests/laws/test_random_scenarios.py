@@ -283,13 +283,13 @@ scenarios = st.fixed_dictionaries(
 
 
 def run(folder, value, name):
-    """Run a scenario with its invariants checked every eight events; None when it is refused."""
+    """Run a scenario with its invariants checked every sixteen events; None when it is refused."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps(value))
     try:
         scenario = load(file)
-        with mock.patch.object(execution, "BEAT_EVENTS", 8):
+        with mock.patch.object(execution, "BEAT_EVENTS", 16):
             running.run_scenario(scenario, folder / name, check=True)
     except InputError:
         return None

@@ -99,7 +99,7 @@ def section(p):
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     split=st.booleans(),
     pools=st.tuples(pool, pool),

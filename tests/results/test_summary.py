@@ -171,8 +171,15 @@ def test_pools_and_links(tmp_path):
             instance("d1", "decode", 30, 40, 0, 0, 5.0, 5, 30),
         ],
     )
-    moved = {1: 40, 2: 0, 3: 90, 4: 90, 5: 10, 6: 20, 7: 30}
-    write(tmp_path, LINKS, [(i, "a", f"b{i}", "leaf", 100, b, 1, 5, 0.5, b / 100, 2.0 * b) for i, b in moved.items()])
+    moved = {1: (40, 0), 2: (0, 0), 3: (90, 0), 4: (90, 0), 5: (10, 0), 6: (0, 20), 7: (10, 20)}
+    write(
+        tmp_path,
+        LINKS,
+        [
+            (i, "a", f"b{i}", "leaf", 100, flows, 1, engines, 5, 0.5, (flows + engines) / 100, 2.0 * flows)
+            for i, (flows, engines) in moved.items()
+        ],
+    )
     summary = summary_of(tmp_path, [])
     assert list(summary["utilisation"]) == ["prefill", "decode"]
     assert summary["utilisation"]["prefill"] == {

@@ -137,7 +137,7 @@ def test_the_same_rows_give_the_same_bytes_in_another_process(tmp_path):
     code = (
         "import sys; from pathlib import Path; from simulator.results.tables import *;"
         "w = TableWriter(Path(sys.argv[1]), LINKS);"
-        "[w.append((i, f'a{i % 7}', f'b{i}', 'leaf', 10, i, 1, i, .5, .25, 3.5)) for i in range(9000)]; w.close()"
+        "[w.append((i, f'a{i % 7}', f'b{i}', 'leaf', 10, i, 1, i, i, .5, .25, 3.5)) for i in range(9000)]; w.close()"
     )
     found = []
     for seed in ("1", "2"):

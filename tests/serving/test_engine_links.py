@@ -291,7 +291,7 @@ def test_with_none_left_a_group_is_cut_off():
         ]
     ),
 )
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_is_lost_whatever_breaks(tmp_path, rate, prefill, mtbf, left, what, seed, more):
     folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
     folder.mkdir()

@@ -178,7 +178,7 @@ def planes(draw):
 
 
 @given(planes())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_plane_that_joins_all_its_ends_is_told_by_classes(drawn):
     plane, links = drawn
     ends, expected = range(len(plane.access)), np.zeros(links)
