@@ -1,7 +1,7 @@
 """What the collectives of engines and the rest of the live network do to each other.
 
-Model: a collective goes over many queue pairs at once (DeepEP's kernels over ten and more for each peer), a cache over
-one: while it moves it has the links between nodes for itself, and other flows have them the rest of the time. Flows
+Model: a collective goes over many queue pairs at once (DeepEP has one for each peer and channel, or local expert), a
+cache over one: while it moves it has the links between nodes for itself, and other flows have them the rest of the time. Flows
 outlast steps, so what counts is the mean over a step. Links that are degraded, or dead with others beside them, slow a
 collective down as its most loaded link does; without a way between two of its ranks it hangs until there is one.
 """
@@ -31,7 +31,7 @@ from simulator.topology.graph import Topology
 from simulator.units import NS_PER_S
 
 MOST = 10 / 11
-"""Share of a link that collectives take at most: ten queue pairs of eleven."""
+"""Share of a link that collectives take at most: ten queue pairs of eleven, an assumption."""
 STEP = 1 / 64
 """By which the share of links that an engine takes has to change before flows hear of it."""
 MOST_KNOWN = 256
