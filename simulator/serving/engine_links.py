@@ -1,9 +1,10 @@
 """What the collectives of engines and the rest of the live network do to each other.
 
 Model: a collective goes over many queue pairs at once (DeepEP has one for each peer and channel, or local expert), a
-cache over one: while it moves it has the links between nodes for itself, and other flows have them the rest of the time. Flows
-outlast steps, so what counts is the mean over a step. Links that are degraded, or dead with others beside them, slow a
-collective down as its most loaded link does; without a way between two of its ranks it hangs until there is one.
+cache over one: while it moves it has the links between nodes for itself, and other flows have them the rest of the
+time. Flows outlast steps, so what counts is the mean over a step. Links that are degraded, or dead with others beside
+them, slow a collective down as its most loaded link does; without a way between two of its ranks it hangs until there
+is one.
 """
 
 from collections.abc import Callable, Sequence
