@@ -152,12 +152,11 @@ def constants_of(scenario: Scenario, device: str, notes: list[str]) -> str:
     lender = _lender(device)
     for of in (device, lender):
         for name in catalog.names(KIND):
-            if of is not None and of.startswith(name) and load_constants(name).kernels:
-                like = load_constants(name).like
+            if of is not None and of.startswith(name) and (found := load_constants(name)).kernels:
                 if of == lender:
                     notes.append(f"network.collectives: constants of {name} stand for those of {device}")
-                elif like is not None:
-                    what = f"all but its expert exchange is timed by constants of {like}"
+                elif found.like is not None:
+                    what = f"all but its expert exchange is timed by constants of {found.like}"
                     notes.append(f"network.collectives: of {device} {what}")
                 return name
     notes.append(

@@ -4,7 +4,7 @@ Model: every flow of a pattern is spread evenly over its equal-cost paths, or ov
 dead; the most loaded link sets the rate of all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import inf
@@ -21,6 +21,8 @@ from simulator.topology.spreading import exchange_loads, shard_loads
 SAME = 1e-9
 """Rates that differ by less are one, but for rounding."""
 
+Shards = Iterable[tuple[int, int, float]]
+"""(source, target, bytes) of what devices send."""
 Nodes = tuple[tuple[int, ...], ...]
 """The devices of a group node by node, each node's in the order of their slots."""
 
@@ -118,17 +120,27 @@ def pattern_rate(
 ) -> float:
     """Return the rate at which all `pairs` can send at once, in bytes/s; infinite for no pairs."""
     shards = [(a, b, 1.0) for a, b in pairs]
-    return _rate(shard_loads(topology, shards, plane), capacities) or _rate_left(topology, shards, capacities, plane)
+    return _rate_left(topology, shard_loads(topology, shards, plane), shards, capacities, plane)
 
 
 def _rate_left(
-    topology: Topology, shards: Sequence[tuple[int, int, float]], capacities: Sequence[float], plane: str | None
+    topology: Topology, loads: NDArray[np.float64], shards: Shards, capacities: Sequence[float], plane: str | None
 ) -> float:
-    """Return how many times a second shards are carried by paths without dead links; zero where some have none."""
+    """Return how many times a second `shards` are carried, as `_loads_left` has them; zero where some have no way."""
     try:
-        return _rate(shard_loads(_alive(topology, capacities), shards, plane), capacities)
+        return _rate(_loads_left(topology, loads, shards, capacities, plane), capacities)
     except InputError:
         return 0.0
+
+
+def _loads_left(
+    topology: Topology, loads: NDArray[np.float64], shards: Shards, capacities: Sequence[float], plane: str | None
+) -> NDArray[np.float64]:
+    """Return the loads of `shards` while all links work, or where one of these is dead by the paths that are left.
+
+    Raises InputError where some have none.
+    """
+    return loads if _rate(loads, capacities) else shard_loads(_alive(topology, capacities), shards, plane)
 
 
 def _alive(topology: Topology, capacities: Sequence[float]) -> Topology:
@@ -149,9 +161,9 @@ def _inside_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], 
     """
     most_others = max(len(node) for node in nodes) - 1
     if len(nodes) == 1:
-        whole = _rate(exchange_loads(topology, nodes[0], 1 / max(1, most_others), plane), capacities)
-        if whole:
-            return whole
+        each = 1 / max(1, most_others)
+        loads = exchange_loads(topology, nodes[0], each, plane)
+        return _rate_left(topology, loads, _among(nodes[0], each), capacities, plane)
     return most_others * pattern_rate(
         topology, [pair for node in nodes for pair in permutations(node, 2)], capacities, plane
     )
@@ -168,13 +180,12 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], p
         loads = exchange_loads(topology, devices, 1 / most_others, plane, between_nodes(nodes))
     except InputError:
         return 0.0
-    rate = _rate(loads, capacities)
-    return rate or _rate_left(topology, _across(nodes, 1 / most_others), capacities, plane)
+    return _rate_left(topology, loads, _across(nodes, 1 / most_others), capacities, plane)
 
 
-def _across(nodes: Nodes, size: float) -> list[tuple[int, int, float]]:
+def _across(nodes: Nodes, size: float) -> Shards:
     """Return what each rank sends to each of another node."""
-    return [(a, b, size) for here, there in permutations(nodes, 2) for a in here for b in there]
+    return ((a, b, size) for here, there in permutations(nodes, 2) for a in here for b in there)
 
 
 def _all_rate(
@@ -190,13 +201,16 @@ def _all_rate(
         return None
     apart = others / max((fullest - 1) / inside, (len(devices) - fullest) / cross)
     try:
-        rate = _rate(exchange_loads(topology, devices, 1 / others, plane), capacities)
+        loads = exchange_loads(topology, devices, 1 / others, plane)
     except InputError:
         return None
-    if not rate:
-        shards = [(a, b, 1 / others) for a, b in permutations(devices, 2)]
-        rate = _rate_left(topology, shards, capacities, plane)
+    rate = _rate_left(topology, loads, _among(devices, 1 / others), capacities, plane)
     return rate if 0 < rate < apart * (1 - SAME) else None
+
+
+def _among(devices: Sequence[int], size: float) -> Shards:
+    """Return what each device sends to each other one."""
+    return ((a, b, size) for a, b in permutations(devices, 2))
 
 
 def between_nodes(nodes: Nodes) -> list[int]:
@@ -230,10 +244,8 @@ def sent_loads(
         loads = exchange_loads(topology, ranks, each, plane, None if among_all else between_nodes(nodes))
     except InputError:
         return way_loads(topology, _rails(nodes), capacities, plane)
-    if _rate(loads, capacities):
-        return loads
-    shards = [(a, b, each) for a, b in permutations(ranks, 2)] if among_all else _across(nodes, each)
-    return shard_loads(_alive(topology, capacities), shards, plane)
+    shards = _among(ranks, each) if among_all else _across(nodes, each)
+    return _loads_left(topology, loads, shards, capacities, plane)
 
 
 def way_loads(
@@ -244,5 +256,4 @@ def way_loads(
     Raises InputError where nothing is left between two.
     """
     shards = [(a, b, 1.0) for a, b in pairs]
-    loads = shard_loads(topology, shards, plane)
-    return loads if _rate(loads, capacities) else shard_loads(_alive(topology, capacities), shards, plane)
+    return _loads_left(topology, shard_loads(topology, shards, plane), shards, capacities, plane)
