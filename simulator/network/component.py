@@ -160,14 +160,14 @@ class ComponentShares:
         self._share(now_ns, links)
         return self._next_ns()
 
-    def add_link(self, capacity: float) -> int:
-        """Return a new link that no path has yet."""
-        self.capacities.append(capacity)
-        self._flows_on.append({})
+    def add_links(self, capacities: Sequence[float]) -> None:
+        """Add links that no path has yet, numbered on from those there are."""
+        self.capacities += capacities
+        count = len(capacities)
+        self._flows_on += [{} for _ in range(count)]
         for column in (self._bytes, self._busy_ns, self._busy_since_ns, self._flow_count):
-            column.append(0)
-        self._peak.append(0)
-        return len(self.capacities) - 1
+            column += [0] * count
+        self._peak += [0] * count
 
     def watch(self) -> None:
         """Keep account of what `moved` returns from now on."""

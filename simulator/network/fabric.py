@@ -319,12 +319,17 @@ class Fabric:
             self._shares = PriorityShares(self._shares, self._lane, self._next_ns, self.env.now, self._compiled_from)
 
     def _limit(self, capacity: float) -> int:
-        """Return a link of its own for a cap or an engine."""
-        if self._unused:
-            link = self._unused.pop()
-            self._shares.set_capacity([link], [capacity], self.env.now)
-        else:
-            link = self._shares.add_link(capacity)
+        """Return a link of its own for a cap or an engine; where there is none, as many are made as there are.
+
+        To make one costs as much as all links together, where the solver is compiled.
+        """
+        if not self._unused:
+            first, count = len(self.capacities) + len(self._limits), max(1, len(self._limits))
+            self._shares.add_links([0.0] * count)
+            self._limits.update(dict.fromkeys(range(first, first + count), 0.0))
+            self._unused += reversed(range(first, first + count))
+        link = self._unused.pop()
+        self._shares.set_capacity([link], [capacity], self.env.now)
         self._limits[link] = capacity
         return link
 

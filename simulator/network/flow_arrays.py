@@ -206,12 +206,13 @@ def widened(state: State, hops: int) -> State:
     return state._replace(path=path.reshape(-1), position=position.reshape(-1), part=part.reshape(-1), members=members)
 
 
-def longer(state: State, capacity: float) -> State:
-    """Return the state with one more link."""
-    more = len(state.links) + 1 - len(state.queue)
+def longer(state: State, capacities: Sequence[float]) -> State:
+    """Return the state with more links."""
+    added = len(capacities)
+    more = len(state.links) + added - len(state.queue)
     return state._replace(
-        links=np.concatenate([state.links, _idle([capacity])]),
-        shares=np.append(state.shares, np.inf),
+        links=np.concatenate([state.links, _idle(capacities)]),
+        shares=np.concatenate([state.shares, np.full(added, np.inf)]),
         heap=_longer(state.heap, more),
         queue=_longer(state.queue, more),
         changed=_longer(state.changed, more),

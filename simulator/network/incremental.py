@@ -156,10 +156,9 @@ class IncrementalShares:
             route[i] = link
         return int(entry.recapacitate(self._address, count, now_ns))
 
-    def add_link(self, capacity: float) -> int:
-        """Return a new link that no path has yet."""
-        self.state = longer(self.state, capacity)
-        return len(self.state.links) - 1
+    def add_links(self, capacities: Sequence[float]) -> None:
+        """Add links that no path has yet, numbered on from those there are."""
+        self.state = longer(self.state, capacities)
 
     def watch(self) -> None:
         """Keep account of what `moved` returns from now on; with flows under way, of all their links at first."""

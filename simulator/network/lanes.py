@@ -95,17 +95,17 @@ class PriorityShares:
         self._share(None, links, now_ns)
         return self._next_ns()
 
-    def add_link(self, capacity: float) -> int:
-        """Return a new link that no path has yet."""
-        self.capacities.append(capacity)
+    def add_links(self, capacities: Sequence[float]) -> None:
+        """Add links that no path has yet, numbered on from those there are."""
+        self.capacities += capacities
+        count = len(capacities)
         for column in (self._busy_ns, self._busy_since_ns, self._busy_lanes):
-            column.append(0)
-        self._peak.append(0.0)
+            column += [0] * count
+        self._peak += [0.0] * count
         for lane in self._lanes:
-            lane.shares.add_link(capacity)
-            lane.offered.append(capacity)
-            lane.loads.append(0)
-        return len(self.capacities) - 1
+            lane.shares.add_links(capacities)
+            lane.offered += capacities
+            lane.loads += [0] * count
 
     def stop(self, names: Sequence[int], now_ns: int) -> list[float]:
         """Take flows out, and return the bytes that each had still to move; share their links by `set_capacity`."""

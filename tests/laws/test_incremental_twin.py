@@ -251,9 +251,10 @@ def test_all_of_many_flows_that_begin_at_once_are_solved_once():
 def test_paths_longer_than_any_before_and_links_added_later():
     shares = IncrementalShares([GB] * 40)
     shares.advance([Start(0, (0, 1), GB, GB)], 0)
-    extra = shares.add_link(GB / 4)
-    shares.advance([Start(1, tuple(range(40)), GB, GB), Start(2, (5, extra), GB, GB)], 0)
-    assert shares.rates() == {0: GB / 2, 1: GB / 2, 2: GB / 4}
+    shares.add_links([GB / 4, GB / 8])
+    paths = [tuple(range(40)), (5, 40), (6, 41)]
+    shares.advance([Start(name, path, GB, GB) for name, path in enumerate(paths, 1)], 0)
+    assert shares.rates() == {0: GB / 2, 1: GB / 2, 2: GB / 4, 3: GB / 8}
 
 
 def test_what_is_kept_on_disk_hangs_on_every_module_that_is_compiled():

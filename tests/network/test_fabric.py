@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from simulator.clock import Clock
 from simulator.errors import InvariantError
-from simulator.network import ROUTINGS, DeadLinkError, Fabric, Transport, maxmin_rates
+from simulator.network import ROUTINGS, DeadLinkError, Fabric, Send, Transport, maxmin_rates
+from simulator.network.component import ComponentShares
+from simulator.network.incremental import IncrementalShares
 from simulator.network.routing import ecmp, mix
 from simulator.topology import Link, Topology, build_topology
 
@@ -442,6 +445,21 @@ def test_weights_and_caps_divide_a_link(compiled_from):
     env.run()
     assert again.ok
     assert len(fabric._shares.carried(env.now)) == 2  # the link that stood for the first cap serves the second
+
+
+@MODES
+def test_links_for_caps_are_made_many_at_once(compiled_from):
+    # 100 flows with caps of c/200: the solver, whose arrays are copied each time, is asked for 1, 1, 2, 4, ... 64 links
+    fabric = Fabric(Clock(), line(NIC), 0, compiled_from=compiled_from)
+    solver = IncrementalShares if compiled_from == 0 else ComponentShares
+    with patch.object(solver, "add_links", autospec=True, side_effect=solver.add_links) as made:
+        fabric.launch([Send((0,), SEND)])
+        fabric.env.run(until=2_000)
+        fabric.launch([Send((0,), SEND, cap_bytes_per_s=NIC // 200) for _ in range(100)])
+        fabric.env.run(until=10_000)
+    fabric.check()
+    assert fabric._shares.rates() == pytest.approx({1: NIC / 2} | dict.fromkeys(range(2, 102), NIC / 200), rel=1e-9)
+    assert [len(call.args[1]) for call in made.call_args_list] == [1, 1, 2, 4, 8, 16, 32, 64]
 
 
 def test_a_transport_adds_headers_time_and_the_bandwidth_that_small_messages_lack():
