@@ -1,28 +1,23 @@
 """The shape of a group of ranks on a topology: how many per node, and the rates that its links give each of them.
 
-Model: every flow of a pattern is spread evenly over its equal-cost paths, or over those that are left where links are
-dead; the most loaded link sets the rate of all.
+Model: rates are those of `simulator.network.patterns`, each with all that a group sends in a pattern.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from math import inf
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import InputError
-from simulator.network.detour import Alive
+from simulator.network.patterns import Exchange, Pairs, loads_left, rate_left
 from simulator.topology.graph import Topology
-from simulator.topology.spreading import exchange_loads, shard_loads
 
 SAME = 1e-9
 """Rates that differ by less are one, but for rounding."""
 
-Shards = Iterable[tuple[int, int, float]]
-"""(source, target, bytes) of what devices send."""
 Nodes = tuple[tuple[int, ...], ...]
 """The devices of a group node by node, each node's in the order of their slots."""
 
@@ -119,39 +114,8 @@ def pattern_rate(
     topology: Topology, pairs: Sequence[tuple[int, int]], capacities: Sequence[float], plane: str | None = None
 ) -> float:
     """Return the rate at which all `pairs` can send at once, in bytes/s; infinite for no pairs."""
-    shards = [(a, b, 1.0) for a, b in pairs]
-    return _rate_left(topology, shard_loads(topology, shards, plane), shards, capacities, plane)
-
-
-def _rate_left(
-    topology: Topology, loads: NDArray[np.float64], shards: Shards, capacities: Sequence[float], plane: str | None
-) -> float:
-    """Return how many times a second `shards` are carried, as `_loads_left` has them; zero where some have no way."""
-    try:
-        return _rate(_loads_left(topology, loads, shards, capacities, plane), capacities)
-    except InputError:
-        return 0.0
-
-
-def _loads_left(
-    topology: Topology, loads: NDArray[np.float64], shards: Shards, capacities: Sequence[float], plane: str | None
-) -> NDArray[np.float64]:
-    """Return the loads of `shards` while all links work, or where one of these is dead by the paths that are left.
-
-    Raises InputError where some have none.
-    """
-    return loads if _rate(loads, capacities) else shard_loads(_alive(topology, capacities), shards, plane)
-
-
-def _alive(topology: Topology, capacities: Sequence[float]) -> Topology:
-    """Return the topology without its dead links."""
-    return cast(Topology, Alive(topology, {link for link, capacity in enumerate(capacities) if not capacity}))
-
-
-def _rate(loads: NDArray[np.float64], capacities: Sequence[float]) -> float:
-    """Return how many times a second links of `capacities` (bytes/s) carry `loads` (bytes), the slowest of them."""
-    used = np.flatnonzero(loads)
-    return float((np.array([capacities[link] for link in used.tolist()]) / loads[used]).min(initial=inf))
+    sent = Pairs(pairs, plane)
+    return rate_left(topology, sent, sent.built(topology), capacities)
 
 
 def _inside_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], plane: str | None) -> float:
@@ -161,9 +125,8 @@ def _inside_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], 
     """
     most_others = max(len(node) for node in nodes) - 1
     if len(nodes) == 1:
-        each = 1 / max(1, most_others)
-        loads = exchange_loads(topology, nodes[0], each, plane)
-        return _rate_left(topology, loads, _among(nodes[0], each), capacities, plane)
+        exchange = Exchange(nodes[0], 1 / max(1, most_others), plane)
+        return rate_left(topology, exchange, exchange.built(topology), capacities)
     return most_others * pattern_rate(
         topology, [pair for node in nodes for pair in permutations(node, 2)], capacities, plane
     )
@@ -176,16 +139,12 @@ def _cross_rate(topology: Topology, nodes: Nodes, capacities: Sequence[float], p
     """
     devices = [device for node in nodes for device in node]
     most_others = len(devices) - min(len(node) for node in nodes)
+    exchange = Exchange(devices, 1 / most_others, plane, between_nodes(nodes))
     try:
-        loads = exchange_loads(topology, devices, 1 / most_others, plane, between_nodes(nodes))
+        built = exchange.built(topology)
     except InputError:
         return 0.0
-    return _rate_left(topology, loads, _across(nodes, 1 / most_others), capacities, plane)
-
-
-def _across(nodes: Nodes, size: float) -> Shards:
-    """Return what each rank sends to each of another node."""
-    return ((a, b, size) for here, there in permutations(nodes, 2) for a in here for b in there)
+    return rate_left(topology, exchange, built, capacities)
 
 
 def _all_rate(
@@ -200,17 +159,13 @@ def _all_rate(
     if not cross or not inside or fullest == 1:
         return None
     apart = others / max((fullest - 1) / inside, (len(devices) - fullest) / cross)
+    exchange = Exchange(devices, 1 / others, plane)
     try:
-        loads = exchange_loads(topology, devices, 1 / others, plane)
+        built = exchange.built(topology)
     except InputError:
         return None
-    rate = _rate_left(topology, loads, _among(devices, 1 / others), capacities, plane)
-    return rate if 0 < rate < apart * (1 - SAME) else None
-
-
-def _among(devices: Sequence[int], size: float) -> Shards:
-    """Return what each device sends to each other one."""
-    return ((a, b, size) for a, b in permutations(devices, 2))
+    together = rate_left(topology, exchange, built, capacities)
+    return together if 0 < together < apart * (1 - SAME) else None
 
 
 def between_nodes(nodes: Nodes) -> list[int]:
@@ -240,12 +195,12 @@ def sent_loads(
     each = 1 / (len(ranks) - 1 if among_all else len(ranks) - min(map(len, nodes)))
     if not to_all:
         return way_loads(topology, _rails(nodes), capacities, plane)
+    exchange = Exchange(ranks, each, plane, None if among_all else between_nodes(nodes))
     try:
-        loads = exchange_loads(topology, ranks, each, plane, None if among_all else between_nodes(nodes))
+        built = exchange.built(topology)
     except InputError:
         return way_loads(topology, _rails(nodes), capacities, plane)
-    shards = _among(ranks, each) if among_all else _across(nodes, each)
-    return _loads_left(topology, loads, shards, capacities, plane)
+    return loads_left(topology, exchange, built, capacities)
 
 
 def way_loads(
@@ -255,5 +210,5 @@ def way_loads(
 
     Raises InputError where nothing is left between two.
     """
-    shards = [(a, b, 1.0) for a, b in pairs]
-    return _loads_left(topology, shard_loads(topology, shards, plane), shards, capacities, plane)
+    sent = Pairs(pairs, plane)
+    return loads_left(topology, sent, sent.built(topology), capacities)

@@ -42,6 +42,11 @@ class Alive:
             raise InputError("no path is left")
         return alive
 
+    def has_lost(self, source: int, target: int, plane: str | None = None) -> bool:
+        """Return whether paths between two endpoints, one way or the other, have dead links."""
+        ways = (source, target), (target, source)
+        return any(self._is_any_dead(self._topology.paths(*ends, plane)) for ends in ways)
+
     def _carrier(self, source: int, target: int) -> Plane | None:
         """Return the first plane that joins two endpoints while every link works."""
         return next((plane for plane in self._topology.planes if plane.paths(source, target) is not None), None)

@@ -185,10 +185,11 @@ class WindowedPaging(Paging):
         whole, part = divmod(tokens - prompt, request.generated)
         if whole == request.samples:
             return self.held(request, prompt + request.generated)
-        shared = prompt // self.size  # its window stays: the next sequence goes on from there
+        shared, beyond = divmod(prompt, self.size)
         own = min(-(-(prompt + request.generated) // self.size) - shared, self.kept)
         begun = min(-(-(prompt + part) // self.size) - shared, self.kept) if part else 0
-        windows = min(shared, self.kept) + whole * own + begun
+        # its window stays, for the next sequence goes on from there; a last block that is not full is everyone's own
+        windows = min(shared, self.kept - (beyond > 0)) + whole * own + begun
         return self.full * self.plain.prefilled(request, tokens) + self.windowed * windows
 
     def prefilling(self, request: Request, done: int, tokens: int) -> int:

@@ -70,7 +70,7 @@ def window_blocks(r, tokens, size, kept, decodes=False):
     kept_of = {s: range(ceil(n / size))[-kept:] for s, n in lengths.items()}
     number = {(None if (b + 1) * size <= r["prompt"] else s, b) for s, of in kept_of.items() for b in of}
     if sequences(r) > 1 and not decodes and r["prompt"] < tokens < total(r):
-        number |= {(None, b) for b in range(r["prompt"] // size)[-kept:]}
+        number |= {(None, b) for b in range(ceil(r["prompt"] / size))[-kept:] if (b + 1) * size <= r["prompt"]}
     return len(number)
 
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 from math import ceil, inf
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_chunked_twin import Costs, step_ticks
 from test_decode_jumps import TICK, Seen, all_costs
@@ -164,9 +164,9 @@ class Twin:
                 self.clock += 1
                 row[2] = self.clock
         r["units"], r["whole"] = 0, 0
-        self.evict()
 
     def preempt(self):
+        """What gives way is known when all are gone who must: a unit that the next frees is as good."""
         victim = self.line.pop()
         self.let_go(victim)
         victim |= {"held": 0, "before": 0, "decodes": False, "preemptions": victim["preemptions"] + 1}
@@ -267,6 +267,7 @@ class Twin:
             r["finish"] = now
             self.line.remove(r)
             self.let_go(r)
+            self.evict()
             done[r["id"]] = r
 
     def run(self):
@@ -345,8 +346,13 @@ def test_equal_to_token_by_token_at_length(workload, costs, policy, max_running,
     test_equal_to_token_by_token.hypothesis.inner_test(workload, costs, policy, max_running, more, spare, unit)
 
 
+QUADRATIC = Costs(0, 0, 0, 0, 0, 1.0)
+TWO_PREEMPTED_AT_ONCE = [(0, 4, 1, 0, 1), (1, 22, 4, 0, 0), (0, 2, 4, 0, 0), (0, 26, 19, 0, 1), (0, 7, 3, 0, 0)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(all_windows, *cases)
+@example((2, 2, 18), [*TWO_PREEMPTED_AT_ONCE, (607, 4, 2, 0, 0)], QUADRATIC, "chunked_prefill", 5, 41, 6, 4)
 def test_layers_with_a_window_equal_token_by_token(of, workload, costs, policy, max_running, more, spare, unit):
     """A prefix is found as far as its last window is there; what windows have left gives way as what nobody holds."""
     limits = limits_of(policy, max_running, more)

@@ -31,6 +31,12 @@ def request(prompt, output, samples=1, generated=0):
     return found
 
 
+def test_a_prompt_whose_window_has_moved_on_takes_no_block_back():
+    # 45 tokens in blocks of 4, a window of 1: the last block alone is left, and each of two answers gets a copy of it
+    paging = WindowedPaging(4, Windows(0, 1, 1, 1))
+    assert [paging.prefilled(request(45, 2, 2, generated=1), tokens) for tokens in (44, 45, 46, 47)] == [1, 1, 1, 2]
+
+
 @given(windows, st.integers(1, 60), st.integers(1, 30), st.integers(1, 4), st.data())
 def test_blocks_are_those_of_the_sets(of, prompt, output, samples, data):
     paging = WindowedPaging(BLOCK, of)
