@@ -67,17 +67,17 @@ class Exchange:
     def around(self, topology: Topology, dead: Container[int]) -> Loads:
         """See `Pattern`.
 
-        Mostly all that crosses dead links begins or ends at a few devices, those to which one that has lost nothing has
+        Mostly all that crosses dead links begins or ends at a few devices, those to which one that is not hit itself has
         lost paths: then only what they send and are sent is looked at pair by pair.
         """
-        alive = Alive(topology, dead)
-        for probe in self.devices[:: -(-len(self.devices) // PROBES)]:
-            hit = {device for device in self.devices if device != probe and alive.has_lost(device, probe, self.plane)}
-            if 0 < len(hit) < len(self.devices) - 1:
-                loads = self._without(hit).built(topology)
-                if not any(link in dead for link in np.flatnonzero(loads).tolist()):
-                    return loads + self._of(hit, alive)
-        return self._of(set(self.devices), alive)
+        alive, devices, plane = Alive(topology, dead), self.devices, self.plane
+        probes = devices[:: -(-len(devices) // PROBES)]
+        hits = [{d for d in devices if d != probe and alive.has_lost(d, probe, plane)} for probe in probes]
+        for hit in sorted(filter(None, hits), key=len):
+            loads = self._without(hit).built(topology)
+            if not any(link in dead for link in np.flatnonzero(loads).tolist()):
+                return loads + self._of(hit, alive)
+        return self._of(set(devices), alive)
 
     def _without(self, devices: Container[int]) -> "Exchange":
         kept = [at for at, device in enumerate(self.devices) if device not in devices]
