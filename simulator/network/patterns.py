@@ -67,8 +67,8 @@ class Exchange:
     def around(self, topology: Topology, dead: Container[int]) -> Loads:
         """See `Pattern`.
 
-        Mostly all that crosses dead links begins or ends at a few devices, those to which one that is not hit itself has
-        lost paths: then only what they send and are sent is looked at pair by pair.
+        Mostly all that crosses dead links begins or ends at a few devices, those to which one that is not hit itself
+        has lost paths: then only what they send and are sent is looked at pair by pair.
         """
         alive, devices, plane = Alive(topology, dead), self.devices, self.plane
         probes = devices[:: -(-len(devices) // PROBES)]

@@ -8,6 +8,7 @@ see each other, and a step under way keeps its pace when a link changes.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from math import ceil
 from typing import Literal, NamedTuple
 
@@ -20,7 +21,7 @@ from simulator.errors import InvariantError
 from simulator.network.bundle import Send, Transfer
 from simulator.network.component import FORGIVEN_NS
 from simulator.network.fabric import DeadLinkError, LinkRow
-from simulator.network.routing import Shares, Spread, Way, together
+from simulator.network.routing import KNOWN_WAYS, Shares, Spread, Way, together
 from simulator.network.transport import PLAIN, Transport
 from simulator.topology.graph import Path, Topology
 from simulator.topology.spreading import path_weights
@@ -60,6 +61,21 @@ class Step(NamedTuple):
         return Step(links, loads, flows, sum(step.total for step in steps), sum(step.least_ns for step in steps))
 
 
+class _OnLinks(NamedTuple):
+    """Where a flow goes: its share of the bytes on each of some limits, and the path whose latency it has."""
+
+    limits: NDArray[np.intp]
+    shares: Floats
+    path: Path
+    latency_ns: int
+
+    @staticmethod
+    def of(topology: Topology, shares: dict[int, float], path: Path) -> "_OnLinks":
+        count = len(shares)
+        limits, parts = np.fromiter(shares.keys(), np.intp, count), np.fromiter(shares.values(), np.float64, count)
+        return _OnLinks(limits, parts, path, topology.path_latency_ns(path))
+
+
 class _Flow(NamedTuple):
     """Bytes on each of some limits (links, then engines), no limit twice; as many flows on each, `total` in all."""
 
@@ -70,6 +86,15 @@ class _Flow(NamedTuple):
     least_ns: float
     flows: NDArray[np.int64] | int = 1
     total: int = 1
+
+
+def _highest(values: Floats, sizes: Sequence[int]) -> list[float]:
+    """Return the highest of each of several runs of values of these sizes, none of which is below zero."""
+    ends = list(accumulate(sizes))
+    if 0 in sizes:
+        return [float(values[end - size : end].max(initial=0.0)) for end, size in zip(ends, sizes, strict=True)]
+    highest: list[float] = np.maximum.reduceat(values, [0, *ends[:-1]]).tolist()
+    return highest
 
 
 def _arrived(transfer: Transfer, event: Event) -> None:
@@ -110,6 +135,8 @@ class StepNetwork:
         self._moved, self._busy_ns, self._peak = np.zeros(count), np.zeros(count), np.zeros(count)
         self._flows = np.zeros(count, np.int64)
         self._byte_hops = 0.0
+        self._scratch = np.zeros(count)  # bytes on each limit, within a step; zero between steps
+        self._known: dict[tuple[int, int], _OnLinks] = {}
         self._alarm = Alarm(env, NETWORK, self._settle)
 
     def route(self, source: int, target: int) -> Shares:
@@ -139,17 +166,28 @@ class StepNetwork:
                 raise ValueError(f"a transfer of {size_bytes} bytes")
             if source == target:
                 continue
-            if self._spread is None:
-                paths = self.topology.paths(source, target, self._plane)
-                self._add(transfer, path_weights(paths), size_bytes, paths[0])
-                continue
-            shares = self.route(source, target)
-            loads: dict[int, float] = {}
-            for path, share in shares:
-                for link in path:
-                    loads[link] = loads.get(link, 0.0) + share
-            self._add(transfer, loads, size_bytes, max((path for path, _ in shares), key=self.topology.path_latency_ns))
+            on_links = self._evenly(source, target) if self._spread is None else self._routed(source, target)
+            self._add(transfer, on_links, size_bytes)
         return self._under_way(transfer)
+
+    def _evenly(self, source: int, target: int) -> "_OnLinks":
+        """Return where a transfer goes that is spread over all paths; it is kept, for the same ends come again."""
+        ends = source, target
+        known = self._known.get(ends)
+        if known is None:
+            if len(self._known) >= KNOWN_WAYS:
+                self._known.clear()
+            paths = self.topology.paths(source, target, self._plane)
+            known = self._known[ends] = _OnLinks.of(self.topology, path_weights(paths), paths[0])
+        return known
+
+    def _routed(self, source: int, target: int) -> "_OnLinks":
+        shares = self.route(source, target)
+        loads: dict[int, float] = {}
+        for path, share in shares:
+            for link in path:
+                loads[link] = loads.get(link, 0.0) + share
+        return _OnLinks.of(self.topology, loads, max((path for path, _ in shares), key=self.topology.path_latency_ns))
 
     def launch(
         self, sends: Sequence[Send], lane: int = 0, latency_ns: int | None = None, defused: bool = False
@@ -162,7 +200,7 @@ class StepNetwork:
                 loads = dict(zip(send.way.links, send.way.portions, strict=True)) | dict.fromkeys(send.through, 1.0)
             cap = send.cap_bytes_per_s
             least_ns = send.size_bytes * NS_PER_S / cap if cap else 0.0
-            self._add(transfer, loads, send.size_bytes, send.path, latency_ns, least_ns)
+            self._add(transfer, _OnLinks.of(self.topology, loads, send.path), send.size_bytes, latency_ns, least_ns)
         return self._under_way(transfer)
 
     @property
@@ -185,7 +223,7 @@ class StepNetwork:
         if len(dead):
             transfer.fail(self._lost(int(dead[0])))
             return transfer
-        self._count(flow)
+        self._count([flow])
         self._occupy(step.links, step.bytes, exactly_ns)
         self.env.timeout(round(exactly_ns)).callbacks.append(partial(_arrived, transfer))
         return transfer
@@ -207,7 +245,7 @@ class StepNetwork:
             engine = self._unused.pop()
             self._limits[engine] = bytes_per_s
             return engine
-        self._limits = np.append(self._limits, bytes_per_s)
+        self._limits, self._scratch = np.append(self._limits, bytes_per_s), np.append(self._scratch, 0.0)
         return len(self._limits) - 1
 
     def release_engine(self, engine: int) -> None:
@@ -231,22 +269,18 @@ class StepNetwork:
     def _add(
         self,
         transfer: Transfer,
-        loads: dict[int, float],
+        on_links: "_OnLinks",
         size_bytes: int,
-        path: Path,
         latency_ns: int | None = None,
         least_ns: float = 0.0,
     ) -> None:
-        """Add a flow: its share of the bytes on each limit, and the path whose latency it has if none is given."""
-        transport = self.transport
+        transport, (limits, shares, path, usual_ns) = self.transport, on_links
         wire = size_bytes if transport is PLAIN else transport.wire_bytes(size_bytes)
         if latency_ns is None:
-            latency_ns = self.topology.path_latency_ns(path)
+            latency_ns = usual_ns
             if transport is not PLAIN:
                 capacities = [self.topology.links[link].capacity_bytes_per_s for link in path]
                 latency_ns += (transport.message_latency or 0) + transport.forwarding_ns(size_bytes, capacities)
-        limits = np.fromiter(loads.keys(), np.intp, len(loads))
-        shares = np.fromiter(loads.values(), np.float64, len(loads))
         transfer.outstanding += 1
         self._pending.append(_Flow(transfer, latency_ns, limits, shares * wire, least_ns))
 
@@ -270,48 +304,63 @@ class StepNetwork:
             self._step(flows)
 
     def _step(self, flows: list[_Flow]) -> None:
-        limits, place = np.unique(np.concatenate([flow.limits for flow in flows]), return_inverse=True)
-        loads: Floats = np.bincount(place, np.concatenate([flow.bytes for flow in flows]), len(limits)).astype(
-            np.float64
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            drain_ns = np.where(loads > 0, loads * NS_PER_S / self._limits[limits], 0.0)
-        dead = self._limits[limits] == 0
-        at = 0
-        ends: dict[Transfer, int] = {}
+        sizes = [len(flow.limits) for flow in flows]
+        limits = np.concatenate([flow.limits for flow in flows])
+        rates, loads = self._limits[limits], self._sums(limits, np.concatenate([flow.bytes for flow in flows]))
+        dead = rates == 0
+        drain_ns = np.divide(loads * NS_PER_S, rates, out=np.zeros(len(limits)), where=~dead)
+        slowest_ns = _highest(drain_ns, sizes)
         lost: dict[Transfer, int] = {}
-        for flow in flows:
-            places = place[at : at + len(flow.limits)]
-            at += len(flow.limits)
-            if dead[places].any():
-                lost.setdefault(flow.transfer, int(limits[places[dead[places]][0]]))
-                continue
-            drain = max(float(drain_ns[places].max(initial=0.0)), flow.least_ns)
-            arrival_ns = flow.latency_ns + max(0, ceil(drain - FORGIVEN_NS))
+        if dead.any():
+            for at in np.flatnonzero(dead).tolist():
+                lost.setdefault(flows[int(np.searchsorted(np.cumsum(sizes), at, "right"))].transfer, int(limits[at]))
+            hit = _highest(dead.astype(np.float64), sizes)
+            slowest_ns = [slow for slow, is_hit in zip(slowest_ns, hit, strict=True) if not is_hit]
+            flows = [flow for flow, is_hit in zip(flows, hit, strict=True) if not is_hit]
+        self._occupy(limits, loads, float(drain_ns.max(initial=0.0)))
+        if flows:
+            self._count(flows)
+        ends: dict[Transfer, int] = {}
+        for flow, slow in zip(flows, slowest_ns, strict=True):
+            arrival_ns = flow.latency_ns + max(0, ceil(max(slow, flow.least_ns) - FORGIVEN_NS))
             ends[flow.transfer] = max(ends.get(flow.transfer, 0), arrival_ns)
-            self._count(flow)
-        self._occupy(limits, loads, float(drain_ns[np.isfinite(drain_ns)].max(initial=0.0)))
         for transfer, link in lost.items():
             transfer.fail(self._lost(link))
         for transfer, after_ns in ends.items():
             if transfer not in lost:
                 self.env.timeout(after_ns).callbacks.append(partial(_arrived, transfer))
 
-    def _count(self, flow: _Flow) -> None:
-        self.completed_flows += flow.total
-        links = flow.limits[flow.limits < len(self.capacities)]
-        moved = flow.bytes[flow.limits < len(self.capacities)]
-        self._moved[links] += moved
-        self._flows[links] += flow.flows
+    def _sums(self, limits: NDArray[np.intp], some_bytes: Floats) -> Floats:
+        """Return for each place in `limits`, where one may be several times, all the bytes on that limit."""
+        on_limits = self._scratch
+        np.add.at(on_limits, limits, some_bytes)
+        sums: Floats = on_limits[limits]
+        on_limits[limits] = 0.0
+        return sums
+
+    def _count(self, flows: Sequence[_Flow]) -> None:
+        limits = np.concatenate([flow.limits for flow in flows])
+        moved = np.concatenate([flow.bytes for flow in flows])
+        each = np.repeat([1], len(limits))
+        if not all(isinstance(flow.flows, int) for flow in flows):
+            each = np.concatenate([np.broadcast_to(flow.flows, len(flow.limits)) for flow in flows])
+        if len(self._limits) > len(self.capacities):
+            inside = limits < len(self.capacities)
+            limits, moved, each = limits[inside], moved[inside], each[inside]
+        np.add.at(self._moved, limits, moved)
+        np.add.at(self._flows, limits, each)
         self._byte_hops += float(moved.sum())
+        self.completed_flows += sum([flow.total for flow in flows])
 
     def _occupy(self, limits: NDArray[np.intp], loads: Floats, step_ns: float) -> None:
-        """Links carry their bytes evenly over the time of the step."""
-        links = limits[limits < len(self.capacities)]
-        self._busy_ns[links] += step_ns
-        if step_ns:
-            rates = loads[limits < len(self.capacities)] * NS_PER_S / step_ns
-            self._peak[links] = np.maximum(self._peak[links], rates)
+        """Links carry their bytes evenly over the time of the step; one that is there several times counts once."""
+        if not step_ns:
+            return
+        if len(self._limits) > len(self.capacities):
+            inside = limits < len(self.capacities)
+            limits, loads = limits[inside], loads[inside]
+        self._busy_ns[limits] += step_ns
+        self._peak[limits] = np.maximum(self._peak[limits], loads * NS_PER_S / step_ns)
 
     def link_rows(self, now_ns: int, idle: bool = False) -> Iterator[LinkRow]:
         """Yield rows as a Fabric does; busy is the time of the steps that used the link, at most all of the time."""
