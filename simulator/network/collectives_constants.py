@@ -9,9 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from simulator import catalog
-from simulator.documents import read_document
-from simulator.errors import InputError, unknown
-from simulator.strict import Count, Duration, Size, Strict, validate
+from simulator.strict import Count, Duration, Size, Strict
 
 KIND = "topologies/collectives"
 
@@ -95,16 +93,11 @@ class CollectiveConstants(Strict):
 
 
 def load_constants(name: str, beside: Path | None = None) -> CollectiveConstants:
-    """Return the constants `name` of `topologies/collectives`, or of a path (it has a `/`) relative to `beside`.
+    """Return the constants `name` of `topologies/collectives`, or of a path relative to `beside`.
 
     Raises InputError with every fault of the file, or with the shipped names when there is none of this name.
     """
-    if "/" in name:
-        return _lent(validate(CollectiveConstants, read_document((beside or Path()) / name)))
-    if name not in catalog.names(KIND):
-        raise InputError(unknown("collective constants", name, catalog.names(KIND)))
-    file = catalog.folder(KIND) / f"{name}.yaml"
-    return _lent(validate(CollectiveConstants, read_document(file, f"{KIND}/{name}.yaml")))
+    return _lent(catalog.load(KIND, name, CollectiveConstants, beside))
 
 
 def _lent(constants: CollectiveConstants) -> CollectiveConstants:
