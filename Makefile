@@ -5,13 +5,18 @@ COMPILED ?= $(VENV)-compiled
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart compiled test nightly lint bench tables golden docs site clean
+.PHONY: quickstart compiled test solver nightly lint bench tables golden docs site clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/simulate scenarios/quickstart.yaml
 
-test: $(VENV)/.dev lint
-	$(BIN)/pytest -n auto
+test: $(VENV)/.dev
+	$(MAKE) --no-print-directory -j 2 lint solver
+	$(BIN)/pytest -n auto --dist worksteal
+
+# The flow solver is compiled once per machine; without this the tests would begin with it in several processes at once.
+solver: $(VENV)/.dev
+	$(BIN)/pytest -n 0 tests/network/test_fabric.py -k compiled
 
 # What is compiled is held against the golden digests and whole scenarios; the laws of its parts are those of the source.
 nightly: $(VENV)/.dev compiled
