@@ -12,7 +12,7 @@ from typing import Any
 
 from engines import disaggregated, published, silicon
 from engines.harness import DATA, OUT, ROOT
-from operators import all_reduce, attention, borrowed, experts, gemm, host_links, index_scores
+from operators import all_reduce, attention, borrowed, dispatched_experts, experts, gemm, host_links, index_scores
 
 Row = dict[str, Any]
 COLUMNS = ("what", "where", "device", "format", "decade", "rows", "median", "mean", "bias")
@@ -21,7 +21,7 @@ HEADS = {"median": "median error", "mean": "mean error", "bias": "predicted / me
 
 def kernels(data: Path) -> Iterator[Row]:
     """Yield the errors of operators on whole shapes left out of the fits."""
-    for source in (gemm, attention, experts, all_reduce, host_links):
+    for source in (gemm, attention, experts, dispatched_experts, all_reduce, host_links):
         yield from source.errors(data)
 
 

@@ -222,7 +222,7 @@ def published_normal(data: Path) -> Iterator[Row]:
     """
     frame = pd.read_csv(data / "deepep" / "published_performance.csv")
     topology = build_topology("multi-rail-h800", {"nodes": 8})
-    exchanges = load_constants("h100-sxm").high_throughput
+    exchanges = load_constants("h800-sxm").high_throughput
     assert exchanges is not None
     for row in frame[frame["mode"] == "normal"].itertuples():
         ep, nodes = int(row.ep), max(1, int(row.ep) // 8)

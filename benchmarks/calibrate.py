@@ -12,7 +12,7 @@ from typing import Any
 
 from operators.fitting import DATA, ROOT, SYSTEMS
 
-PARTS = ("gemm", "attention", "experts", "all_reduce")
+PARTS = ("gemm", "attention", "experts", "dispatched_experts", "all_reduce")
 HOST_LINKS = "host_links"
 """Modules of `benchmarks/operators` with a `fit(data, device)`."""
 

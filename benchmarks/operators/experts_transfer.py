@@ -1,8 +1,7 @@
 """Routed experts against tables that nothing was fitted on: other engines, wide expert parallelism, other devices.
 
-TensorRT-LLM's and SGLang's wide expert parallelism (aiconfigurator), InferSim's grouped products of H800, Frontier's
-layers of A800. A800 and H800 have the silicon of A100 and H100. Where an engine launches kernels one by one, the launch
-is the shortest row of the table in the place of the sheet's, and `what` says so.
+TensorRT-LLM's wide expert parallelism (aiconfigurator), InferSim's grouped products of H800, Frontier's layers of A800.
+A800 and H800 have the silicon of A100 and H100.
 """
 
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ def transfer(data: Path) -> Iterator[Row]:
     """Yield the errors of every table."""
     for device, (system, form) in WIDE.items():
         yield from _tensorrt(data, device, system, form)
-    yield from _sglang(data)
     yield from _deepgemm(data)
     yield from _frontier(data)
 
@@ -55,28 +53,9 @@ def _tensorrt(data: Path, device: str, system: str, form: str) -> Iterator[Row]:
         yield error(f"experts, TensorRT-LLM wide EP{name}", device, form, times[part], measured[part])
 
 
-def _sglang(data: Path) -> Iterator[Row]:
-    """Yield the errors of SGLang's experts after DeepEP: prompts launched one by one, tokens in a graph."""
-    sheet = load_accelerator("h100-sxm-80gb")
-    for phase, name in (("context", "prompts (launch of the table)"), ("generation", "tokens")):
-        file = f"moe.sglang.0.5.10.wideep_{phase}_moe_perf.parquet"
-        frame = pd.read_parquet(data / "aiconfigurator" / "h100_sxm" / file)
-        measured, found = frame["latency"].to_numpy() * 1e6, []
-        for row in frame.itertuples():
-            here = row.num_experts // row.moe_ep_size
-            known = (row.num_tokens, row.topk, row.num_experts, here)
-            skew = _skew(row.distribution)
-            load = rank_load(*known, skew) if skew else even_load(*known)
-            width = row.hidden_size, row.inter_size, row.topk, row.num_experts, here
-            shape = Experts(row.num_tokens, *width, "fp8_block", dispatched=True)
-            kernel = loaded_experts(shape, load, sheet)
-            found.append(kernel.ns if phase == "generation" else kernel.busy_ns + measured.min())
-        yield error(f"experts, SGLang wide EP, {name}", sheet.name, "fp8_block", np.array(found), measured)
-
-
 def _products_ns(shape: Experts, load: Load, sheet: Accelerator) -> float:
     """Return the two products alone: no routing, no activation, the launches of two kernels."""
-    fit = sheet.fitted.experts_in(shape.format)
+    fit = sheet.fitted.experts_in(shape.format, shape.dispatched)
     moved = moved_bytes(shape, load.total, fit.remote)
     busy = loaded_experts(shape, load, sheet).busy_ns
     return busy - memory_floor_ns(moved, sheet) / fit.move + 2 * sheet.fitted.kernel_launch
@@ -90,7 +69,7 @@ def _deepgemm(data: Path) -> Iterator[Row]:
         load = Load(row.num_local_experts, (float(row.tokens_per_expert),), (1.0,))
         tokens = round(load.total / row.topk)
         width = (row.hidden_size, row.intermediate_size, row.topk, row.num_experts, row.num_local_experts)
-        found.append(_products_ns(Experts(tokens, *width, "fp8_block"), load, sheet))
+        found.append(_products_ns(Experts(tokens, *width, "fp8_block", dispatched=True), load, sheet))
     measured = (frame["up_proj_us"] + frame["down_proj_us"]).to_numpy() * 1e3
     for phase in ("decode", "prefill"):
         part = (frame["phase"] == phase).to_numpy()

@@ -156,7 +156,7 @@ def constants_of(scenario: Scenario, device: str, notes: list[str]) -> str:
                 if of == lender:
                     notes.append(f"network.collectives: constants of {name} stand for those of {device}")
                 elif found.like is not None:
-                    what = f"all but its expert exchange is timed by constants of {found.like}"
+                    what = f"what was not measured of its collectives is timed by constants of {found.like}"
                     notes.append(f"network.collectives: of {device} {what}")
                 return name
     notes.append(

@@ -4,7 +4,7 @@
 any; `linear` takes the user's own constants.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -113,6 +113,20 @@ class _Rest(NamedTuple):
     calls: int
     sent_bytes: float
 
+    def then(self, others: "Iterable[_Rest]") -> "_Rest":
+        """Return the sum of this and others, added up in their order."""
+        kernels, experts, exchange, calls, sent = self
+        for other in others:
+            kernels += other[0]
+            experts += other[1]
+            exchange += other[2]
+            calls += other[3]
+            sent += other[4]
+        return _Rest(kernels, experts, exchange, calls, sent)
+
+
+_NOTHING = _Rest(0.0, 0.0, 0.0, 0, 0.0)
+
 
 class RooflineCost:
     """Steps of a model from the kernels of its operators on one device kind.
@@ -155,6 +169,8 @@ class RooflineCost:
         self._queries = queries
         self._latent = isinstance(model.attention, LatentAttention)
         self._rest: dict[tuple[float, ...], _Rest] = {}
+        self._bodies: dict[tuple[float, ...], _Rest] = {}
+        self._ends: dict[tuple[int, float], Sequence[_Rest]] = {}
         self._kernels: dict[tuple[str, type, Shape], Kernel] = {}
         self._decode: dict[int, Lines] = {}
         self._own: dict[int, Lines] = {}
@@ -167,7 +183,7 @@ class RooflineCost:
         found = copy(self)
         found.balance = balance
         found._pass = Pass(self.model, self.layout, self.precision, balance=balance)
-        found._rest, found._decode, found._steps = {}, {}, {}
+        found._rest, found._bodies, found._decode, found._steps = {}, {}, {}, {}
         found._kernels = {key: kernel for key, kernel in self._kernels.items() if key[1] is not Experts}
         if balance.shared_copies and not (self.balance and self.balance.shared_copies):
             found._own = {}  # shared experts were each rank's own
@@ -177,7 +193,8 @@ class RooflineCost:
         """Return the cost with collectives over other links: only they are timed anew."""
         found = copy(self)
         found._links = links
-        found._rest, found._decode, found._own, found._steps = {}, {}, {}, {}
+        found._rest, found._bodies, found._ends = {}, {}, {}
+        found._decode, found._own, found._steps = {}, {}, {}
         found._kernels = {key: kernel for key, kernel in self._kernels.items() if key[1] is not Collective}
         return found
 
@@ -373,23 +390,42 @@ class RooflineCost:
         key = *prompts, work.batch, work.queries, share
         known = self._rest.get(key)
         if known is None:
-            kernels = experts = exchange = sent = 0.0
-            calls = 0
-            for operator in self._pass.operators(work):
-                calls += operator.calls
-                if isinstance(operator.shape, ATTENTION):
-                    continue
-                kernel = self._time(operator)
-                sent += operator.calls * kernel.sent_bytes
-                ns = operator.calls * kernel.on(share)
-                if isinstance(operator.shape, Collective) and operator.shape.operation in ("dispatch", "combine"):
-                    exchange += ns
-                elif isinstance(operator.shape, Experts):
-                    experts += operator.calls * kernel.on(1 - share if share < 1 else 1.0)
-                else:
-                    kernels += ns
-            known = _remember(self._rest, key, _Rest(kernels, experts, exchange, calls, sent))
+            rank = work.of_rank(self.layout)
+            known = _remember(self._rest, key, self._body(work, rank.tokens, share).then(self._end(rank.rows, share)))
         return known
+
+    def _body(self, work: Work, tokens: int, share: float) -> "_Rest":
+        """Return the same without the head, with so many tokens on each rank: it comes back far more often."""
+        if self._latent:
+            return _NOTHING.then(self._timed(self._pass.body(work), share))
+        key = tokens, work.tokens, work.prompt_tokens > 0, work.batch > 0, share
+        known = self._bodies.get(key)
+        if known is None:
+            known = _remember(self._bodies, key, _NOTHING.then(self._timed(self._pass.body(work), share)))
+        return known
+
+    def _end(self, rows: int, share: float) -> "Sequence[_Rest]":
+        """Return what each operator of the head of so many positions adds."""
+        known = self._ends.get((rows, share))
+        if known is None:
+            known = _remember(self._ends, (rows, share), tuple(self._timed(self._pass.end(rows), share)))
+        return known
+
+    def _timed(self, operators: Iterable[Operator], share: float) -> "Iterator[_Rest]":
+        """Yield what each operator adds; attention over the context only how often it is called."""
+        for operator in operators:
+            shape, calls = operator.shape, operator.calls
+            if isinstance(shape, ATTENTION):
+                yield _Rest(0.0, 0.0, 0.0, calls, 0.0)
+                continue
+            kernel = self._time(operator)
+            sent = calls * kernel.sent_bytes
+            if isinstance(shape, Collective) and shape.operation in ("dispatch", "combine"):
+                yield _Rest(0.0, 0.0, calls * kernel.on(share), calls, sent)
+            elif isinstance(shape, Experts):
+                yield _Rest(0.0, calls * kernel.on(1 - share if share < 1 else 1.0), 0.0, calls, sent)
+            else:
+                yield _Rest(calls * kernel.on(share), 0.0, 0.0, calls, sent)
 
     def _attention_ns(self, work: Work, share: float = 1.0) -> float:
         operators = self._pass.attention(work)

@@ -161,15 +161,20 @@ class Efficiency(Strict):
 
     experts: dict[str, Experts] = Field(default_factory=dict)
     """By format; where nothing was measured, dense products stand for grouped ones, see `experts_in`."""
+    dispatched_experts: dict[str, Experts] = Field(default_factory=dict)
+    """By format, of experts whose tokens an exchange brings from other ranks: engines have other kernels for them."""
 
-    def experts_in(self, form: str) -> Experts:
+    def experts_in(self, form: str, dispatched: bool = False) -> Experts:
         """Return the constants of routed experts in `form`, or of the measured format that is nearest to it.
 
+        Experts behind an exchange have their own where these were measured in the format.
         Nearest: multiplied on the same units (of 8 bits for narrow activations, else of 16), then by whole bits of a
         weight, then the kernel that reaches most of its peak: an ill-tuned one tells nothing of another format.
         Without any, those of dense products: their shares of the peaks, weights that always stay on chip between
         blocks, and a launch of two products and six small kernels.
         """
+        if dispatched and form in self.dispatched_experts:
+            return self.dispatched_experts[form]
         if form in self.experts:
             return self.experts[form]
         own = FORMATS[form]

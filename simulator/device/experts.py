@@ -34,7 +34,7 @@ def loaded_experts(shape: Experts, load: Load, accelerator: Accelerator) -> Kern
     `cache` of an expert's once per block of its rows. The products follow each other, so the longer of arithmetic and
     memory of the whole carries the sum of the longer terms of each; moving rows is on top of both.
     """
-    fit = accelerator.fitted.experts_in(shape.format)
+    fit = accelerator.fitted.experts_in(shape.format, shape.dispatched)
     form = FORMATS[shape.format]
     pairs, used = load.total, load.experts_used
     tiles = [(_blocks(load, block), block + fit.tile_loss * (1 + block / WIDTH)) for block in BLOCKS]

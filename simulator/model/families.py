@@ -4,7 +4,8 @@ Source: the configuration classes of transformers, and the modelling code for wh
 biases, how many norms there are, where experts are).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
 
 from simulator.model.config_json import Reading
 from simulator.model.transformer import RELATIVE_BUCKETS
@@ -16,6 +17,28 @@ def _sizes(c: Reading) -> None:
     c.take("intermediate", "intermediate_size")
     c.take("vocabulary", "vocab_size")
     c.take("max_context", "max_position_embeddings")
+    _stretched(c)
+
+
+def _stretched(c: Reading) -> None:
+    """Set the longest context of rotary positions that are stretched by a factor, as vLLM derives it.
+
+    Other kinds (llama3, longrope) and Gemma 3 name the stretched one as `max_position_embeddings`.
+    """
+    key = "rope_parameters" if c.value("rope_parameters") is not None else "rope_scaling"
+    rope = c.value(key)
+    if not isinstance(rope, Mapping) or str(c.value("model_type")).startswith("gemma3"):
+        return
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor", 1.0)
+    if kind not in ("yarn", "linear", "dynamic"):
+        return
+    before = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    before = c.fields["max_context"] if before is None else before
+    for number in (factor, before):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 1 <= number < inf:
+            c.fault(key, f"positions stretched by {factor!r} from {before!r}", "numbers of 1 or more")
+            return
+    c.put("max_context", round(before * factor), key)
 
 
 def _heads(c: Reading, *keys: str, head_dim: int | None = None) -> None:

@@ -142,10 +142,19 @@ class Pass:
 
     def operators(self, work: Work) -> list[Operator]:
         """Return the kernels of the busiest rank, in order of the layers; calls count all layers."""
-        rank = work.of_rank(self.layout)
-        rows = self.embedding(self._spread(rank.tokens)) if self.first else []
-        rows += self.layers(work)
-        return rows + (self.head(rank.rows) if self.last else [])
+        return self.body(work) + self.end(work.of_rank(self.layout).rows)
+
+    def body(self, work: Work) -> list[Operator]:
+        """Return the kernels among `operators(work)` up to the head.
+
+        Those of models without latents hang on the tokens alone, but for attention and whether there are prompts.
+        """
+        rows = self.embedding(self._spread(work.of_rank(self.layout).tokens)) if self.first else []
+        return rows + self.layers(work)
+
+    def end(self, rows: int) -> list[Operator]:
+        """Return the kernels of the head of so many positions on one rank, if it belongs to the pass."""
+        return self.head(rows) if self.last else []
 
     def layers(self, work: Work) -> list[Operator]:
         """Return the kernels among `operators(work)` that are neither embedding nor head."""

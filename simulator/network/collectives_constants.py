@@ -82,7 +82,7 @@ class CollectiveConstants(Strict):
 
     device: str
     like: str | None = None
-    """Constants whose kernels stand for those that were not measured."""
+    """Constants whose kernels, and forms of expert exchange, stand for those that were not measured."""
     kernels: dict[Family, dict[Protocol, Kernel]]
     """By algorithm and protocol; a tree without its own takes the ring's, a send those of direct."""
     engine_limit: Size = 0
@@ -101,9 +101,13 @@ def load_constants(name: str, beside: Path | None = None) -> CollectiveConstants
 
 
 def _lent(constants: CollectiveConstants) -> CollectiveConstants:
-    """Return constants with the kernels that they borrow."""
+    """Return constants with what they borrow."""
     if constants.like is None:
         return constants
     lender = load_constants(constants.like)
-    kernels = {"kernels": {**lender.kernels, **constants.kernels}}
-    return constants.model_copy(update=kernels | {"engine_limit": constants.engine_limit or lender.engine_limit})
+    borrowed = {"kernels": {**lender.kernels, **constants.kernels}}
+    borrowed |= {
+        name: getattr(constants, name) or getattr(lender, name)
+        for name in ("engine_limit", "low_latency", "high_throughput")
+    }
+    return constants.model_copy(update=borrowed)

@@ -36,7 +36,9 @@ _CLOSING = """
 `serving.model: ../my/config.json` reads the `config.json` of a checkpoint, and `simulate model show my/config.json`
 says what it makes of it and from which key each number is. Architectures (`model_type`): @KNOWN@; LLaVA
 with its tower, and the language models inside `kimi_k25`, `gemma3` and `mistral3`. Formats of the weights are read from
-`quantization_config`: `fp8` (per tensor or in blocks), `mxfp4`, `awq`, `gptq`, `compressed-tensors`, `modelopt`.
+`quantization_config`: `fp8` (per tensor or in blocks), `mxfp4`, `awq`, `gptq`, `compressed-tensors`, `modelopt`. The
+longest context is `max_position_embeddings`, or what `rope_scaling` (`rope_parameters`) of `yarn`, `linear` or
+`dynamic` makes of it, as vLLM has it; `serving.max_context` is another.
 
 An architecture that a card cannot describe is refused by name, with what it has and the nearest that is supported:
 

@@ -459,6 +459,32 @@ def test_an_odd_number_is_one_error_with_its_line(value: object, tmp_path: Path)
     assert problem.what.startswith("expected a whole number, found")
 
 
+QWEN3 = sizes("qwen3", 4096, 36, 32, 8, 12288, 151936, head_dim=128) | {"max_position_embeddings": 40960}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (QWEN3 | {"rope_scaling": None}, 40960),
+        (QWEN3 | {"rope_scaling": YARN}, 131072),  # as Qwen's model card has it for long texts
+        (QWEN3 | {"rope_parameters": YARN | {"rope_theta": 1e6}}, 131072),
+        (QWEN3 | {"rope_scaling": {"type": "yarn", "factor": 2}}, 81920),
+        (QWEN3 | {"rope_scaling": {"type": "linear", "factor": 2.5}}, 102400),
+        (DEEPSEEK_V3 | {"rope_scaling": {**YARN, "factor": 40, "original_max_position_embeddings": 4096}}, 163840),
+        (LLAMA_3_8B | {"rope_scaling": {**YARN, "rope_type": "llama3", "factor": 8.0}}, 8192),
+        (LLAMA_3_8B | {"rope_scaling": {"rope_type": "longrope", "factor": 8.0}}, 8192),
+    ],
+)
+def test_the_longest_context_of_stretched_positions(config: Any, expected: int, tmp_path: Path) -> None:
+    assert imported(tmp_path, config).max_context == expected
+
+
+def test_positions_stretched_by_no_number(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rope_scaling: positions stretched by 'x' from 32768; allowed: numbers"):
+        imported(tmp_path, QWEN3 | {"rope_scaling": YARN | {"factor": "x"}})
+
+
 def test_heads_that_do_not_divide_the_width(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_attention_heads: 33 heads do not divide the hidden width of 4096"):
         imported(tmp_path, LLAMA_3_8B | {"num_attention_heads": 33, "num_key_value_heads": 11})
