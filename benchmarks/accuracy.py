@@ -1,7 +1,7 @@
 """Says how far the cost model is from measurements: kernels on shapes left out of the fits, tables, whole engines.
 
 Run `python benchmarks/accuracy.py`; it prints the tables of docs/cost-model.md and writes them as JSON under `--out`.
-`--only kernels|transfer|engines|silicon|disaggregated` makes one part. Nothing is fitted here.
+`--only kernels|transfer|engines|silicon|disaggregated|deployments` makes one part. Nothing is fitted here.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engines import disaggregated, published, silicon
+from engines import deployments, disaggregated, published, silicon
 from engines.harness import DATA, OUT, ROOT
 from operators import all_reduce, attention, borrowed, dispatched_experts, experts, gemm, host_links, index_scores
 
@@ -64,6 +64,7 @@ PARTS: dict[str, tuple[str, Callable[[Path], Iterable[Row]]]] = {
 LOOPS: dict[str, tuple[str, Callable[[Path, Path, int], Iterable[str]]]] = {
     "silicon": ("Engines of 2025 and 2026: closed loops of the silicon table", silicon.report),
     "disaggregated": ("Prefill and decode pools: closed loops of the silicon table", disaggregated.report),
+    "deployments": ("Published deployments of wide expert parallelism, nothing fitted", deployments.report),
 }
 
 PAGE = Path(__file__).parent / "accuracy_page.md"

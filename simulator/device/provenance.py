@@ -37,8 +37,11 @@ def measured_lines(cost: RooflineCost) -> list[str]:
 
 def borrowed(cost: RooflineCost) -> list[str]:
     """Return what the times rest on that was not measured on this device in this format, as sentences."""
-    accelerator, form = cost.accelerator, cost.precision
+    accelerator, form, published = cost.accelerator, cost.precision, cost.model.checkpoint
     notes = []
+    if form.of_experts == "fp8" and published is not None and published.of_experts == "fp8_block":
+        what = "fp8 has one scale per tensor, and kernels of its own"
+        notes.append(f"precision: {what}; {cost.model.name} was published in fp8_block")
     if accelerator.like is not None:
         notes.append(f"{accelerator.name} was not measured: efficiencies are those of {accelerator.like}")
     for name in dict.fromkeys((form.of_attention, form.weights)):

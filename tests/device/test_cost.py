@@ -214,6 +214,12 @@ def test_a_borrowed_sheet_or_format_says_so() -> None:
     assert provenance(RooflineCost(model, Layout(), h100)) == []
     (note,) = provenance(RooflineCost(model, Layout(), h200))
     assert note == "h200-sxm-141gb was not measured: efficiencies are those of h100-sxm-80gb"
+    deepseek, spread = load_model("deepseek-v3"), Layout(tensor=8, expert=8)
+    (note,) = provenance(RooflineCost(deepseek, spread, h100, Precision(weights="fp8")))
+    assert note == (
+        "precision: fp8 has one scale per tensor, and kernels of its own; deepseek-v3 was published in fp8_block"
+    )
+    assert provenance(RooflineCost(deepseek, spread, h100, Precision(weights="fp8_block"))) == []
     lines = provenance(RooflineCost(model, Layout(), h100, Precision(weights="int8_wo")))
     assert [line.split(" were")[0] for line in lines] == ["products in int8_wo", "experts in int8_wo"]
 

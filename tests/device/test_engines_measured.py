@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-NAMES = ("harness", "silicon", "published", "disaggregated")
+NAMES = ("harness", "silicon", "published", "disaggregated", "deployments")
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +73,12 @@ def test_launches_of_a_slow_host_set_the_pace_without_graphs(engines: dict[str, 
     waits = {where: row for (title, where), row in tokens.items() if title.endswith("a launch")}
     for where in ("a100-sxm-80gb TP4", "h100-sxm-80gb TP4", "a100-sxm-80gb TP8", "h100-sxm-80gb TP8"):
         assert waits[where]["median"] < 0.1 < tokens["kernels", where]["median"]
+
+
+def test_published_deployments_of_wide_expert_parallelism(engines: dict[str, ModuleType]) -> None:
+    deployments = engines["deployments"]
+    ratio = {figure: deployments.predicted(figure) / figure.measured for figure in deployments.FIGURES}
+    on_hopper = {figure: found for figure, found in ratio.items() if figure.topology != deployments.GB200}
+    assert all(1 < found < 1.3 for figure, found in on_hopper.items() if figure.balanced)
+    assert all(1 < found < 1.55 for found in on_hopper.values())  # texts choose some experts more than others
+    assert all(found > 0.7 for found in ratio.values())

@@ -219,3 +219,18 @@ def test_a_link_that_is_hurt_never_makes_an_exchange_faster(
         assert hurt >= built * (1 - 1e-9)
         slower += hurt > built * 1.001
     assert slower or left == 0
+
+
+def test_h800_has_its_own_exchange_of_few_tokens_and_the_other_of_h100() -> None:
+    own, lender = load_constants("h800-sxm"), load_constants("h100-sxm")
+    assert own.high_throughput == lender.high_throughput is not None
+    assert own.kernels == lender.kernels
+    assert own.low_latency != lender.low_latency
+    # 2,048 tokens of 14 KiB on each of 32 ranks: by the form for few tokens alone each copy would cross for itself
+    shape = Collective("combine", 2048 * 7.18 * 14_336, 32, "expert", choices=8)
+    times = [
+        GroupTimes(Collectives(build_topology("clos-h100", {"nodes": 4}), of), Layout(data=32, expert=32), range(32))
+        for of in (own, lender)
+    ]
+    assert times[0](shape) == times[1](shape)
+    assert times[0](shape).link_ns < 2.5e6
