@@ -37,7 +37,8 @@ PLAIN_WIDTH = 110
 )
 @click.option("--phase", "phases", multiple=True, metavar="PHASE", help="prefill, decode or mixed; may be repeated.")
 @click.option("--prompt", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of a prompt.")
-@click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of it that are cached already.")
+@click.option("--prompts", type=click.IntRange(1), help="Prompts of a step [one for each data-parallel rank].")
+@click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of each that are cached already.")
 @click.option("--batch", type=click.IntRange(1), help="Sequences that decode [64, or those that fit].")
 @click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of each of them.")
 @click.option(
@@ -60,6 +61,7 @@ def explain(
     engine: str,
     phases: tuple[str, ...],
     prompt: int,
+    prompts: int | None,
     cached: int,
     batch: int | None,
     context: int,
@@ -75,7 +77,7 @@ def explain(
     from simulator.build.explanation import Ask
 
     _check(scenario, model, device, layout, precision)
-    ask = Ask(prompt, cached, batch, context, phases or Ask.phases)
+    ask = Ask(prompt, prompts, cached, batch, context, phases or Ask.phases)
     if scenario is not None:
         found = _of_scenario(scenario, overrides, plugins, ask)
     else:

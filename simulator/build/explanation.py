@@ -38,10 +38,11 @@ PHASES = ("prefill", "decode", "mixed")
 class Ask:
     """Which steps to explain: prompts of `prompt` tokens after `cached` ones, `batch` sequences of `context` tokens.
 
-    `batch` None: 64, or as many as fit the KV cache.
+    `prompts` None: one for each data-parallel rank; `batch` None: 64, or as many as fit the KV cache.
     """
 
     prompt: int = 2048
+    prompts: int | None = None
     cached: int = 0
     batch: int | None = None
     context: int = 2048
@@ -172,8 +173,8 @@ def step_of(cost: RooflineCost, phase: str, ask: Ask, batch: int) -> StepBreakdo
     """Return the breakdown of one step of a phase; raises InputError for an unknown phase."""
     if phase not in PHASES:
         raise InputError(unknown("phase", phase, PHASES))
-    pairs = ask.prompt * ask.cached + ask.prompt * (ask.prompt + 1) // 2
-    prompt = Work(ask.prompt, pairs, 1)
+    pairs, prompts = ask.prompt * ask.cached + ask.prompt * (ask.prompt + 1) // 2, ask.prompts or cost.layout.data
+    prompt = Work(prompts * ask.prompt, prompts * pairs, prompts)
     decode = Work(batch=batch, context=batch * ask.context)
     both = prompt._replace(batch=batch, context=batch * ask.context)
     return step_breakdown(cost, phase, {"prefill": prompt, "decode": decode, "mixed": both}[phase])

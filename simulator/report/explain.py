@@ -42,7 +42,7 @@ def describe(step: StepBreakdown) -> str:
     if work.prompt_tokens:
         cached = work.kv_tokens - work.prompt_tokens
         after = f" after {cached:,.0f} cached" if cached >= 1 else ""
-        many = f"{work.prompts} prompts" if work.prompts > 1 else "a prompt"
+        many = f"{work.prompts:,} prompts" if work.prompts > 1 else "a prompt"
         parts.append(f"{work.prompt_tokens:,} tokens of {many}{after}")
     if work.batch:
         parts.append(f"{work.batch:,} sequences of {work.context / work.batch:,.0f} tokens")

@@ -8,8 +8,9 @@ import pytest
 
 from simulator import load
 from simulator import simulate as run
-from simulator.build.explanation import Ask, explain_model, explain_scenario
+from simulator.build.explanation import Ask, explain_model, explain_scenario, step_of
 from simulator.device.accelerator import load_accelerator
+from simulator.device.cost import RooflineCost
 from simulator.errors import InputError
 from simulator.model.layout import Layout
 from simulator.model.precision import Precision
@@ -77,6 +78,17 @@ def test_a_scenario_is_explained_pool_by_pool(simulate) -> None:
     assert "gate and up projection" in shown.out
     assert "KiB of KV cache per token and device" in shown.out
     assert max(map(len, shown.out.splitlines())) < 130
+
+
+def test_every_data_parallel_rank_has_a_prompt_unless_told() -> None:
+    h200, layout = load_accelerator("h200-sxm-141gb"), Layout(data=8, expert=8)
+    cost = RooflineCost(load_model("deepseek-v3"), layout, h200, Precision(weights="fp8_block"))
+    one, all_ranks = (step_of(cost, "prefill", Ask(prompts=prompts), 1) for prompts in (1, None))
+    assert (one.work.prompts, all_ranks.work.prompts) == (1, 8)
+    assert all_ranks.work.prompt_tokens == 8 * one.work.prompt_tokens
+    assert all_ranks.work.pairs == 8 * one.work.pairs
+    assert 3 * one.tokens_per_s < all_ranks.tokens_per_s < 8 * one.tokens_per_s
+    assert step_of(RooflineCost(load_model("llama-3.1-8b"), Layout(), h200), "prefill", Ask(), 1).work.prompts == 1
 
 
 def test_the_page_draws_every_operator_that_computes(tmp_path: Path, simulate) -> None:
@@ -214,7 +226,7 @@ def test_what_is_explained_is_what_is_run(tmp_path: Path, cost: str, decode: str
     file.write_text(COPIES % (cost, decode))
     found = run(load(file))
     [row] = found.requests.itertuples()
-    explained = explain_scenario(load(file), Ask(prompt=2048, batch=1, context=2049))
+    explained = explain_scenario(load(file), Ask(prompt=2048, prompts=1, batch=1, context=2049))
     [prefill], [step] = (one.steps for one in explained)
     assert prefill.ns == pytest.approx(row.prefill_end_ns - row.prefill_start_ns, rel=1e-6)
     assert step.ns == pytest.approx((row.finish_ns - row.decode_start_ns) / 8, rel=1e-4)
