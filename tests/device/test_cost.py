@@ -220,6 +220,8 @@ def test_a_borrowed_sheet_or_format_says_so() -> None:
         "precision: fp8 has one scale per tensor, and kernels of its own; deepseek-v3 was published in fp8_block"
     )
     assert provenance(RooflineCost(deepseek, spread, h100, Precision(weights="fp8_block"))) == []
+    (note,) = provenance(RooflineCost(deepseek, Layout(data=8, expert=8), h100, Precision(weights="fp8_block")))
+    assert note.startswith("expert exchange: published deployments")
     lines = provenance(RooflineCost(model, Layout(), h100, Precision(weights="int8_wo")))
     assert [line.split(" were")[0] for line in lines] == ["products in int8_wo", "experts in int8_wo"]
 

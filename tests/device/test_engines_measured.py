@@ -6,6 +6,8 @@ from types import ModuleType
 
 import pytest
 
+from simulator.device.provenance import REACHED
+
 NAMES = ("harness", "silicon", "published", "disaggregated", "deployments")
 
 
@@ -82,3 +84,5 @@ def test_published_deployments_of_wide_expert_parallelism(engines: dict[str, Mod
     assert all(1 < found < 1.3 for figure, found in on_hopper.items() if figure.balanced)
     assert all(1 < found < 1.55 for found in on_hopper.values())  # texts choose some experts more than others
     assert all(found > 0.7 for found in ratio.values())
+    lowest, highest = (f"{1 / bound(on_hopper.values()):.0%}"[:-1] for bound in (max, min))
+    assert f"reached {lowest} to {highest} %" in REACHED
