@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from simulator.clock import Clock
 from simulator.errors import InvariantError
 from simulator.network import ROUTINGS, DeadLinkError, Fabric, Send, Transport, maxmin_rates
-from simulator.network.component import ComponentShares
 from simulator.network.incremental import IncrementalShares
 from simulator.network.routing import ecmp, mix
 from simulator.topology import Link, Topology, build_topology
@@ -447,12 +446,11 @@ def test_weights_and_caps_divide_a_link(compiled_from):
     assert len(fabric._shares.carried(env.now)) == 2  # the link that stood for the first cap serves the second
 
 
-@MODES
-def test_links_for_caps_are_made_many_at_once(compiled_from):
+def test_links_for_caps_are_made_many_at_once():
     # 100 flows with caps of c/200: the solver, whose arrays are copied each time, is asked for 1, 1, 2, 4, ... 64 links
-    fabric = Fabric(Clock(), line(NIC), 0, compiled_from=compiled_from)
-    solver = IncrementalShares if compiled_from == 0 else ComponentShares
-    with patch.object(solver, "add_links", autospec=True, side_effect=solver.add_links) as made:
+    fabric = Fabric(Clock(), line(NIC), 0, compiled_from=0)
+    add_links = IncrementalShares.add_links
+    with patch.object(IncrementalShares, "add_links", autospec=True, side_effect=add_links) as made:
         fabric.launch([Send((0,), SEND)])
         fabric.env.run(until=2_000)
         fabric.launch([Send((0,), SEND, cap_bytes_per_s=NIC // 200) for _ in range(100)])
