@@ -8,7 +8,7 @@ is one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import permutations
 from math import inf
@@ -142,7 +142,8 @@ class EngineLinks:
         ways = np.flatnonzero(loads)
         used = np.flatnonzero(_reach(self._topology, times) + loads).tolist()
         domain = target.accelerator.domain
-        place = _Place(instance, times, domain, to_all, used, cost, times.shapes(domain), loads, loads[ways], ways)
+        shapes = _what_counts(times.shapes(domain), to_all)
+        place = _Place(instance, times, domain, to_all, used, cost, shapes, loads, loads[ways], ways)
         self._measure(place)
         self._places[instance.name] = place
         for link in used:
@@ -254,7 +255,7 @@ class EngineLinks:
 
     def _relink(self, place: _Place, links: GroupTimes) -> None:
         instance = place.instance
-        before, now = place.times.shapes(place.domain), links.shapes(place.domain)
+        before, now = (_what_counts(times.shapes(place.domain), place.to_all) for times in (place.times, links))
         least = min(map(_rates_left, before, now), default=1.0)
         if least == 0:
             if not instance.halted:
@@ -360,6 +361,13 @@ def _reach(topology: Topology, times: GroupTimes) -> Any:
     for node in group_nodes(topology, times.devices):
         ways += permutations(node, 2)
     return way_loads(topology, ways, times.collectives.capacities)
+
+
+def _what_counts(shapes: Sequence[GroupShape], to_all: bool) -> tuple[GroupShape, ...]:
+    """Return shapes with the rates that collectives hang on: sums go along the rails, whatever is above them."""
+    if to_all:
+        return tuple(shapes)
+    return tuple(replace(s, cross_bytes_per_s=inf, inside_bytes_per_s=None, all_bytes_per_s=None) for s in shapes)
 
 
 def _parts(loads: Any, capacities: Any) -> Any:

@@ -382,6 +382,38 @@ def test_sums_stay_on_their_rails(tmp_path):
     assert not len(busy(found, "leaf-spine"))
 
 
+ALONE = """
+schema: 1
+seed: 3
+topology: {preset: clos-h100, nodes: 2}
+workload: {requests: 4, arrivals: {poisson: {rate: 10 / s}}, prompt_tokens: 1000, output_tokens: 100}
+serving:
+  model: qwen3-235b-a22b
+  colocated: {instances: 1, layout: {tensor: 16}}
+until: 60 s
+"""
+
+
+SPINE = "{what: switch, name: spine0, at: 500 ms}"
+CABLE = "{what: link, name: leaf0.1<>spine0#0, at: 500 ms, left: 0.05}"
+
+
+@pytest.mark.parametrize(("faults", "kind"), [(SPINE, "engine halted"), (CABLE, "engine retimed")])
+def test_sums_along_the_rails_do_not_mind_what_is_above_them(tmp_path, faults, kind):
+    """Leaves join the ranks of two nodes rail by rail: without spines only an exchange is cut off.
+
+    A NIC at half has an engine look at what all of its links have.
+    """
+    nic = "{what: nic, name: node0/nic3, at: 600 ms, left: 0.5}"
+    below, both = (run(tmp_path, f"faults=[{f}]", name=f"{len(f)}", text=ALONE) for f in (nic, f"{faults}, {nic}"))
+    assert both.requests.finish_ns.tolist() == below.requests.finish_ns.tolist()
+    for found in (below, both):
+        assert [event[1] for event in happened(found) if event[1].startswith("engine")] == ["engine retimed"]
+    exchange = "serving.colocated.layout={tensor: 1, data: 16, expert: 16}"
+    moe = run(tmp_path, exchange, f"faults=[{faults}]", name="moe", text=ALONE)
+    assert [event[1] for event in happened(moe) if event[1].startswith("engine")] == [kind]
+
+
 @pytest.mark.parametrize(
     ("layout", "model", "nodes", "nic"),
     [
