@@ -35,6 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/serving.py --full
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/topology.py
+	$(BIN)/python benchmarks/dead_links.py
 	$(BIN)/python benchmarks/network_studies.py
 	$(BIN)/python benchmarks/timeline.py
 	$(BIN)/python benchmarks/report.py

@@ -39,7 +39,9 @@ PLAIN_WIDTH = 110
 @click.option("--prompt", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of a prompt.")
 @click.option("--prompts", type=click.IntRange(1), help="Prompts of a step [one for each data-parallel rank].")
 @click.option("--cached", type=click.IntRange(0), default=0, help="Tokens of each that are cached already.")
-@click.option("--batch", type=click.IntRange(1), help="Sequences that decode [64, or those that fit].")
+@click.option(
+    "--batch", type=click.IntRange(1), help="Sequences that decode [64 on each such rank, or those that fit]."
+)
 @click.option("--context", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of each of them.")
 @click.option(
     "--set",

@@ -38,7 +38,7 @@ PHASES = ("prefill", "decode", "mixed")
 class Ask:
     """Which steps to explain: prompts of `prompt` tokens after `cached` ones, `batch` sequences of `context` tokens.
 
-    `prompts` None: one for each data-parallel rank; `batch` None: 64, or as many as fit the KV cache.
+    None, for each data-parallel rank: one prompt; 64 sequences, or as many as fit the KV cache and the engine's seats.
     """
 
     prompt: int = 2048
@@ -72,7 +72,7 @@ def explain_model(
     size = section.kv.block_tokens
     blocks = book.kv_bytes // kv_block_bytes(card, layout, size, form, windows=windows is not None)
     cache = KVCeiling(paging_of(size, windows), blocks // ranks, ranks)
-    return explain(f"{model} on {device}", cost, ask, MOST_SEQUENCES, book, cache)
+    return explain(f"{model} on {device}", cost, ask, MOST_SEQUENCES * layout.data, book, cache)
 
 
 def explain_scenario(scenario: Scenario, ask: Ask) -> list[Explanation]:
@@ -148,7 +148,7 @@ def explain(
         groups = kv_groups(cost.model, cost.layout)
         beyond = kv_bytes_per_token_per_rank(cost.model, cost.layout, cost.precision, groups.full * groups.layers)
     best = ceilings(cost, ask.context, cache.sequences(ask.context))
-    batch = ask.batch if ask.batch is not None else max(1, min(64, best.batch, sequences))
+    batch = ask.batch if ask.batch is not None else max(1, min(64 * cost.layout.data, best.batch, sequences))
     notes = provenance(cost) + ([] if windows else window_lines(cost.model, ask.context))
     if cache.given:
         blocks = f"{cache.ranks * cache.blocks:,} blocks of {cache.paging.size} tokens"

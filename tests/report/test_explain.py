@@ -89,6 +89,9 @@ def test_every_data_parallel_rank_has_a_prompt_unless_told() -> None:
     assert all_ranks.work.pairs == 8 * one.work.pairs
     assert 3 * one.tokens_per_s < all_ranks.tokens_per_s < 8 * one.tokens_per_s
     assert step_of(RooflineCost(load_model("llama-3.1-8b"), Layout(), h200), "prefill", Ask(), 1).work.prompts == 1
+    for layout, sequences in ((Layout(data=8, expert=8), 512), (Layout(tensor=8, expert=8), 64)):
+        found = explain_model("deepseek-v3", "h200-sxm-141gb", layout, None, Ask(phases=("decode",)))
+        assert found.steps[0].work.batch == sequences
 
 
 def test_the_page_draws_every_operator_that_computes(tmp_path: Path, simulate) -> None:
