@@ -281,7 +281,8 @@ def _links(summary: Mapping[str, Any], console: Console, symbols: _Symbols) -> N
     _title("Hottest links", console, note)
     table = _grid(("", "tier", "mean", "busy", "peak"), left=2)
     for link in hottest:
-        shares = (Text(share(link[key])) for key in ("mean_utilisation", "busy_fraction", "peak_utilisation"))
+        of_flows = (share(link[key]) if link[key] else "-" for key in ("busy_fraction", "peak_utilisation"))
+        shares = map(Text, (share(link["mean_utilisation"]), *of_flows))  # collectives of engines are no flows
         table.add_row(Text(f"{link['source']}{symbols.arrow}{link['target']}"), Text(link["tier"]), *shares)
     _indented(table, console)
 
