@@ -9,7 +9,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from simulator.device.accelerator import Accelerator
-from simulator.device.engine import RooflineParameters, overlapped_ns
+from simulator.device.engine import RooflineParameters, alternating_ns, two_streams_ns
 from simulator.device.kernels import Kernel
 from simulator.device.linear_cost import LinearCost, LinearParameters
 from simulator.device.lines import Line, Lines
@@ -104,28 +104,35 @@ def _remember(known: dict[Key, Found], key: Key, value: Found) -> Found:
 
 
 class _Rest(NamedTuple):
-    """A step but for its attention: a rank's own kernels, routed experts, the exchange with them, how many kernels, and
-    what all collectives send to other nodes."""
+    """A step but for its attention: a rank's own kernels, routed experts, the exchange with them there and back, how
+    many kernels, and what all collectives send to other nodes."""
 
     kernels_ns: float
     experts_ns: float
-    exchange_ns: float
+    dispatch_ns: float
+    combine_ns: float
     calls: int
     sent_bytes: float
 
+    @property
+    def exchange_ns(self) -> float:
+        """There and back."""
+        return self.dispatch_ns + self.combine_ns
+
     def then(self, others: "Iterable[_Rest]") -> "_Rest":
         """Return the sum of this and others, added up in their order."""
-        kernels, experts, exchange, calls, sent = self
+        kernels, experts, dispatch, combine, calls, sent = self
         for other in others:
             kernels += other[0]
             experts += other[1]
-            exchange += other[2]
-            calls += other[3]
-            sent += other[4]
-        return _Rest(kernels, experts, exchange, calls, sent)
+            dispatch += other[2]
+            combine += other[3]
+            calls += other[4]
+            sent += other[5]
+        return _Rest(kernels, experts, dispatch, combine, calls, sent)
 
 
-_NOTHING = _Rest(0.0, 0.0, 0.0, 0, 0.0)
+_NOTHING = _Rest(0.0, 0.0, 0.0, 0.0, 0, 0.0)
 
 
 class RooflineCost:
@@ -290,10 +297,12 @@ class RooflineCost:
         engine = self.engine
         if engine.overlap is not None and self._overlaps(busiest):
             share = self._attention_share
-            exchange_ns = self._rest_of(busiest.halved_on(self.layout), share).exchange_ns
-            experts_ns = self._rest_of(whole.halved(), share).experts_ns
-            streams = (own_ns + experts_ns, exchange_ns) if share == 1 else (own_ns, experts_ns + exchange_ns)
-            busy_ns = overlapped_ns(*streams, self.model.layers, engine.overlap)
+            sent = self._rest_of(busiest.halved_on(self.layout), share)
+            times = self._rest_of(whole.halved(), share).experts_ns, sent.dispatch_ns, sent.combine_ns
+            if share == 1:
+                busy_ns = alternating_ns(own_ns, *times, self.model.layers, engine.overlap)
+            else:
+                busy_ns = two_streams_ns(own_ns, sum(times), self.model.layers, engine.overlap)
         else:
             busy_ns = own_ns + self._rest_of(whole).experts_ns + self._rest_of(busiest).exchange_ns
         if engine.launch and not engine.is_captured(whole.prompt_tokens > 0):
@@ -416,16 +425,18 @@ class RooflineCost:
         for operator in operators:
             shape, calls = operator.shape, operator.calls
             if isinstance(shape, ATTENTION):
-                yield _Rest(0.0, 0.0, 0.0, calls, 0.0)
+                yield _NOTHING._replace(calls=calls)
                 continue
             kernel = self._time(operator)
-            sent = calls * kernel.sent_bytes
-            if isinstance(shape, Collective) and shape.operation in ("dispatch", "combine"):
-                yield _Rest(0.0, 0.0, calls * kernel.on(share), calls, sent)
+            ns, sent = calls * kernel.on(share), calls * kernel.sent_bytes
+            if isinstance(shape, Collective) and shape.operation == "dispatch":
+                yield _Rest(0.0, 0.0, ns, 0.0, calls, sent)
+            elif isinstance(shape, Collective) and shape.operation == "combine":
+                yield _Rest(0.0, 0.0, 0.0, ns, calls, sent)
             elif isinstance(shape, Experts):
-                yield _Rest(0.0, calls * kernel.on(1 - share if share < 1 else 1.0), 0.0, calls, sent)
+                yield _Rest(0.0, calls * kernel.on(1 - share if share < 1 else 1.0), 0.0, 0.0, calls, sent)
             else:
-                yield _Rest(calls * kernel.on(share), 0.0, 0.0, calls, sent)
+                yield _Rest(ns, 0.0, 0.0, 0.0, calls, sent)
 
     def _attention_ns(self, work: Work, share: float = 1.0) -> float:
         operators = self._pass.attention(work)

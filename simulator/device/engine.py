@@ -1,9 +1,9 @@
 """What an engine adds to the kernels of a step: time of its host, launches to wait for, streams that overlap.
 
 Source: a step on a slow host lasts as long as its chain of launches (the launch-bound regime of eager execution; a
-captured CUDA graph is one launch); two micro-batches hide the expert exchange of one behind the other's arithmetic
-(DeepSeek-V3, arXiv:2412.19437, 3.4), or attention of one behind the experts of the other, each on cores of its own
-(CloudMatrix384, arXiv:2506.12708).
+captured CUDA graph is one launch); two micro-batches hide the expert exchange of one behind the other's arithmetic in
+turns (DeepSeek-V3, arXiv:2412.19437, 3.4; SGLang's two-batch overlap), or attention of one behind the experts of the
+other, each on cores of its own (CloudMatrix384, arXiv:2506.12708).
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -57,19 +57,39 @@ class RooflineParameters(Strict):
         return self.graphs == "all" or (self.graphs == "decode" and not has_prompts)
 
 
-def overlapped_ns(compute_ns: Any, exchange_ns: Any, layers: int, streams: TwoBatches) -> Any:
-    """Return the time of two micro-batches, each with `compute_ns` in one stream and `exchange_ns` in the other.
+def alternating_ns(
+    own_ns: Any, experts_ns: Any, dispatch_ns: Any, combine_ns: Any, layers: int, streams: TwoBatches
+) -> Any:
+    """Return the time of two micro-batches that take turns, from the times of one over all layers.
 
-    Numbers, or arrays of as many steps.
+    Numbers, or arrays of as many steps. In each layer a micro-batch goes through all but its experts (a), dispatch (d),
+    experts (e) and combine (c). While one computes the other's tokens travel, and both wait for the longer of the two:
+    a beside c, a beside d, e beside d, e beside c. The first a and the last c have nothing beside them.
+    """
+    ends = _beside(own_ns, combine_ns, streams)
+    pairs = (own_ns, dispatch_ns), (experts_ns, dispatch_ns), (experts_ns, combine_ns)
+    return ends + sum(_beside(*pair, streams) for pair in pairs) + (own_ns + combine_ns - ends) / layers
 
-    The first layer's kernels of the first micro-batch and the last exchange of the second have nothing to hide behind;
-    in between the longer of the two sets the pace.
+
+def two_streams_ns(one_ns: Any, other_ns: Any, layers: int, streams: TwoBatches) -> Any:
+    """Return the time of two micro-batches that each go through two streams layer by layer; numbers or arrays.
+
+    The first layer of the first micro-batch in one stream, and the last of the second in the other, have nothing to
+    hide behind; in between the longer of the two sets the pace.
     """
     import numpy as np
 
-    slow = 1 + streams.interference
-    compute, exchange = 2 * compute_ns * slow, 2 * exchange_ns * slow
-    # while the exchange runs, arithmetic has the other processors; the rest of it runs at full speed
-    shared = np.minimum(exchange, compute / (1 - streams.processor_share))
-    compute = shared + np.maximum(0.0, compute - shared * (1 - streams.processor_share))
-    return np.maximum(compute, exchange) + np.minimum(compute_ns, exchange_ns) / layers
+    return 2 * _beside(one_ns, other_ns, streams) + np.minimum(one_ns, other_ns) / layers
+
+
+def _beside(compute_ns: Any, exchange_ns: Any, streams: TwoBatches) -> Any:
+    """Return the time of arithmetic and an exchange that begin together.
+
+    While the exchange runs, arithmetic has the other processors; the rest of it runs at full speed.
+    """
+    import numpy as np
+
+    slow, left = 1 + streams.interference, 1 - streams.processor_share
+    compute, exchange = compute_ns * slow, exchange_ns * slow
+    shared = np.minimum(exchange, compute / left)
+    return np.maximum(shared + np.maximum(0.0, compute - shared * left), exchange)

@@ -8,7 +8,7 @@ from simulator.model.forward import Work
 
 TYPICAL = (1024, 32)
 """Tokens of a prompt or a context, and sequences, of the steps whose sources of times are told."""
-REACHED = "published deployments on 32 to 128 ranks reached 67 to 88 % of such a step (docs/accuracy.md)"
+REACHED = "published deployments on 32 to 128 ranks reached 71 to 103 % of what is predicted (docs/accuracy.md)"
 """benchmarks/engines/deployments.py, on H100, H800 and H200."""
 
 

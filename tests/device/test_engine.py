@@ -1,7 +1,7 @@
 """Overlap of two micro-batches and the launch-bound regime: bounds and limits.
 
-Symbols: c kernels and x exchange of one micro-batch, L layers, s the share of the processors that the exchange takes.
-Serially the two take 2 (c + x); perfectly hidden max(2 c, 2 x) and one layer of what has nothing to hide behind.
+Symbols: of one micro-batch in one layer attention and all else a, dispatch d, experts e, combine c; of two streams c
+and x; s the share of the processors that the exchange takes. Serially the two take 2 (a + d + e + c).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.device.accelerator import load_accelerator
 from simulator.device.cost import RooflineCost
-from simulator.device.engine import RooflineParameters, TwoBatches, overlapped_ns
+from simulator.device.engine import RooflineParameters, TwoBatches, alternating_ns, two_streams_ns
 from simulator.model.forward import Work
 from simulator.model.layout import Layout
 from simulator.model.transformer import Transformer, load_model
@@ -20,26 +20,53 @@ times = st.floats(1.0, 1e9)
 layers = st.integers(1, 100)
 
 
+def by_turns(a: float, d: float, e: float, c: float, count: int) -> float:
+    """When two micro-batches are through all layers, kernel by kernel, on one device and one link that both share.
+
+    Each begins when the one before it of its own micro-batch, and the one before it on its machine, have ended.
+    """
+    lasts, machines = {"a": a, "d": d, "e": e, "c": c}, {"a": 0, "e": 0, "d": 1, "c": 1}
+    free, done = [0.0, 0.0], [0.0, 0.0]
+    for kind, batch in count * [*zip("aadedecc", (0, 1, 0, 0, 1, 1, 0, 1), strict=True)]:
+        machine = machines[kind]
+        free[machine] = done[batch] = max(free[machine], done[batch]) + lasts[kind]
+    return max(done)
+
+
+@given(times, times, times, times, layers)
+def test_two_batches_wait_for_the_longer_of_each_pair(a: float, d: float, e: float, c: float, count: int) -> None:
+    # per layer: max(a, c) + max(a, d) + max(e, d) + max(e, c), but at both ends a and c stand alone
+    found = alternating_ns(*(count * each for each in (a, e, d, c)), count, TwoBatches())
+    assert found == pytest.approx(by_turns(a, d, e, c, count))
+    assert max(2 * (a + e), 2 * (d + c)) * count <= found * (1 + 1e-12)
+    assert found <= 2 * count * (a + d + e + c) * (1 + 1e-12)
+
+
 @given(times, times, layers)
-def test_without_interference_only_one_layer_is_exposed(c: float, x: float, count: int) -> None:
-    found = overlapped_ns(c, x, count, TwoBatches())
+def test_of_two_streams_only_one_layer_is_exposed(c: float, x: float, count: int) -> None:
+    found = two_streams_ns(c, x, count, TwoBatches())
     assert found == pytest.approx(max(2 * c, 2 * x) + min(c, x) / count)
     assert found <= 2 * (c + x)
 
 
-@given(times, times, layers, st.floats(0, 0.9), st.floats(0, 1))
-def test_shared_processors_and_interference_only_cost(c: float, x: float, count: int, s: float, more: float) -> None:
-    free = overlapped_ns(c, x, count, TwoBatches())
-    shared = overlapped_ns(c, x, count, TwoBatches(processor_share=s))
+@given(times, times, times, times, layers, st.floats(0, 0.9), st.floats(0, 1))
+def test_shared_processors_and_interference_only_cost(
+    a: float, e: float, d: float, c: float, count: int, s: float, more: float
+) -> None:
+    free, shared, disturbed = (
+        alternating_ns(a, e, d, c, count, TwoBatches(processor_share=share, interference=i))
+        for share, i in ((0, 0), (s, 0), (s, more))
+    )
     assert free * (1 - 1e-12) <= shared <= free / (1 - s) * (1 + 1e-12)
-    assert overlapped_ns(c, x, count, TwoBatches(processor_share=s, interference=more)) >= shared * (1 - 1e-12)
+    assert disturbed >= shared * (1 - 1e-12)
 
 
 def test_arithmetic_gives_way_while_the_exchange_runs() -> None:
-    # c = 10, x = 4, s = 1/2: for 8 the arithmetic runs at half speed and gets 4 of its 20 done, the rest takes 16
-    assert overlapped_ns(10, 4, 10**9, TwoBatches(processor_share=0.5)) == pytest.approx(8 + 16)
-    # c = 1, x = 10: the arithmetic takes 4 at half speed and hides in 20
-    assert overlapped_ns(1, 10, 10**9, TwoBatches(processor_share=0.5)) == pytest.approx(20)
+    # a = 10, c = 4, s = 1/2: for 4 the arithmetic runs at half speed and gets 2 of its 10 done, the rest takes 8
+    half = TwoBatches(processor_share=0.5)
+    assert alternating_ns(10, 0, 0, 4, 10**9, half) == pytest.approx((4 + 8) + 10 + 0 + 4)
+    # a = 1, c = 10: the arithmetic takes 2 at half speed and hides
+    assert alternating_ns(1, 0, 0, 10, 10**9, half) == pytest.approx(10 + 1 + 0 + 10)
 
 
 def sparse() -> Transformer:

@@ -81,8 +81,8 @@ def test_published_deployments_of_wide_expert_parallelism(engines: dict[str, Mod
     deployments = engines["deployments"]
     ratio = {figure: deployments.predicted(figure) / figure.measured for figure in deployments.FIGURES}
     on_hopper = {figure: found for figure, found in ratio.items() if figure.topology != deployments.GB200}
-    assert all(1 < found < 1.3 for figure, found in on_hopper.items() if figure.balanced)
-    assert all(1 < found < 1.55 for found in on_hopper.values())  # texts choose some experts more than others
+    assert all(0.95 < found < 1.22 for figure, found in on_hopper.items() if figure.balanced)
+    assert all(0.95 < found < 1.45 for found in on_hopper.values())  # texts choose some experts more than others
     assert all(found > 0.7 for found in ratio.values())
     lowest, highest = (f"{1 / bound(on_hopper.values()):.0%}"[:-1] for bound in (max, min))
     assert f"reached {lowest} to {highest} %" in REACHED
