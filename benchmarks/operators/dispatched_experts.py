@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from simulator.device.accelerator import Accelerator, load_accelerator
-from simulator.device.efficiency import Experts as Constants
 from simulator.device.experts import loaded_experts
 from simulator.model.expert_load import even_load, rank_load
 from simulator.model.operators import Experts
 
-from .experts import START, UPPER, Case
+from .experts import START, UPPER, Case, with_constants
+from .experts_transfer import skew_of
 from .fitting import Columns, Row, errors_by_decade, left_out, search
 
 DEVICE, FORM = "h100-sxm-80gb", "fp8_block"
@@ -38,9 +38,9 @@ def cases(frame: pd.DataFrame) -> list[Case]:
     """Return the shape and the load of each row."""
     found = []
     for row in frame.itertuples():
-        here, law = row.num_experts // row.moe_ep_size, row.distribution
+        here, skew = row.num_experts // row.moe_ep_size, skew_of(row.distribution)
         known = row.num_tokens, row.topk, row.num_experts, here
-        load = rank_load(*known, float(law.rsplit("_", 1)[-1])) if law.startswith("power_law") else even_load(*known)
+        load = rank_load(*known, skew) if skew else even_load(*known)
         width = row.hidden_size, row.inter_size, row.topk, row.num_experts, here
         found.append(Case(Experts(row.num_tokens, *width, FORM, dispatched=True), load))
     return found
@@ -50,13 +50,6 @@ def predict(rows: list[Case], least_ns: np.ndarray, device: Accelerator) -> np.n
     """Return the time of each case in ns; with a launch of its own where that is not zero."""
     kernels = [loaded_experts(case.shape, case.load, device) for case in rows]
     return np.array([k.busy_ns + own if own else k.ns for k, own in zip(kernels, least_ns, strict=True)])
-
-
-def with_constants(device: Accelerator, values: np.ndarray) -> Accelerator:
-    """Return the device with these constants, in the order of `START`."""
-    constants = Constants.model_construct(**dict(zip(START, map(float, values), strict=True)))
-    known = device.fitted.model_copy(update={"dispatched_experts": {FORM: constants}})
-    return device.model_copy(update={"efficiency": known})
 
 
 def halves(data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -74,7 +67,7 @@ def fit(data: Path, device: str) -> dict[str, dict[str, float]]:
     rows, least_ns = cases(frame), frame["least_ns"].to_numpy()
 
     def times(theta: np.ndarray, _: Columns) -> np.ndarray:
-        return predict(rows, least_ns, with_constants(sheet, theta))
+        return predict(rows, least_ns, with_constants(sheet, FORM, theta, "dispatched_experts"))
 
     columns = {"ns": frame["ns"].to_numpy(dtype=float)}
     theta = search(times, columns, list(START.values()), UPPER, finest=0.04)

@@ -118,11 +118,11 @@ def _case(
     return Case(Experts(tokens, hidden, inter // tp, topk, count, here, form, gated, skew), load)
 
 
-def with_constants(device: Accelerator, form: str, values: Any) -> Accelerator:
-    """Return the device with these constants of experts in one format, in the order of `START`."""
+def with_constants(device: Accelerator, form: str, values: Any, block: str = "experts") -> Accelerator:
+    """Return the device with these constants of a block of experts in one format, in the order of `START`."""
     constants = Constants.model_construct(**dict(zip(START, map(float, values), strict=True)))
-    known = {**device.fitted.experts, form: constants}
-    return device.model_copy(update={"efficiency": device.fitted.model_copy(update={"experts": known})})
+    known = {**getattr(device.fitted, block), form: constants}
+    return device.model_copy(update={"efficiency": device.fitted.model_copy(update={block: known})})
 
 
 def predict(rows: list[Case], device: Accelerator) -> np.ndarray:

@@ -30,7 +30,8 @@ def transfer(data: Path) -> Iterator[Row]:
     yield from _frontier(data)
 
 
-def _skew(law: str) -> float:
+def skew_of(law: str) -> float:
+    """Return the exponent of a law of load such as `power_law_1.2`, zero of an even one."""
     return float(law.split("_")[2]) if law.startswith("power_law") else 0.0
 
 
@@ -44,7 +45,7 @@ def _tensorrt(data: Path, device: str, system: str, form: str) -> Iterator[Row]:
         here = row.num_slots // row.moe_ep_size
         law = row.distribution
         known = (row.num_tokens, row.topk, row.num_slots, here)
-        load = even_load(*known) if law.endswith("eplb") else rank_load(*known, _skew(law))
+        load = even_load(*known) if law.endswith("eplb") else rank_load(*known, skew_of(law))
         shape = Experts(row.rank0_num_tokens, row.hidden_size, row.inter_size, row.topk, row.num_slots, here, form)
         found.append(loaded_experts(shape, load, sheet).ns)
     balanced = frame["distribution"].str.endswith("eplb").to_numpy()

@@ -80,7 +80,7 @@ def limit_notes(serving: Serving, model: Transformer) -> list[str]:
         most = f"{model.max_context:,} tokens"
         notes.append(f"serving.max_context: {serving.max_context:,} is more than {model.name} was made for ({most})")
     pools = [group.pool for group in serving.groups]
-    exchange = any(p.layout.data * p.layout.context > 1 and p.expert_servers is None for p in pools)
+    exchange = any(p.layout.dispatches and p.expert_servers is None for p in pools)
     if getattr(serving.cost.parameters, "overlap", None) is not None and not (exchange and model.experts):
         what = "no effect, no tokens go to experts on other ranks of their engine"
         notes.append(f"serving.cost.{serving.cost.name}.overlap: {what}")

@@ -50,7 +50,7 @@ def borrowed(cost: RooflineCost) -> list[str]:
         lender = accelerator.fitted.lender(name)
         if lender != name:
             notes.append(f"products in {name} were not measured: efficiencies are those of {lender}")
-    exchanges = cost.model.experts is not None and cost.layout.expert > 1 and cost.layout.data * cost.layout.context > 1
+    exchanges = cost.model.experts is not None and cost.layout.expert > 1 and cost.layout.dispatches
     if exchanges and form.of_experts in accelerator.fitted.dispatched_experts:
         notes.append(f"expert exchange: {REACHED}")
     known = accelerator.fitted.experts or {}

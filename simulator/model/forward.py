@@ -175,11 +175,6 @@ class Pass:
         """Return the kernels among `operators(work)` whose time depends on the contexts."""
         return self._kernels(work.of_rank(self.layout))
 
-    @property
-    def _dispatches(self) -> bool:
-        """Whether ranks have tokens of their own, so that those of experts elsewhere are sent there and back."""
-        return self.layout.data * self.layout.context > 1
-
     def _spread(self, tokens: int) -> int:
         """Return the positions that one context-parallel rank holds of `tokens`."""
         return -(-tokens // self.layout.context)
@@ -392,7 +387,7 @@ class Pass:
             model.gated,
             self.skew,
             balance,
-            self._dispatches,
+            self.layout.dispatches,
         )
         calls = part.layers
         chosen = Elementwise(tokens * part.experts * FP32_BYTES + tokens * part.active * 2 * FP32_BYTES)
@@ -411,7 +406,7 @@ class Pass:
         model, layout = self.model, self.layout
         row = tokens * model.hidden * self.value_bytes
         rows = []
-        spread = self._dispatches
+        spread = self.layout.dispatches
         # after the embedding, the output projection and the down projection; experts of spread tokens combine instead
         sums = 2 * model.layers + self.first - (model.expert_layers if spread else 0)
         if layout.tensor > 1:

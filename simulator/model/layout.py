@@ -45,6 +45,11 @@ class Layout(Strict):
         return self.tensor * self.data * self.context
 
     @property
+    def dispatches(self) -> bool:
+        """Whether ranks have tokens of their own, so that those of experts elsewhere are sent there and back."""
+        return self.data * self.context > 1
+
+    @property
     def devices(self) -> int:
         """Devices of one instance."""
         return self.stage_devices * self.pipeline

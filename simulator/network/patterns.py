@@ -19,7 +19,7 @@ from simulator.topology.graph import Topology
 from simulator.topology.spreading import exchange_loads, shard_loads
 
 PROBES = 4
-"""Devices asked at most for those to and from which no path is whole, before all pairs are looked at."""
+"""Devices asked at most to and from which others they have lost paths, before all pairs are looked at."""
 
 Loads = NDArray[np.float64]
 """Bytes on each link, by index."""

@@ -88,6 +88,11 @@ class _Flow(NamedTuple):
     total: int = 1
 
 
+def _joined(flows: Sequence[_Flow]) -> tuple[NDArray[np.intp], Floats]:
+    """Return the limits of flows and the bytes on each, one flow after the other."""
+    return np.concatenate([flow.limits for flow in flows]), np.concatenate([flow.bytes for flow in flows])
+
+
 def _highest(values: Floats, sizes: Sequence[int]) -> list[float]:
     """Return the highest of each of several runs of values of these sizes, none of which is below zero."""
     ends = list(accumulate(sizes))
@@ -223,7 +228,7 @@ class StepNetwork:
         if len(dead):
             transfer.fail(self._lost(int(dead[0])))
             return transfer
-        self._count([flow])
+        self._count([flow], flow.limits, flow.bytes)
         self._occupy(step.links, step.bytes, exactly_ns)
         self.env.timeout(round(exactly_ns)).callbacks.append(partial(_arrived, transfer))
         return transfer
@@ -305,21 +310,22 @@ class StepNetwork:
 
     def _step(self, flows: list[_Flow]) -> None:
         sizes = [len(flow.limits) for flow in flows]
-        limits = np.concatenate([flow.limits for flow in flows])
-        rates, loads = self._limits[limits], self._sums(limits, np.concatenate([flow.bytes for flow in flows]))
+        limits, moved = _joined(flows)
+        rates, loads = self._limits[limits], self._sums(limits, moved)
         dead = rates == 0
         drain_ns = np.divide(loads * NS_PER_S, rates, out=np.zeros(len(limits)), where=~dead)
         slowest_ns = _highest(drain_ns, sizes)
         lost: dict[Transfer, int] = {}
         if dead.any():
-            for at in np.flatnonzero(dead).tolist():
-                lost.setdefault(flows[int(np.searchsorted(np.cumsum(sizes), at, "right"))].transfer, int(limits[at]))
+            owners = np.repeat(range(len(flows)), sizes)[dead].tolist()
+            for owner, limit in zip(owners, limits[dead].tolist(), strict=True):
+                lost.setdefault(flows[owner].transfer, limit)
             hit = _highest(dead.astype(np.float64), sizes)
             slowest_ns = [slow for slow, is_hit in zip(slowest_ns, hit, strict=True) if not is_hit]
             flows = [flow for flow, is_hit in zip(flows, hit, strict=True) if not is_hit]
         self._occupy(limits, loads, float(drain_ns.max(initial=0.0)))
         if flows:
-            self._count(flows)
+            self._count(flows, *(_joined(flows) if lost else (limits, moved)))
         ends: dict[Transfer, int] = {}
         for flow, slow in zip(flows, slowest_ns, strict=True):
             arrival_ns = flow.latency_ns + max(0, ceil(max(slow, flow.least_ns) - FORGIVEN_NS))
@@ -338,11 +344,11 @@ class StepNetwork:
         on_limits[limits] = 0.0
         return sums
 
-    def _count(self, flows: Sequence[_Flow]) -> None:
-        limits = np.concatenate([flow.limits for flow in flows])
-        moved = np.concatenate([flow.bytes for flow in flows])
-        each = np.repeat([1], len(limits))
-        if not all(isinstance(flow.flows, int) for flow in flows):
+    def _count(self, flows: Sequence[_Flow], limits: NDArray[np.intp], moved: Floats) -> None:
+        """Count what flows put on their limits, one after the other as `_joined` has them."""
+        if all(isinstance(flow.flows, int) for flow in flows):
+            each = np.ones(len(limits), np.int64)
+        else:
             each = np.concatenate([np.broadcast_to(flow.flows, len(flow.limits)) for flow in flows])
         if len(self._limits) > len(self.capacities):
             inside = limits < len(self.capacities)

@@ -31,14 +31,15 @@ def test_a_few_measured_layers() -> None:
 
 
 def test_layers_left_out_of_the_fit(wide: ModuleType) -> None:
-    found = {row["what"]: row for row in wide.errors(importlib.import_module("operators.fitting").DATA)
-             if row["decade"] == "all"}  # fmt: skip
+    rows = wide.errors(importlib.import_module("operators.fitting").DATA)
+    found = {row["what"]: row for row in rows if row["decade"] == "all"}
     prompts, tokens = (
         found["experts, SGLang wide EP, prompts (launch of the table)"],
         found["experts, SGLang wide EP, tokens"],
     )
     assert prompts["rows"] > 100
-    assert (prompts["median"], prompts["mean"]) < (0.15, 0.3)
+    assert prompts["median"] < 0.15
+    assert prompts["mean"] < 0.3
     assert tokens["median"] < 0.06
     assert tokens["mean"] < 0.09
 
